@@ -1,0 +1,1 @@
+"""Train clean classifiers on data that may be poisoned."""

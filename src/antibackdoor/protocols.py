@@ -1,0 +1,88 @@
+"""The architecture on one page: what a method takes and what it gives back.
+
+A method is a frozen dataclass with one public method. Its fields are its hyper-parameters. A defense sees
+`Samples`, which hold no ground truth; only `metrics` may see which samples were poisoned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from antibackdoor.history import LossHistory
+from antibackdoor.samples import BoolArray, FloatArray, InputArray, IntArray, Samples
+from antibackdoor.training import Journal, Recipe
+
+Build = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a training-time defense returns.
+
+    Attributes:
+        model: The delivered classifier, on the CPU, in eval mode; it takes images in [0, 1] or raw series.
+        history: Loss of every sample over time.
+        suspicion: `(N,)` float64, higher is more suspicious.
+        isolated: `(N,)` bool, the samples kept from the delivered model under their given label.
+        recovered: `(N,)` bool, those of the isolated samples that came back under another label.
+        labels: `(N,)` int64, the label suggested for each sample; the given one where nothing else is known.
+        backdoor_labels: The labels that the evidence names as backdoor targets; empty if none.
+        notes: Flat facts about the run for `metrics.json` and the report (plain numbers and strings).
+    """
+
+    model: nn.Module
+    history: LossHistory
+    suspicion: FloatArray
+    isolated: BoolArray
+    recovered: BoolArray
+    labels: IntArray
+    backdoor_labels: tuple[int, ...] = ()
+    notes: dict[str, Any] | None = None
+
+
+class TrainingDefense(Protocol):
+    """Trains a clean model on data that may be poisoned."""
+
+    def train(self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal = ...) -> Trained:
+        """Train `build()` on `samples`; the journal keeps checkpoints, so that a killed run resumes."""
+        ...
+
+
+class Trigger(Protocol):
+    """How a sample is changed; fixed once it is made, so that it can be saved and used on test data."""
+
+    def apply(self, inputs: InputArray, ids: IntArray) -> InputArray:
+        """Stamp raw inputs `(B, *shape)` (uint8 or float32); a new array of the same shape and type.
+
+        `ids` `(B,)` are stable numbers of the samples, so that triggers that differ from sample to sample
+        are reproducible whatever the batches are.
+        """
+        ...
+
+
+class Attack(Protocol):
+    """A trigger family with its hyper-parameters."""
+
+    def trigger(self, samples: Samples, *, seed: int) -> Trigger:
+        """Make the trigger for data like these."""
+        ...
+
+
+class Purifier(Protocol):
+    """Removes a backdoor from a given model with a few clean samples."""
+
+    def purify(self, model: nn.Module, clean: Samples, recipe: Recipe) -> nn.Module:
+        """A purified copy of the model."""
+        ...
+
+
+class Detector(Protocol):
+    """Scores samples with the help of a model trained on them."""
+
+    def score(self, model: nn.Module, samples: Samples, recipe: Recipe) -> FloatArray:
+        """`(N,)` float64, higher is more suspicious."""
+        ...
