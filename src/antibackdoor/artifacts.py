@@ -1,0 +1,335 @@
+"""The files of a run folder: model, verdicts, history, metrics. Nothing in them is pickled.
+
+    config.json           settings, command line, versions          (run_folder.py)
+    log.jsonl             one line an epoch                         (run_folder.py)
+    checkpoint.pt         only while the run is unfinished          (run_folder.py)
+    model.safetensors     weights            model.json             what is needed to rebuild the network
+    samples.parquet       one row a sample   history.safetensors    the loss of each sample over time
+    gallery.npz           pictures           metrics.json           the run's results; its presence = finished
+
+Each file is written atomically and none holds an absolute path, so a folder may be copied or moved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.numpy
+import safetensors.torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from antibackdoor.atomic import cannot, one_line, read_json, replacing, write_json
+from antibackdoor.errors import ModelError, RunError
+from antibackdoor.history import Losses, LossHistory
+from antibackdoor.samples import BoolArray, FloatArray, IntArray, StrArray
+
+MODEL, SPEC = "model.safetensors", "model.json"
+SAMPLES, HISTORY, METRICS = "samples.parquet", "history.safetensors", "metrics.json"
+
+Scalar = float | int | str | bool | None
+Metrics = Mapping[str, Scalar | Sequence[Scalar]]
+
+_ROW_GROUP = 65_536  # samples encoded at a time; bounds the memory that a table of millions takes
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What is needed to rebuild a network around its saved weights.
+
+    Attributes:
+        backbone: A name of the `BACKBONES` table, or `"package.module:factory"`.
+        kind: `"image"` or `"series"`.
+        input_shape: Shape of one sample, `(C, H, W)` or `(C, T)`.
+        class_names: The K classes in label order.
+        mean: Mean of each channel, `(C,)`; images in [0, 1]. Normalization lives inside the model.
+        std: Standard deviation of each channel, `(C,)`.
+        image_size: How pictures of another size were brought to `input_shape`, e.g. `"resize"`; None for
+            series and for data that had one size.
+        defense: Name of the defense that trained the model.
+        package_version: Version of `antibackdoor` that wrote the file.
+    """
+
+    backbone: str
+    kind: Literal["image", "series"]
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: str | None
+    defense: str
+    package_version: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """The inverse of `to_json`.
+
+        Raises:
+            ModelError: A field is missing or has the wrong type.
+        """
+        try:
+            kind = values["kind"]
+            if kind not in ("image", "series"):
+                raise ValueError(f"kind is {kind!r}, not 'image' or 'series'")
+            return cls(
+                backbone=str(values["backbone"]),
+                kind=kind,
+                input_shape=tuple(int(size) for size in values["input_shape"]),
+                class_names=tuple(str(name) for name in values["class_names"]),
+                mean=tuple(float(mean) for mean in values["mean"]),
+                std=tuple(float(std) for std in values["std"]),
+                image_size=None if values["image_size"] is None else str(values["image_size"]),
+                defense=str(values["defense"]),
+                package_version=str(values["package_version"]),
+            )
+        except KeyError as error:
+            raise ModelError(
+                f"the model description lacks {error}; it was not written by save_model"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"the model description is damaged: {one_line(error)}") from error
+
+
+def save_model(run: Path, model: nn.Module, spec: ModelSpec) -> None:
+    """Write `model.safetensors` and `model.json`. Tied weights are stored once.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+    # The description comes first: weights without one could not be used.
+    write_json(run / SPEC, spec.to_json())
+    with replacing(run / MODEL) as temporary:
+        try:
+            safetensors.torch.save_model(model, str(temporary))
+        except SafetensorError as error:  # it wraps a full disk in its own error
+            raise RunError(f"cannot write {run / MODEL}: {one_line(error)}") from error
+
+
+def load_model_spec(run: Path) -> ModelSpec:
+    """Read `model.json`.
+
+    Raises:
+        ModelError: It is missing or damaged.
+    """
+    return ModelSpec.from_json(read_json(run / SPEC, ModelError))
+
+
+def load_weights(run: Path, model: nn.Module) -> None:
+    """Fill `model` with the weights of `model.safetensors`; on an error it is unchanged or partly filled.
+
+    Raises:
+        ModelError: The file is missing or corrupt, or its tensors do not match the model's.
+    """
+    path = run / MODEL
+    try:
+        safetensors.torch.load_model(model, str(path))
+    except SafetensorError as error:
+        raise ModelError(f"{path} is corrupt: {one_line(error)}") from error
+    except RuntimeError as error:
+        raise ModelError(f"{path} does not fit this network: {one_line(error)}") from error
+    except OSError as error:
+        raise ModelError(cannot("read", path, error)) from error
+
+
+@dataclass(frozen=True, eq=False)
+class SamplesTable:
+    """The verdict for every sample.
+
+    Attributes:
+        ids: `(N,)` str.
+        given_label: `(N,)` int64, the label that came with the data.
+        suspicion: `(N,)` float64, higher is more suspicious.
+        isolated: `(N,)` bool, kept from the delivered model under its given label.
+        recovered: `(N,)` bool, isolated but used under the suggested label.
+        suggested_label: `(N,)` int64; the given one where nothing else is known.
+        prediction: `(N,)` int64, what the delivered model says.
+        confidence: `(N,)` float64 in [0, 1], the probability of that prediction.
+        class_names: The K classes in label order.
+    """
+
+    ids: StrArray
+    given_label: IntArray
+    suspicion: FloatArray
+    isolated: BoolArray
+    recovered: BoolArray
+    suggested_label: IntArray
+    prediction: IntArray
+    confidence: FloatArray
+    class_names: StrArray
+
+
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("given_label", pa.int64()),
+        ("suspicion", pa.float64()),
+        ("isolated", pa.bool_()),
+        ("recovered", pa.bool_()),
+        ("suggested_label", pa.int64()),
+        ("prediction", pa.int64()),
+        ("confidence", pa.float64()),
+    ]
+)
+
+
+def write_samples_table(run: Path, table: SamplesTable) -> None:
+    """Write `samples.parquet`; labels are indices, the class names stand in the metadata as a JSON list.
+
+    Bytes of a file name that are not UTF-8 (surrogates in the id) become `\\udcXX`, which Parquet can hold.
+
+    Raises:
+        RunError: Columns differ in length, or the folder cannot be written.
+    """
+    columns = [table.ids, *(getattr(table, name) for name in _SCHEMA.names[1:])]
+    if len({len(column) for column in columns}) != 1:
+        lengths = ", ".join(
+            f"{name} {len(column)}" for name, column in zip(_SCHEMA.names, columns, strict=True)
+        )
+        raise RunError(f"the columns of {SAMPLES} differ in length: {lengths}")
+    names = json.dumps([str(name) for name in table.class_names])
+    schema = _SCHEMA.with_metadata({"class_names": names})
+    with replacing(run / SAMPLES) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for start in range(0, max(len(table.ids), 1), _ROW_GROUP):
+            chunk = [column[start : start + _ROW_GROUP] for column in columns]
+            chunk[0] = [_utf8(str(name)) for name in chunk[0]]
+            arrays = [pa.array(part, field.type) for part, field in zip(chunk, schema, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def read_samples_table(run: Path) -> SamplesTable:
+    """Read all of `samples.parquet`.
+
+    Raises:
+        RunError: It is missing, corrupt or of another make.
+    """
+    columns, class_names = read_sample_columns(run, _SCHEMA.names)
+    return SamplesTable(
+        ids=np.asarray(columns.pop("id"), dtype=np.str_),
+        class_names=np.asarray(class_names, np.str_),
+        **columns,
+    )
+
+
+def read_sample_columns(
+    run: Path, names: Sequence[str], rows: IntArray | None = None
+) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
+    """Read some columns of `samples.parquet` (all rows, or the chosen ones), and the class names.
+
+    The column `id` comes as an object array: with one long path among millions of ids, numpy's fixed-width
+    strings would fill the memory.
+
+    Raises:
+        RunError: The file is missing or corrupt, lacks a column, or has fewer rows than asked for.
+    """
+    path = run / SAMPLES
+    try:
+        table = pq.read_table(path, columns=list(names))
+        class_names = tuple(str(name) for name in json.loads(table.schema.metadata[b"class_names"]))
+        if rows is not None:
+            table = table.take(pa.array(rows))
+        return {name: table.column(name).to_numpy() for name in names}, class_names
+    except OSError as error:
+        raise RunError(cannot("read", path, error)) from error
+    except (pa.ArrowException, KeyError, TypeError, ValueError, IndexError) as error:
+        raise RunError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def write_history(run: Path, history: LossHistory, dtype: Literal["float16", "float32"] = "float32") -> None:
+    """Write `history.safetensors`. As float16 it takes half the space and keeps three digits.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+    losses: NDArray[Any] = history.losses
+    if dtype == "float16":
+        # A diverged loss must not turn into infinity.
+        limit = float(np.finfo(np.float16).max)
+        losses = np.clip(losses, -limit, limit).astype(np.float16)
+    tensors = {"losses": np.ascontiguousarray(losses), "steps": np.ascontiguousarray(history.steps)}
+    with replacing(run / HISTORY) as temporary:
+        try:
+            safetensors.numpy.save_file(tensors, temporary)
+        except SafetensorError as error:
+            raise RunError(f"cannot write {run / HISTORY}: {one_line(error)}") from error
+
+
+def read_history(run: Path) -> LossHistory:
+    """Read all of `history.safetensors`, as float32.
+
+    Raises:
+        RunError: It is missing or corrupt.
+    """
+    with _open_history(run) as file:
+        losses = np.asarray(file.get_tensor("losses"), dtype=np.float32)
+        return LossHistory(losses, np.asarray(file.get_tensor("steps"), dtype=np.int64))
+
+
+def iterate_history(run: Path, max_moments: int) -> Iterator[tuple[int, Losses]]:
+    """Yield `(step, losses (N,))` one moment at a time, at most `max_moments`, dense early and sparse late.
+
+    Raises:
+        RunError: The file is missing or corrupt.
+    """
+    with _open_history(run) as file:
+        steps = file.get_tensor("steps")
+        losses = file.get_slice("losses")
+        for moment in _spread(len(steps), max_moments):
+            yield int(steps[moment]), np.asarray(losses[moment : moment + 1], dtype=np.float32)[0]
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    """At most `limit` positions in `0..count-1`, evenly spaced on a logarithmic scale, ends included."""
+    if count <= limit:
+        return list(range(count))
+    return sorted({int(position) - 1 for position in np.geomspace(1, count, limit).round()})
+
+
+@contextmanager
+def _open_history(run: Path) -> Iterator[Any]:
+    path = run / HISTORY
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except SafetensorError as error:
+        raise RunError(f"{path} is damaged: {one_line(error)}") from error
+    except OSError as error:
+        raise RunError(cannot("read", path, error)) from error
+
+
+def write_metrics(run: Path, metrics: Metrics) -> None:
+    """Write `metrics.json`: flat keys; values that are not finite become null.
+
+    Raises:
+        RunError: A value is nested, or the folder cannot be written.
+    """
+    for key, value in metrics.items():
+        parts = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(part, Mapping | list | tuple | set) for part in parts):
+            raise RunError(f"metric {key!r} is nested: give plain values, or a list of plain values")
+    write_json(run / METRICS, metrics)
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """Read `metrics.json`.
+
+    Raises:
+        RunError: It is missing (the run is not finished) or damaged.
+    """
+    return read_json(run / METRICS)
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
