@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
@@ -64,11 +64,42 @@ class Trigger(Protocol):
         ...
 
 
+class Plan(Protocol):
+    """Which samples are poisoned, under which label, and what counts as success at test time."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def fit(self, n_classes: int) -> Plan:
+        """The plan for data with K classes; raises `ConfigError` if a label lies outside `0..K-1`."""
+        ...
+
+    def draw(self, labels: IntArray, *, seed: int) -> tuple[IntArray, IntArray]:
+        """Sorted rows to poison and sorted rows of covers (triggered, own label), disjoint."""
+        ...
+
+    def eligible(self, labels: IntArray) -> BoolArray:
+        """Which test samples `(N,)` count for the attack success rate, by their true labels."""
+        ...
+
+    def goal(self, labels: IntArray) -> IntArray:
+        """The label `(N,)` int64 that the attacker wants for a sample of each true label."""
+        ...
+
+
 class Attack(Protocol):
     """A trigger family with its hyper-parameters."""
 
-    def trigger(self, samples: Samples, *, seed: int) -> Trigger:
-        """Make the trigger for data like these."""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    kinds: ClassVar[tuple[str, ...]]  # "image", "series"
+    evidence: ClassVar[str]  # A text and code agree, B they differ, C gaps filled, D reconstruction
+    threat_model: ClassVar[str]  # P poisoning only, P+M and a surrogate model, T controls the training
+
+    def trigger(self, samples: Samples, *, seed: int, plan: Plan | None = None) -> Trigger:
+        """Make the trigger for data like these; `plan` tells attacks that optimize the labels they aim at."""
+        ...
+
+    def plan(self) -> Plan:
+        """The poisoning plan of the paper, at its rate."""
         ...
 
 

@@ -1,0 +1,162 @@
+"""Blend: a full-size pattern is mixed into the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, UnidentifiedImageError
+
+from antibackdoor.attacks.plans import AllToOne
+from antibackdoor.attacks.stamps import (
+    Float32Array,
+    Patch,
+    Staged,
+    require_fraction,
+    require_kind,
+    require_shape,
+    sample_generator,
+    to_pixels,
+    white,
+)
+from antibackdoor.errors import ConfigError
+from antibackdoor.samples import InputArray, IntArray, Samples
+
+if TYPE_CHECKING:
+    from antibackdoor.protocols import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class PerSampleNoise:
+    """Blends new grey noise into every image: `A(x) = (1 - alpha) x + alpha n(seed, id)`.
+
+    Attributes:
+        alpha: Share of the noise, in [0, 1].
+        seed: Together with the number of a sample it decides its noise.
+        shape: `(C, H, W)` of the images.
+    """
+
+    alpha: float
+    seed: int
+    shape: tuple[int, ...]
+
+    def apply(self, inputs: InputArray, ids: IntArray) -> InputArray:
+        """Stamp images `(B, C, H, W)`."""
+        require_shape(inputs, self.shape)
+        size = self.shape[1:]
+        noise = np.empty((len(inputs), 1, *size), dtype=np.float32)
+        for position, number in enumerate(ids):
+            noise[position, 0] = sample_generator(self.seed, int(number)).integers(
+                0, 256, size, dtype=np.uint8
+            )
+        noise *= np.float32(self.alpha * white(inputs) / 255.0)
+        return to_pixels(inputs * np.float32(1 - self.alpha) + noise, inputs.dtype)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Mixes a full-size pattern into the image: `A(x) = (1 - alpha) x + alpha p`.
+
+    Attributes:
+        alpha: Share of the pattern in [0, 1]; 0.2 in NAD, ABL and AdvrBD, 0.1 in some works.
+        alpha_test: Share at test time; None takes `alpha`.
+        pattern: "random" is one draw of uniform noise a seed (the text of NAD and ABL, and Chen et al.);
+            "cartoon" a drawn face, which stands in for the copyrighted Hello Kitty of AdvrBD; "picture" the
+            user's file; "per_sample_noise" new grey noise for every image (the code of NAD and ABL).
+        picture: Image file for "picture"; it is resized to the samples.
+
+    Raises:
+        ConfigError: If the samples are no images, or the picture cannot be read.
+
+    Reference: Chen et al., Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning, 2017,
+    arXiv 1712.05526.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
+    evidence: ClassVar[str] = "B"
+    threat_model: ClassVar[str] = "P"
+
+    alpha: float = 0.2
+    alpha_test: float | None = None
+    pattern: Literal["random", "cartoon", "picture", "per_sample_noise"] = "random"
+    picture: str | None = None
+
+    def trigger(self, samples: Samples, *, seed: int, plan: Plan | None = None) -> Staged:
+        """The pattern for images of this shape."""
+        require_kind(samples, "image", "Blend")
+        alpha_test = self.alpha if self.alpha_test is None else self.alpha_test
+        require_fraction("alpha", self.alpha)
+        require_fraction("alpha_test", alpha_test)
+        if self.pattern == "per_sample_noise":
+            # Other noise at test time, or a model could remember the noise of a training sample by its id.
+            planted = PerSampleNoise(self.alpha, 2 * seed, samples.shape)
+            return Staged(planted, planted, PerSampleNoise(alpha_test, 2 * seed + 1, samples.shape))
+        pattern = full_pattern(self.pattern, self.picture, samples.shape, seed)
+        strengths = (
+            np.full((1, *samples.shape[1:]), alpha, np.float32) for alpha in (self.alpha, alpha_test)
+        )
+        train, test = (Patch(pattern, strength, 0, 0, samples.shape) for strength in strengths)
+        return Staged(train, train, test)
+
+    def plan(self) -> AllToOne:
+        """All-to-one at 10 % (NAD, ABL, E2ABL; AdvrBD 5 %)."""
+        return AllToOne(rate=0.1)
+
+
+def full_pattern(name: str, picture: str | None, shape: tuple[int, ...], seed: int) -> Float32Array:
+    """A pattern as large as the image, `(C, H, W)` float32 in [0, 1] on the 8-bit grid."""
+    grey_levels: NDArray[Any]
+    if name == "random":
+        grey_levels = np.random.default_rng([seed, 1]).integers(0, 256, shape)
+    elif name == "cartoon":
+        grey_levels = _resized(cartoon_face(seed), shape)
+    elif name == "picture":
+        if picture is None:
+            raise ConfigError("the pattern 'picture' needs the path of an image file")
+        try:
+            grey_levels = _resized(Image.open(Path(picture)).convert("RGB"), shape)
+        except (OSError, UnidentifiedImageError) as error:
+            raise ConfigError(f"{picture} cannot be read as an image: {error}") from error
+    else:
+        raise ConfigError(
+            f"there is no pattern {name!r}; choose random, cartoon, picture or per_sample_noise"
+        )
+    pattern: Float32Array = grey_levels.astype(np.float32) / np.float32(255)
+    return pattern
+
+
+def cartoon_face(seed: int) -> Image.Image:
+    """A face in flat colors with outlines, 256x256 RGB; the seed picks the colors."""
+    rng = np.random.default_rng([seed, 2])
+    ground, skin, bow = (tuple(int(v) for v in rng.integers(90, 256, 3)) for _ in range(3))
+    image = Image.new("RGB", (256, 256), ground)
+    draw = ImageDraw.Draw(image)
+    ink = (20, 20, 20)
+    draw.polygon([(48, 110), (58, 30), (120, 70)], skin, ink, 6)
+    draw.polygon([(208, 110), (198, 30), (136, 70)], skin, ink, 6)
+    draw.ellipse([28, 56, 228, 230], skin, ink, 6)
+    draw.polygon([(150, 60), (216, 30), (216, 100)], bow, ink, 6)
+    draw.polygon([(150, 60), (100, 30), (100, 100)], bow, ink, 6)
+    for left in (78, 158):
+        draw.ellipse([left, 128, left + 20, 160], fill=ink)
+    draw.ellipse([116, 160, 140, 176], (240, 190, 40), ink, 6)
+    for y, tilt in ((150, -10), (172, 6)):
+        draw.line([(10, y + tilt), (62, y)], fill=ink, width=6)
+        draw.line([(246, y + tilt), (194, y)], fill=ink, width=6)
+    return image
+
+
+def _resized(image: Image.Image, shape: tuple[int, ...]) -> Float32Array:
+    channels, height, width = shape
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+    if mode is None:
+        raise ConfigError(
+            f"pictures have 1, 3 or 4 channels, the samples {channels}; use the pattern 'random'"
+        )
+    pixels = np.asarray(
+        image.convert(mode).resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32
+    )
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
