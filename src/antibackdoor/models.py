@@ -1,0 +1,404 @@
+"""Networks as a defense needs them: normalized inside, with a second head, or the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from antibackdoor.errors import DataError, ModelError
+from antibackdoor.samples import FloatArray, Samples
+from antibackdoor.splitting import (
+    check_attach,
+    evaluation_mode,
+    find_attach,
+    find_layer,
+    hooked,
+    trunk_features,
+)
+
+__all__ = [
+    "CONV",
+    "NORM",
+    "POOL",
+    "HeadWidth",
+    "Normalize",
+    "TwoHead",
+    "channel_statistics",
+    "check_attach",
+    "check_network",
+    "find_attach",
+    "global_pool",
+    "initialize_he",
+    "load_factory",
+    "normalized",
+    "second_head",
+    "split_network",
+    "trunk_features",
+]
+
+CONV: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+NORM: dict[int, Callable[[int], nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+POOL: dict[int, Callable[[int], nn.Module]] = {
+    1: nn.AdaptiveAvgPool1d,
+    2: nn.AdaptiveAvgPool2d,
+    3: nn.AdaptiveAvgPool3d,
+}
+
+HeadWidth = int | Literal["light", "published"]
+PUBLISHED_FACTOR = 5  # 128 -> 640 channels on ResNet-34: 1.208 times its parameters; E2ABL states 1.2
+FLAT_WIDTH = 256  # light width of a head on flat features, which may be tens of thousands wide
+
+
+def global_pool(dims: int) -> nn.Sequential:
+    """Global average pooling of `(B, C, *spatial)` maps with `dims` spatial axes to `(B, C)`."""
+    return nn.Sequential(POOL[dims](1), nn.Flatten())
+
+
+def initialize_he(network: nn.Module) -> None:
+    """He initialization (fan-out) of all convolutions, zero biases; batch norm keeps weight 1 and bias 0.
+
+    Reference: He et al., "Delving Deep into Rectifiers", ICCV 2015, arXiv:1502.01852.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+# --------------------------------------------------------------------------- normalization
+
+
+class Normalize(nn.Module):
+    """Subtracts a mean and divides by a standard deviation, channel by channel.
+
+    It is the first layer of every model, so that triggers, patches and attacks always see images in [0, 1].
+
+    Args:
+        mean: `(C,)`, in the units of the inputs (images: [0, 1]).
+        std: `(C,)`, same units; a constant channel (0, or within float32 rounding of its mean) counts as 1.
+    """
+
+    mean: Tensor  # (C,)
+    std: Tensor  # (C,)
+
+    def __init__(self, mean: FloatArray | Sequence[float], std: FloatArray | Sequence[float]) -> None:
+        super().__init__()
+        center, spread = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        spread = np.where(spread <= 1e-7 * np.abs(center), 1.0, spread)
+        self.register_buffer("mean", torch.as_tensor(center, dtype=torch.float32))
+        self.register_buffer("std", torch.as_tensor(spread, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize `(B, C, H, W)` or `(B, C, T)`; same shape."""
+        if x.shape[1] != len(self.mean):  # one channel would broadcast silently
+            raise ModelError(f"inputs have {x.shape[1]} channels, the model was made for {len(self.mean)}")
+        shape = (-1, *[1] * (x.ndim - 2))
+        return (x - self.mean.view(shape)) / self.std.view(shape)
+
+
+def normalized(
+    network: nn.Module, mean: FloatArray | Sequence[float], std: FloatArray | Sequence[float]
+) -> nn.Sequential:
+    """`network` behind a `Normalize` layer; its own layers are then named `network.…`."""
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), network=network))
+
+
+def channel_statistics(samples: Samples, *, max_samples: int = 20_000) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation of each channel, `(C,)` float64 each; uint8 images count as [0, 1].
+
+    Reads at most `max_samples` rows, evenly spread, in blocks of about 4 million values, so that a
+    memory-mapped set larger than memory is fine. Blocks are merged by the formula of Chan et al. (1979):
+    sums of squares would cancel for series with a large offset.
+
+    Raises:
+        DataError: If there are no samples, or they hold NaN or infinite values.
+    """
+    n = len(samples)
+    if n == 0:
+        raise DataError("there are no samples to take the mean of: check the folder or the filter")
+    rows = np.linspace(0, n - 1, min(n, max_samples)).astype(np.int64)
+    block = max(1, 2**22 // max(1, int(np.prod(samples.shape))))
+    count, mean, squares = 0, np.zeros(samples.shape[0]), np.zeros(samples.shape[0])
+    for start in range(0, len(rows), block):
+        values = np.moveaxis(samples.inputs[rows[start : start + block]], 1, 0).astype(np.float64)
+        values = values.reshape(samples.shape[0], -1)
+        if samples.inputs.dtype == np.uint8:
+            values /= 255.0
+        m, gap = values.shape[1], values.mean(axis=1) - mean
+        squares += values.var(axis=1) * m + gap**2 * count * m / (count + m)
+        mean += gap * m / (count + m)
+        count += m
+    if not np.isfinite(squares).all():
+        raise DataError("the inputs hold NaN or infinite values: fill or remove these samples first")
+    return mean, np.sqrt(squares / count)
+
+
+# --------------------------------------------------------------------------- second head
+
+
+class TwoHead(nn.Module):
+    """A network with a second, shallow head on one of its layers.
+
+    The layers up to and including `attach` are the trunk, the rest is the main head. Both heads share the
+    trunk's weights. Works on any `nn.Module`: a forward hook takes the features, `torch.fx` is not needed.
+
+    Args:
+        network: Maps `(B, *shape)` to logits `(B, K)`. Not copied.
+        second: Maps the output of the layer `attach` to logits `(B, K)`.
+        attach: Name of a layer as in `network.named_modules()`; must be a cut, see `find_attach`.
+
+    Reference: Jiang et al., "End-to-End Anti-Backdoor Learning on Images and Time Series", arXiv:2401.03215,
+        Section 3 (the dual-head architecture).
+    """
+
+    def __init__(self, network: nn.Module, second: nn.Module, attach: str) -> None:
+        super().__init__()
+        find_layer(network, attach)
+        self.network = network
+        self.second = second
+        self.attach = attach
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Main logits `(B, K)`."""
+        logits: Tensor = self.network(x)
+        return logits
+
+    def second_logits(self, x: Tensor) -> Tensor:
+        """Logits `(B, K)` of the second head; the main head is not computed."""
+        logits: Tensor = self.second(trunk_features(self.network, self.attach, x))
+        return logits
+
+    def both(self, x: Tensor, main_rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Both heads after one pass of the whole batch through the trunk.
+
+        Args:
+            x: `(B, *shape)`.
+            main_rows: `(M,)` int64, distinct positions in the batch for the main head; may be empty.
+
+        Returns:
+            Main logits `(M, K)` in the order of `main_rows`, and second logits `(B, K)`.
+        """
+        if len(main_rows) == 0:
+            second = self.second_logits(x)
+            return second.new_zeros((0, second.shape[1])), second
+        kept: list[Tensor] = []
+        # Batch norm cannot train on a single value a channel; a row alone is normalized as in eval mode.
+        norms = [m for m in self.network.modules() if isinstance(m, _BatchNorm) and m.training]
+        alone = norms if len(main_rows) == 1 else []
+
+        def select(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            kept.append(output)
+            for norm in alone:
+                norm.eval()
+            return _select_rows(output, main_rows)
+
+        try:
+            with hooked(find_layer(self.network, self.attach), select):
+                main: Tensor = self.network(x)
+        finally:
+            for norm in alone:
+                norm.train()
+        second = self.second(kept[0])
+        return main, second
+
+    def deliver(self) -> nn.Module:
+        """The network alone, as it was given: no hook, no second head."""
+        return self.network
+
+
+def _select_rows(features: Tensor, rows: Tensor) -> Tensor:
+    # index_select, not features[rows]: its backward pass does not sort, and is exact for distinct rows.
+    selected = features.index_select(0, rows)
+    if features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last):
+        return selected.contiguous(memory_format=torch.channels_last)
+    return selected
+
+
+class _ChannelsFirst(nn.Module):
+    """`(B, *spatial, C)` to `(B, C, *spatial)`: the tokens of a transformer as a series of vectors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.movedim(-1, 1)
+
+
+def second_head(
+    features_shape: Sequence[int], n_classes: int, head_width: HeadWidth = "light"
+) -> nn.Sequential:
+    """A shallow classifier of features: two convolutions (kernel 3, strides 2, 1), pooling, a linear layer.
+
+    Batch norm and ReLU follow each convolution. The linear layer starts at zero, so that every sample's first
+    loss is exactly log K. Flat features get two linear layers in place of the convolutions.
+
+    Args:
+        features_shape: `(C, *spatial)` with one to three spatial axes, or `(D,)`; without the batch.
+        n_classes: K.
+        head_width: Channels of both hidden layers, >= 1; "light": C (flat features: at most 256);
+            "published": five times that (128 to 640 on ResNet-34, 1.208 times its parameters).
+
+    Raises:
+        ModelError: If the features have more axes, or the width is below 1.
+
+    Reference: E2ABL, arXiv:2401.03215, Section 3: "two convolutional layers and one fully connected layer",
+        about 1.2 times the parameters of ResNet-34; widths and strides are not stated there.
+    """
+    channels, dims = features_shape[0], len(features_shape) - 1
+    if dims > 3:
+        raise ModelError(f"features of shape {tuple(features_shape)}: a second head needs (C, *up to 3 axes)")
+    if isinstance(head_width, str):
+        light = channels if dims else min(channels, FLAT_WIDTH)
+        head_width = PUBLISHED_FACTOR * light if head_width == "published" else light
+    if head_width < 1:
+        raise ModelError(f"head_width is {head_width}; it must be at least 1")
+
+    layers: list[nn.Module] = []
+    for width, stride in ((channels, 2), (head_width, 1)):
+        if dims:
+            layers += [
+                CONV[dims](width, head_width, 3, stride=stride, padding=1, bias=False),
+                NORM[dims](head_width),
+            ]
+        else:
+            layers += [nn.Linear(width, head_width, bias=False), nn.BatchNorm1d(head_width)]
+        layers.append(nn.ReLU())
+    classifier = nn.Linear(head_width, n_classes)
+    head = nn.Sequential(*layers, *([global_pool(dims)] if dims else []), classifier)
+    initialize_he(head)
+    nn.init.zeros_(classifier.weight)
+    nn.init.zeros_(classifier.bias)
+    return head
+
+
+def split_network(
+    network: nn.Module,
+    example: Tensor,
+    n_classes: int,
+    *,
+    attach: str | None = None,
+    head_width: HeadWidth = "light",
+) -> TwoHead:
+    """`network` with a new second head at the layer `attach`, or about its middle if that is None.
+
+    Args:
+        network: Maps `(B, *shape)` to logits `(B, K)`. Not copied.
+        example: `(B, *shape)`, on the network's device; only shape, type and device matter.
+        n_classes: K.
+        attach: A layer's name; a prefix such as `network.` may be left out where the rest is unique.
+        head_width: See `second_head`.
+
+    Raises:
+        ModelError: If the network cannot be split there, or anywhere.
+    """
+    name = find_attach(network, example) if attach is None else check_attach(network, attach, example)
+    with evaluation_mode(network), torch.no_grad():
+        shape = trunk_features(network, name, example[:1]).shape[1:]
+    if _channels_are_last(find_layer(network, name), shape):
+        head = second_head((shape[-1], *shape[:-1]), n_classes, head_width).insert(0, _ChannelsFirst())
+    else:
+        head = second_head(shape, n_classes, head_width)
+    return TwoHead(network, head.to(example.device), name)
+
+
+def _channels_are_last(layer: nn.Module, shape: Sequence[int]) -> bool:
+    # Transformers and mixers keep (B, tokens, width): convolving and pooling over the width would destroy it.
+    modules = list(layer.modules())
+    if len(shape) < 2 or any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in modules):
+        return False
+    widths = {m.out_features for m in modules if isinstance(m, nn.Linear)}
+    widths |= {m.normalized_shape[-1] for m in modules if isinstance(m, nn.LayerNorm)}
+    return shape[-1] in widths
+
+
+# --------------------------------------------------------------------------- the user's own network
+
+
+def check_network(network: nn.Module, input_shape: Sequence[int], n_classes: int, *, name: str) -> None:
+    """Run a batch of two random inputs in [0, 1] through `network`, in eval mode.
+
+    Raises:
+        ModelError: If that fails or does not give logits of shape `(2, n_classes)`; `name` leads the message.
+    """
+    batch = torch.rand((2, *input_shape), generator=torch.Generator().manual_seed(0))
+    try:
+        with evaluation_mode(network), torch.no_grad():
+            logits = network(batch)
+    except Exception as error:
+        raise ModelError(
+            f"{name}: the network fails on inputs of shape {tuple(batch.shape)}: {_brief(error)}"
+        ) from error
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, n_classes):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ModelError(
+            f"{name}: for inputs of shape {tuple(batch.shape)} the network returns {got}; "
+            f"it must return a tensor of logits of shape (2, {n_classes})"
+        )
+
+
+def load_factory(spec: str, input_shape: Sequence[int], n_classes: int) -> Callable[[], nn.Module]:
+    """The user's own network: import `"package.module:factory"`, try it, return a builder without arguments.
+
+    The module may lie in the current working directory. The factory is called with those of the keywords
+    `input_shape` (a tuple, `(C, H, W)` or `(C, T)`) and `n_classes` that it accepts; with none, it is called
+    bare. The network that it returns takes images in [0, 1] or series, normalized, and gives logits
+    `(B, n_classes)`. One network is built and tried; torch's random state is left as it was.
+
+    Raises:
+        ModelError: If module or factory are not found, it raises, or its network does not fit the data.
+
+    >>> build = load_factory("torch.nn:Identity", (3,), 3)
+    >>> build()
+    Identity()
+    """
+    factory = _import_factory(spec)
+    offered: dict[str, Any] = {"input_shape": tuple(input_shape), "n_classes": n_classes}
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # some compiled callables have no signature
+        parameters = inspect.signature(load_factory).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        offered = {name: value for name, value in offered.items() if name in parameters}
+    build: Callable[[], nn.Module] = partial(factory, **offered)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            network = build()
+        except Exception as error:
+            call = ", ".join(f"{name}={value}" for name, value in offered.items())
+            raise ModelError(f"{spec}({call}) fails: {_brief(error)}") from error
+        if not isinstance(network, nn.Module):
+            raise ModelError(f"{spec} returns a {type(network).__name__}; it must return a torch.nn.Module")
+        check_network(network, input_shape, n_classes, name=spec)
+    return build
+
+
+def _import_factory(spec: str) -> Callable[..., Any]:
+    module_name, _, factory_name = spec.partition(":")
+    if not module_name or not factory_name or "/" in module_name or module_name.endswith(".py"):
+        raise ModelError(f"'{spec}' names no factory: write package.module:factory, without a path or .py")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ModelError(f"'{module_name}' cannot be imported from {here}: {_brief(error)}") from error
+    finally:
+        sys.path.remove(here)
+    factory: Callable[..., Any] | None = getattr(module, factory_name, None)
+    if factory is None or not callable(factory):
+        raise ModelError(f"'{module_name}' has no function or class '{factory_name}'")
+    return factory
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]}"

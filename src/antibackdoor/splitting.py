@@ -1,0 +1,268 @@
+"""Where a network can be cut in two: the layer at which a second head may be attached."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from antibackdoor.errors import ModelError
+
+PROBE_ROWS = 5
+KEPT_ROWS = (3, 1)  # 2 of 5: coprime, so a reshape that remembers the batch size fails rather than fits
+MIDDLE = (0.3, 0.7)  # shares of the convolutions that count as "about the middle" of a network
+
+_CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+_OTHER_WEIGHTS = (nn.Linear, nn.MultiheadAttention, nn.RNNBase)
+
+
+class _TrunkDone(BaseException):
+    """Ends a forward pass at the attach layer. Not an `Exception`: a network may catch those."""
+
+
+@contextmanager
+def hooked(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
+    # Hooks live for one call only, so that copies, pickles and state dicts of the network never hold one.
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def trunk_features(network: nn.Module, attach: str, x: Tensor) -> Tensor:
+    """Output of the layer `attach` for `x`; nothing behind that layer is computed.
+
+    Raises:
+        ModelError: If no layer has that name, or the network does not use it.
+    """
+    kept: list[Tensor] = []
+
+    def stop(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        kept.append(output)
+        raise _TrunkDone
+
+    with hooked(find_layer(network, attach), stop):
+        try:
+            network(x)
+        except _TrunkDone:
+            return kept[0]
+    raise ModelError(f"the network never calls its layer '{attach}': give another --attach")
+
+
+def find_layer(network: nn.Module, name: str) -> nn.Module:
+    """The layer with this name as in `network.named_modules()`.
+
+    Raises:
+        ModelError: If there is none; the message lists near matches.
+    """
+    layers: dict[str, nn.Module] = dict(network.named_modules())
+    if name in layers and name:
+        return layers[name]
+    near = difflib.get_close_matches(name, layers, n=5, cutoff=0.5)
+    known = near or [child for child, _ in network.named_children()][:12]
+    raise ModelError(
+        f"the network has no layer '{name}'; {'near matches' if near else 'its layers'}: "
+        f"{', '.join(known) or 'none'}"
+    )
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; afterwards every layer is in the mode it had before."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def find_attach(network: nn.Module, example: Tensor) -> str:
+    """Name of a layer near the middle of the network at which it can be cut in two.
+
+    One forward pass records, for each layer, the share of the convolutions done when it ends (of all layers
+    with weights, where convolutions are few, as in transformers and plain MLPs). The outermost layers that
+    end between 30% and 70% are preferred, then the closest to half, then the earlier; of layers that end
+    after the same convolution, the last one that keeps its shape (batch norm, activation, but no pooling).
+    The first of these that is a true cut is taken: replacing its output by some of its rows must give the
+    logits of just these rows, which no skip connection around the layer survives.
+
+    Args:
+        network: Maps `(B, *shape)` to logits `(B, K)`. Left as it was.
+        example: `(B, *shape)`, on the network's device; only shape, type and device matter.
+
+    Raises:
+        ModelError: If the network fails on such a batch, or no layer is a cut.
+    """
+    probe = _probe(example)
+    with evaluation_mode(network):
+        logits = _logits(network, probe)
+        for candidate in _ranked(_trace(network, probe)):
+            if _is_cut(network, candidate.name, probe, logits):
+                return candidate.name
+    raise ModelError(
+        "the network cannot be split: no layer inside it returns one tensor (batch first) that alone decides "
+        "the logits; wrap its first half in one nn.Module, or give --attach"
+    )
+
+
+def check_attach(network: nn.Module, attach: str, example: Tensor) -> str:
+    """Full name of the layer that `attach` names, once it is known to be a cut (see `find_attach`).
+
+    A prefix may be left out where the rest is unique: `stage2` stands for `network.stage2`.
+
+    Raises:
+        ModelError: If no layer or several have that name, or the network cannot be cut there.
+    """
+    names = [name for name, _ in network.named_modules()]
+    if attach not in names:
+        endings = [name for name in names if name.endswith(f".{attach}")]
+        if len(endings) > 1:
+            raise ModelError(f"'{attach}' is ambiguous: {', '.join(endings[:8])}; give the full name")
+        attach = endings[0] if endings else attach
+    find_layer(network, attach)
+    probe = _probe(example)
+    with evaluation_mode(network):
+        if not _is_cut(network, attach, probe, _logits(network, probe)):
+            raise ModelError(
+                f"the network cannot be split at '{attach}': the layer must be called once, return one "
+                "tensor (batch first), and have no skip connection around it; give another --attach"
+            )
+    return attach
+
+
+def _probe(example: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)  # rows must differ, and an example may be all zeros
+    return torch.rand((PROBE_ROWS, *example.shape[1:]), generator=generator).to(example.device, example.dtype)
+
+
+def _logits(network: nn.Module, probe: Tensor) -> Tensor:
+    try:
+        with torch.no_grad():
+            logits = network(probe)
+    except Exception as error:
+        raise ModelError(f"the network fails on a batch of shape {tuple(probe.shape)}: {error}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != PROBE_ROWS:
+        raise ModelError(f"the network must return logits (B, K) for a batch of shape {tuple(probe.shape)}")
+    return logits
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A layer whose output is one tensor with the batch first, at the moment it ended."""
+
+    name: str
+    shape: tuple[int, ...]
+    convolutions: int  # done so far, this layer included
+    others: int  # other layers with weights done so far
+
+
+@dataclass(frozen=True)
+class _Trace:
+    ended: tuple[_Ended, ...]  # in the order in which they ended; layers called twice are left out
+    convolutions: int
+    others: int
+
+
+def _trace(network: nn.Module, probe: Tensor) -> _Trace:
+    ended: list[_Ended] = []
+    calls: dict[str, int] = {}
+    done = [0, 0]
+
+    def record(name: str, module: nn.Module, output: object) -> None:
+        done[0] += isinstance(module, _CONVOLUTIONS)
+        done[1] += isinstance(module, _OTHER_WEIGHTS)
+        calls[name] = calls.get(name, 0) + 1
+        if isinstance(output, Tensor) and output.ndim >= 2 and len(output) == len(probe):
+            ended.append(_Ended(name, tuple(output.shape), done[0], done[1]))
+
+    with ExitStack() as stack:
+        for name, module in network.named_modules():
+            if name:
+                hook = partial(_call_recorder, record, name)
+                stack.enter_context(hooked(module, hook))
+        # With gradients on, torch's transformer layers call their parts one by one, so that these are seen.
+        with torch.enable_grad():
+            network(probe)
+    once = tuple(layer for layer in ended if calls[layer.name] == 1)
+    return _Trace(once, done[0], done[1])
+
+
+def _call_recorder(
+    record: Callable[[str, nn.Module, object], None],
+    name: str,
+    module: nn.Module,
+    _inputs: object,
+    output: object,
+) -> None:
+    record(name, module, output)
+
+
+def _ranked(trace: _Trace) -> list[_Ended]:
+    by_convolutions = 2 * trace.convolutions >= trace.others  # else a transformer with a convolutional stem
+    total = trace.convolutions + (0 if by_convolutions else trace.others)
+
+    def done(layer: _Ended) -> int:
+        return layer.convolutions + (0 if by_convolutions else layer.others)
+
+    first_shape: dict[tuple[int, int], tuple[int, ...]] = {}
+    keyed: list[tuple[tuple[int, ...], _Ended]] = []
+    for order, layer in enumerate(trace.ended):
+        weights = layer.convolutions + layer.others
+        if not 0 < weights < trace.convolutions + trace.others or done(layer) == 0:
+            continue  # an empty trunk, or nothing left for the main head
+        depth = layer.name.count(".")
+        shape = first_shape.setdefault((done(layer), depth), layer.shape)
+        in_middle = MIDDLE[0] <= done(layer) / total <= MIDDLE[1]
+        distance = abs(2 * done(layer) - total)  # in integers: 1/3 and 2/3 tie exactly
+        keyed.append(
+            (
+                (
+                    not in_middle,
+                    depth if in_middle else 0,
+                    distance,
+                    done(layer),
+                    layer.shape != shape,
+                    depth,
+                    -order,
+                ),
+                layer,
+            )
+        )
+    return [layer for _, layer in sorted(keyed, key=lambda pair: pair[0])]
+
+
+def _is_cut(network: nn.Module, name: str, probe: Tensor, logits: Tensor) -> bool:
+    rows = torch.tensor(KEPT_ROWS, device=probe.device)
+    calls = 0
+
+    def select(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return output[rows]
+
+    try:
+        with hooked(find_layer(network, name), select), torch.no_grad():
+            kept = network(probe)
+    except Exception:  # whatever a skip connection makes of two batch sizes: any error means "no cut"
+        return False
+    if calls != 1 or not isinstance(kept, Tensor) or kept.shape != (len(rows), logits.shape[1]):
+        return False
+    # Loose, since kernels differ between batch sizes (TF32); a wrong path differs in shape or by far more.
+    tolerance = 1e-2 * float(logits.abs().max()) + 1e-6
+    return float((kept - logits[rows]).abs().max()) <= tolerance
