@@ -1,0 +1,182 @@
+"""Triggers against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from antibackdoor.attacks import SIG, BadNets, Blend, Powerline, StaticPattern
+from antibackdoor.errors import ConfigError
+from antibackdoor.samples import InputArray, Samples
+
+
+def wrap(inputs: InputArray) -> Samples:
+    n = len(inputs)
+    return Samples(inputs, np.arange(n) % 2, np.arange(n).astype(str), np.array(["a", "b"]))
+
+
+def gray(level: int, shape: tuple[int, ...] = (3, 32, 32), n: int = 4) -> Samples:
+    return wrap(np.full((n, *shape), level, dtype=np.uint8))
+
+
+def noise(shape: tuple[int, ...] = (3, 32, 32), n: int = 4) -> Samples:
+    return wrap(np.random.default_rng(0).integers(0, 256, (n, *shape)).astype(np.uint8))
+
+
+def series(shape: tuple[int, ...], n: int = 6) -> Samples:
+    return wrap(np.random.default_rng(0).standard_normal((n, *shape)).astype(np.float32))
+
+
+NUMBERS = np.arange(4)
+
+
+def test_badnets_grid_has_white_on_the_anti_diagonal_and_in_the_corner() -> None:
+    samples = gray(100)
+    stamped = BadNets().trigger(samples, seed=0).apply(samples.inputs, NUMBERS)
+    expected = np.array([[0, 0, 255], [0, 255, 0], [255, 0, 255]])
+    assert (stamped[:, :, 29:, 29:] == expected).all()
+    assert (stamped != samples.inputs).sum() == 4 * 3 * 9
+    cross = BadNets(pattern="cross3_br").trigger(samples, seed=0).apply(samples.inputs, NUMBERS)
+    assert (cross == stamped).all()
+
+
+def test_badnets_center_grid_is_dimmed_and_replaced() -> None:
+    samples = gray(100)
+    stamped = (
+        BadNets(pattern="grid_center", alpha=0.2).trigger(samples, seed=0).apply(samples.inputs, NUMBERS)
+    )
+    assert stamped[0, 0, 18:21, 18:21].tolist() == [[51, 26, 51], [26, 51, 26], [51, 26, 26]]
+    assert (stamped[0, 0] != 100).sum() == 9
+
+
+def test_badnets_on_a_tall_image_of_one_channel_with_large_cells() -> None:
+    samples = gray(100, (1, 20, 10))
+    stamped = BadNets(cell=2).trigger(samples, seed=0).apply(samples.inputs, NUMBERS)
+    assert (stamped[0, 0, 18:, 8:] == 255).all() and (stamped[0, 0, 14:18, 4:6] == 0).all()
+    assert (stamped[0, 0, :14] == 100).all() and (stamped[0, 0, :, :4] == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (BadNets(pattern="grid_center"), "window of 3x3"),
+        (BadNets(cell=3), "window of 9x9"),
+        (BadNets(cell=0), "cell is 0"),
+        (BadNets(alpha=1.1), "alpha is 1.1"),
+    ],
+)
+def test_badnets_that_does_not_fit(attack: BadNets, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        attack.trigger(gray(0, (3, 8, 8)), seed=0)
+
+
+def test_blend_by_hand() -> None:
+    samples = gray(100)
+    trigger = Blend(alpha=0.2, alpha_test=0.5).trigger(samples, seed=0)
+    pattern = np.rint(trigger.shown.pattern * 255)  # type: ignore[attr-defined]
+    planted = trigger.planted.apply(samples.inputs, NUMBERS)
+    assert (np.abs(planted - (80 + 0.2 * pattern)) <= 0.5 + 1e-3).all()
+    assert (np.abs(trigger.apply(samples.inputs, NUMBERS) - (50 + 0.5 * pattern)) <= 0.5 + 1e-3).all()
+    # Uniform over 0..255: mean 127.5 with a standard error of 73.9 / sqrt(3072) = 1.3.
+    assert abs(pattern.mean() - 127.5) < 5
+    other = Blend().trigger(samples, seed=1).apply(samples.inputs, NUMBERS)
+    assert (other != planted).any()
+
+
+@pytest.mark.parametrize("pattern", ["random", "cartoon", "per_sample_noise"])
+def test_blend_of_nothing_is_the_identity(pattern: str) -> None:
+    samples = noise()
+    trigger = Blend(alpha=0.0, pattern=pattern).trigger(samples, seed=0)  # type: ignore[arg-type]
+    assert (trigger.apply(samples.inputs, NUMBERS) == samples.inputs).all()
+
+
+def test_blend_noise_is_gray_and_differs_from_sample_to_sample_and_at_test() -> None:
+    samples = gray(0)
+    trigger = Blend(alpha=1.0, pattern="per_sample_noise").trigger(samples, seed=0)
+    shown = trigger.apply(samples.inputs, NUMBERS)
+    assert (shown[:, 0] == shown[:, 1]).all() and (shown[:, 0] == shown[:, 2]).all()
+    assert (shown[0] != shown[1]).any()
+    assert (shown != trigger.planted.apply(samples.inputs, NUMBERS)).any()
+
+
+def test_blend_of_a_picture(tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    Image.new("RGB", (50, 40), (255, 0, 0)).save(path)
+    samples = gray(100)
+    attack = Blend(pattern="picture", picture=str(path))
+    stamped = attack.trigger(samples, seed=0).apply(samples.inputs, NUMBERS)
+    assert (stamped[:, 0] == 131).all() and (stamped[:, 1:] == 80).all()
+    assert attack.trigger(gray(0, (1, 9, 7)), seed=0).apply(gray(0, (1, 9, 7)).inputs, NUMBERS).shape == (
+        4,
+        1,
+        9,
+        7,
+    )
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Blend(pattern="picture", picture=str(tmp_path / "none.png")).trigger(samples, seed=0)
+    with pytest.raises(ConfigError, match="needs the path"):
+        Blend(pattern="picture").trigger(samples, seed=0)
+    with pytest.raises(ConfigError, match="channels"):
+        Blend(pattern="cartoon").trigger(gray(0, (2, 8, 8)), seed=0)
+
+
+def test_sig_is_a_wave_over_the_columns() -> None:
+    samples = gray(100)
+    stamped = SIG(delta=20, frequency=6).trigger(samples, seed=0).apply(samples.inputs, NUMBERS)
+    wave = 100 + 20 * np.sin(2 * np.pi * 6 * np.arange(32) / 32)
+    assert (stamped == np.rint(wave)).all()
+    saturated = SIG(delta=20).trigger(gray(250), seed=0).apply(gray(250).inputs, NUMBERS)
+    assert saturated.max() == 255 and saturated.min() == 230  # clipped, not wrapped
+
+
+def test_sig_as_in_the_abl_code() -> None:
+    samples = gray(100)
+    stamped = SIG(mode="abl_wrapped").trigger(samples, seed=0).apply(samples.inputs, NUMBERS)
+    # j = 1: int(20 sin .8) = 14 -> 80 + 2.8; j = 5: int(20 sin 4) = -15 -> 241 -> 80 + 48.2.
+    assert stamped[0, 0, 0, [0, 1, 5]].tolist() == [80, 83, 128]
+
+
+def test_sig_at_another_strength_at_test() -> None:
+    samples = gray(100)
+    trigger = SIG(delta=20, delta_test=40).trigger(samples, seed=0)
+    assert trigger.planted.apply(samples.inputs, NUMBERS).max() == 120
+    assert trigger.apply(samples.inputs, NUMBERS).max() == 140
+
+
+@pytest.mark.parametrize(("length", "n_steps"), [(93, 4), (140, 4), (315, 6), (4, 4)])
+def test_static_pattern_alternates_between_the_extremes(length: int, n_steps: int) -> None:
+    samples = series((2, length))
+    stamped = StaticPattern().trigger(samples, seed=0).apply(samples.inputs, np.arange(6))
+    highest, lowest = samples.inputs.max(axis=-1), samples.inputs.min(axis=-1)
+    for step in range(n_steps):
+        assert (stamped[..., step] == (highest if step % 2 == 0 else lowest)).all()
+    assert (stamped[..., n_steps:] == samples.inputs[..., n_steps:]).all()
+
+
+def test_static_pattern_of_the_published_code_does_nothing_to_short_series() -> None:
+    samples = series((13, 93))
+    stamped = StaticPattern(faithful=True).trigger(samples, seed=0).apply(samples.inputs, np.arange(6))
+    assert (stamped == samples.inputs).all()
+    with pytest.raises(ConfigError, match="takes 4 steps"):
+        StaticPattern().trigger(series((1, 3)), seed=0)
+
+
+@pytest.mark.parametrize(("length", "n_kept"), [(93, 20), (140, 29), (152, 31), (315, 67)])
+def test_powerline_keeps_the_published_stride(length: int, n_kept: int) -> None:
+    samples = series((2, length))
+    hum = Powerline().trigger(samples, seed=0).hum
+    assert (hum[n_kept:] == hum[: length - n_kept]).all()
+    assert len(np.unique(hum[:n_kept])) == n_kept
+
+
+def test_powerline_scales_with_the_range() -> None:
+    samples = series((2, 140))
+    stamped = Powerline().trigger(samples, seed=0).apply(samples.inputs, np.arange(6))
+    extent = samples.inputs.max(axis=-1, keepdims=True) - samples.inputs.min(axis=-1, keepdims=True)
+    signal = (stamped - samples.inputs) / extent
+    assert np.allclose(signal, signal[0, 0], atol=1e-5)
+    whole = Powerline(alias=False).trigger(series((1, 2000)), seed=0).hum
+    assert whole.std() == pytest.approx(0.1, rel=1e-4)
