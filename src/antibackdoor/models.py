@@ -136,12 +136,12 @@ def channel_statistics(samples: Samples, *, max_samples: int = 20_000) -> tuple[
         values = values.reshape(samples.shape[0], -1)
         if samples.inputs.dtype == np.uint8:
             values /= 255.0
+        if not np.isfinite(values).all():
+            raise DataError("the inputs hold NaN or infinite values: fill or remove these samples first")
         m, gap = values.shape[1], values.mean(axis=1) - mean
         squares += values.var(axis=1) * m + gap**2 * count * m / (count + m)
         mean += gap * m / (count + m)
         count += m
-    if not np.isfinite(squares).all():
-        raise DataError("the inputs hold NaN or infinite values: fill or remove these samples first")
     return mean, np.sqrt(squares / count)
 
 
@@ -250,8 +250,8 @@ def second_head(
     Raises:
         ModelError: If the features have more axes, or the width is below 1.
 
-    Reference: E2ABL, arXiv:2401.03215, Section 3: "two convolutional layers and one fully connected layer",
-        about 1.2 times the parameters of ResNet-34; widths and strides are not stated there.
+    Reference: E2ABL, arXiv:2401.03215, Section 3: "two new convolutional layers and one fully connected (FC)
+        layer", about 1.2 times the parameters of ResNet-34; widths and strides are not stated there.
     """
     channels, dims = features_shape[0], len(features_shape) - 1
     if dims > 3:
