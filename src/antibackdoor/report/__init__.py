@@ -1,0 +1,10 @@
+"""Run folder → one HTML file that opens offline, on a phone, in the dark and on paper.
+
+The page has no script and fetches nothing: charts are inline SVG, pictures are data URIs, and a content
+security policy forbids the rest. Names in the data set come from an attacker and are treated so.
+"""
+
+from antibackdoor.report.gallery import Gallery, load_gallery, save_gallery
+from antibackdoor.report.page import write_comparison, write_report
+
+__all__ = ["Gallery", "load_gallery", "save_gallery", "write_comparison", "write_report"]

@@ -1,0 +1,171 @@
+"""The pictures of the report: the inputs of the most suspicious samples, stored in the run folder."""
+
+from __future__ import annotations
+
+import base64
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from antibackdoor.artifacts import read_sample_columns
+from antibackdoor.atomic import cannot, one_line, replacing
+from antibackdoor.errors import RunError
+from antibackdoor.report.svg import sparkline
+from antibackdoor.report.words import printable, quoted
+from antibackdoor.samples import InputArray, IntArray, Samples
+
+GALLERY = "gallery.npz"
+
+_LIMIT = 48  # samples
+_SIDE = 128  # pixels; larger pictures are shrunk
+_LENGTH = 256  # points of a series
+_CHANNELS = 4  # channels of a series that are drawn
+_PIXELATED = 64  # pictures up to this side keep their pixels: a trigger of few pixels must stay visible
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Some samples to be shown.
+
+    Attributes:
+        inputs: `(n, C, H, W)` uint8 or `(n, C, T)` float32.
+        rows: `(n,)` int64, their position in the data set; most suspicious first.
+    """
+
+    inputs: InputArray
+    rows: IntArray
+
+
+@dataclass(frozen=True)
+class Card:
+    """One sample in the gallery.
+
+    Attributes:
+        picture: Markup of a drawn series, or the data URI of an image.
+        is_image: Which of the two.
+        pixelated: Whether the browser must not smooth it.
+        name: The sample's id, shortened; `title` has more of it.
+        title: The sample's id.
+        given: The label that came with the data.
+        suggested: The label that the run suggests.
+        changed: Whether these two differ.
+        suspicion: As text.
+    """
+
+    picture: str
+    is_image: bool
+    pixelated: bool
+    name: str
+    title: str
+    given: str
+    suggested: str
+    changed: bool
+    suspicion: str
+
+
+def save_gallery(run: Path, samples: Samples, rows: IntArray) -> None:
+    """Write `gallery.npz` with the first 48 of the given rows, which should be the most suspicious ones.
+
+    Large pictures are shrunk to 128 pixels a side; of long series 256 points of 4 channels are kept.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+    chosen = np.asarray(rows[:_LIMIT], dtype=np.int64)
+    inputs = np.asarray(samples.inputs[chosen])
+    inputs = _small_images(inputs) if samples.kind == "image" else _short_series(inputs)
+    with replacing(run / GALLERY) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, inputs=inputs, rows=chosen)
+
+
+def load_gallery(run: Path) -> Gallery | None:
+    """Read `gallery.npz`; None if there is none.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    path = run / GALLERY
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            inputs, rows = arrays["inputs"], arrays["rows"]
+    except OSError as error:
+        raise RunError(cannot("read", path, error)) from error
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path} is damaged: {one_line(error)}") from error
+    if inputs.ndim not in (3, 4) or rows.shape != inputs.shape[:1] or len(rows) > _LIMIT:
+        raise RunError(f"{path} is damaged: inputs {inputs.shape}, rows {rows.shape}")
+    return Gallery(inputs, rows)
+
+
+def cards(run: Path, gallery: Gallery) -> list[Card]:
+    """The gallery with what `samples.parquet` says about its rows.
+
+    Raises:
+        RunError: The table is missing, damaged, or has no such rows.
+    """
+    names = ["id", "given_label", "suggested_label", "suspicion"]
+    columns, class_names = read_sample_columns(run, names, gallery.rows)
+    found = []
+    for position, (sample_id, given, suggested, suspicion) in enumerate(
+        zip(*(columns[name] for name in names), strict=True)
+    ):
+        values = gallery.inputs[position]
+        is_image = values.ndim == 3
+        found.append(
+            Card(
+                picture=_data_uri(values) if is_image else sparkline(values),
+                is_image=is_image,
+                pixelated=is_image and max(values.shape[1:]) <= _PIXELATED,
+                name=printable(sample_id, 40),
+                title=quoted(sample_id, 300),
+                given=_class_name(class_names, given),
+                suggested=_class_name(class_names, suggested),
+                changed=bool(given != suggested),
+                suspicion=f"{suspicion:.4g}",
+            )
+        )
+    return found
+
+
+def _class_name(names: tuple[str, ...], label: int) -> str:
+    return printable(names[label], 40) if 0 <= label < len(names) else f"class {label}"
+
+
+def _small_images(inputs: InputArray) -> InputArray:
+    """`(n, C, H, W)` uint8 with C of 1 or 3 and no side above the limit."""
+    if inputs.dtype != np.uint8:
+        inputs = np.rint(np.clip(np.nan_to_num(inputs), 0, 1) * 255).astype(np.uint8)
+    inputs = inputs[:, :3] if inputs.shape[1] >= 3 else inputs[:, :1]
+    height, width = inputs.shape[2:]
+    if max(height, width) <= _SIDE:
+        return inputs
+    scale = _SIDE / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    shrunk = [np.asarray(_picture(image).resize(size, Image.Resampling.BOX)) for image in inputs]
+    return np.stack([image[None] if image.ndim == 2 else image.transpose(2, 0, 1) for image in shrunk])
+
+
+def _short_series(inputs: InputArray) -> InputArray:
+    """`(n, C, T)` with few channels and points; each point is a real one, so peaks may fall between."""
+    inputs = inputs[:, :_CHANNELS].astype(np.float32)
+    length = inputs.shape[2]
+    if length <= _LENGTH:
+        return inputs
+    return inputs[:, :, np.linspace(0, length - 1, _LENGTH).round().astype(np.int64)]
+
+
+def _picture(image: InputArray) -> Image.Image:
+    """A `(C, H, W)` uint8 image as Pillow's."""
+    return Image.fromarray(np.ascontiguousarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)))
+
+
+def _data_uri(image: InputArray) -> str:
+    file = io.BytesIO()
+    _picture(image).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,0 +1,206 @@
+"""Gathers the files of a run folder and renders the page."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from antibackdoor.artifacts import (
+    HISTORY,
+    METRICS,
+    SAMPLES,
+    SPEC,
+    iterate_history,
+    load_model_spec,
+    read_metrics,
+    read_sample_columns,
+)
+from antibackdoor.atomic import write_bytes
+from antibackdoor.errors import RunError
+from antibackdoor.history import Losses
+from antibackdoor.report.figures import (
+    ClassBar,
+    Figure,
+    class_bars,
+    loss_figure,
+    suspicion_figure,
+    training_figures,
+)
+from antibackdoor.report.gallery import Card, cards, load_gallery
+from antibackdoor.report.words import (
+    KeyNumber,
+    Verdict,
+    comparison_headline,
+    key_numbers,
+    printable,
+    verdict,
+)
+from antibackdoor.run_folder import read_config, read_log
+
+REPORT = "report.html"
+
+_MOMENTS = 60  # points of the loss curves
+_SETTINGS = 300  # lines of the settings table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side.
+
+    Attributes:
+        headline: What changed, in words; may be empty.
+        titles: Name of each run.
+        rows: Name of a number and its value in each run.
+    """
+
+    headline: str
+    titles: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the template shows, in the order of the page."""
+
+    title: str
+    subtitle: str
+    verdict: Verdict
+    numbers: tuple[KeyNumber, ...]
+    evidence: tuple[Figure, ...]
+    classes: tuple[ClassBar, ...]
+    cards: tuple[Card, ...]
+    training: tuple[Figure, ...]
+    settings: tuple[tuple[str, str], ...]
+    command: str
+    versions: tuple[tuple[str, str], ...]
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run folder from its other files; sections without a file are left out.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: The folder holds no run, a file is damaged, or the page cannot be written.
+        ModelError: `model.json` is damaged.
+    """
+    out = run / REPORT
+    _write(out, _page(run), None)
+    return out
+
+
+def write_comparison(out_html: Path, runs: Sequence[tuple[str, Path]]) -> None:
+    """Write one page that compares the metrics of `(title, folder)` runs and reports the last one in full.
+
+    Raises:
+        RunError: There is no run, a folder holds none, a file is damaged, or the page cannot be written.
+        ModelError: `model.json` is damaged.
+    """
+    if not runs:
+        raise RunError("there is no run to compare; give at least one")
+    metrics = [(title, _metrics(run) or {}) for title, run in runs]
+    table: dict[str, list[str]] = {}
+    for i, (_, facts) in enumerate(metrics):
+        for number in key_numbers(facts):
+            # Both singular and plural may occur; they belong in one line.
+            name = number.name.replace("Backdoor labels", "Backdoor label")
+            table.setdefault(name, ["–"] * len(runs))[i] = number.value
+    comparison = Comparison(
+        comparison_headline(metrics),
+        tuple(printable(title) for title, _ in runs),
+        tuple((name, tuple(values)) for name, values in table.items()),
+    )
+    _write(out_html, _page(runs[-1][1]), comparison)
+
+
+def _write(out: Path, page: Page, comparison: Comparison | None) -> None:
+    environment = Environment(
+        loader=PackageLoader("antibackdoor.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("template.html.j2").render(page=page, comparison=comparison)
+    write_bytes(out, html.encode("utf-8", "backslashreplace"))
+
+
+def _page(run: Path) -> Page:
+    config = read_config(run)
+    metrics = _metrics(run)
+    evidence, classes = _evidence(run, metrics or {})
+    gallery = load_gallery(run)
+    return Page(
+        title=printable(run.resolve().name),
+        subtitle=_subtitle(run),
+        verdict=verdict(metrics),
+        numbers=tuple(key_numbers(metrics or {})),
+        evidence=evidence,
+        classes=classes,
+        cards=() if gallery is None or not (run / SAMPLES).exists() else tuple(cards(run, gallery)),
+        training=tuple(training_figures(read_log(run))),
+        settings=tuple(_flat(config["settings"])[:_SETTINGS]),
+        command=printable(shlex.join(str(word) for word in config["command"]), 2000),
+        versions=tuple((printable(name), printable(number)) for name, number in config["versions"].items()),
+    )
+
+
+def _metrics(run: Path) -> dict[str, Any] | None:
+    return read_metrics(run) if (run / METRICS).exists() else None
+
+
+def _evidence(run: Path, metrics: Mapping[str, Any]) -> tuple[tuple[Figure, ...], tuple[ClassBar, ...]]:
+    """What the table and the history show; nothing before the run has written them."""
+    if not (run / SAMPLES).exists():
+        return (), ()
+    columns, class_names = read_sample_columns(run, ["given_label", "suspicion", "isolated"])
+    isolated = columns["isolated"].astype(np.bool_)
+    figures = []
+    if (run / HISTORY).exists():
+        figures.append(loss_figure(_fitting(run, len(isolated)), isolated))
+    figures.append(suspicion_figure(columns["suspicion"], isolated))
+    backdoor = metrics.get("backdoor_labels") or [metrics.get("backdoor_label")]
+    bars = class_bars(columns["given_label"], isolated, class_names, [str(label) for label in backdoor])
+    return tuple(figure for figure in figures if figure is not None), tuple(bars)
+
+
+def _fitting(run: Path, n_samples: int) -> Iterator[tuple[int, Losses]]:
+    """The moments of the history, which must be about the samples of the table."""
+    for step, losses in iterate_history(run, _MOMENTS):
+        if len(losses) != n_samples:
+            raise RunError(f"{run / HISTORY} is about {len(losses)} samples, but {SAMPLES} has {n_samples}")
+        yield step, losses
+
+
+def _subtitle(run: Path) -> str:
+    if not (run / SPEC).exists():
+        return ""
+    spec = load_model_spec(run)
+    shape = " × ".join(str(size) for size in spec.input_shape)
+    what = "images" if spec.kind == "image" else "series"
+    parts = (
+        printable(spec.defense),
+        printable(spec.backbone),
+        f"{shape} {what}",
+        f"{len(spec.class_names)} classes",
+    )
+    return " · ".join(parts)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as `outer.inner` → value."""
+    lines: list[tuple[str, str]] = []
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            lines += _flat(value, f"{name}.")
+        else:
+            lines.append((printable(name, 80), printable("–" if value is None else value, 300)))
+    return lines

@@ -1,0 +1,205 @@
+"""The report's sentences and numbers, as plain text; the template escapes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Facts = Mapping[str, Any]  # metrics.json; any key may be absent
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of a run, in words.
+
+    Attributes:
+        status: What the page's color says.
+        title: One short sentence.
+        sentences: What follows it.
+    """
+
+    status: Literal["poisoned", "quiet", "open"]
+    title: str
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """One number with its name and, where it needs one, an explanation."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def printable(text: object, limit: int = 60) -> str:
+    r"""A hostile name on one line of at most `limit` characters: invisible characters become visible codes.
+
+    Right-to-left overrides, zero-width characters, line breaks and lone surrogates could make a name look
+    like another one.
+
+    >>> printable("a\u202egnp.exe")
+    'a\\u202egnp.exe'
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    if len(shown) <= limit:
+        return shown
+    tail = limit // 3  # the end of a path tells more than its middle
+    return f"{shown[: limit - tail - 1]}…{shown[-tail:]}"
+
+
+def quoted(name: object, limit: int = 60) -> str:
+    """A name in quotation marks; invisible isolates keep an Arabic name from turning the sentence around."""
+    return f"‘\u2068{printable(name, limit)}\u2069’"
+
+
+def count(value: float) -> str:
+    """A number of things: `50,000`."""
+    return f"{round(value):,}"
+
+
+def percent(share: float) -> str:
+    """A fraction as percent, never rounded to a 0% or 100% that it is not: `<0.1%`."""
+    if 0 < share < 0.001:
+        return "<0.1%"
+    if 0.999 < share < 1:
+        return ">99.9%"
+    return f"{100 * share:.1f}%".replace(".0%", "%") if share in (0, 1) else f"{100 * share:.1f}%"
+
+
+def duration(seconds: float) -> str:
+    """A time span: `42 s`, `12 min 5 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def verdict(metrics: Facts | None) -> Verdict:
+    """The answer in words; `metrics` is None while the run is unfinished."""
+    if metrics is None:
+        return Verdict("open", "This run is not finished.", ("Below is what it has written so far.",))
+    labels = _labels(metrics)
+    poisoned = metrics.get("poisoned")
+    if poisoned is None and ("backdoor_label" in metrics or "backdoor_labels" in metrics):
+        poisoned = bool(labels)
+    if poisoned is None:
+        return Verdict("open", "This run gives no verdict on the data set.", tuple(_what_was_done(metrics)))
+    if poisoned:
+        target = f" to the label{'s' if len(labels) > 1 else ''} {_listing(labels)}" if labels else ""
+        return Verdict(
+            "poisoned",
+            "This data set is very probably poisoned.",
+            (f"{_how_many(metrics)} carry a shortcut{target}.", *_what_was_done(metrics, "They")),
+        )
+    return Verdict(
+        "quiet",
+        "Nothing found.",
+        (
+            "This is no proof of cleanliness: an attack that touches very few samples, or that the network "
+            "learns no faster than the rest, leaves no trace that this method can see.",
+            *_what_was_done(metrics),
+        ),
+    )
+
+
+def key_numbers(metrics: Facts) -> list[KeyNumber]:
+    """The numbers that stand below the verdict; absent ones are left out."""
+    n_samples = _number(metrics, "n_samples")
+    formats: list[tuple[str, str, Callable[[float], str], str]] = [
+        ("n_samples", "Samples", count, ""),
+        ("n_isolated", "Isolated", count, "kept from the model under their label"),
+        ("n_recovered", "Recovered", count, "isolated, but used under another label"),
+        ("clean_accuracy", "Clean accuracy", percent, "on untouched test data"),
+        (
+            "attack_success_rate",
+            "Attack success rate",
+            percent,
+            "test samples that the trigger turns; low is good",
+        ),
+        ("isolation_precision", "Isolation precision", percent, "of the isolated samples are poisoned"),
+        ("isolation_recall", "Isolation recall", percent, "of the poisoned samples are isolated"),
+        ("recovered_label_precision", "Recovered labels", percent, "of the recovered labels are right"),
+        ("seconds", "Time", duration, ""),
+    ]
+    numbers = []
+    for key, name, show, note in formats:
+        value = _number(metrics, key)
+        if value is None:
+            continue
+        if key == "n_isolated" and n_samples:
+            note = f"{percent(value / n_samples)} of the samples, {note}"
+        numbers.append(KeyNumber(name, show(value), note))
+    labels = _labels(metrics)
+    if labels:
+        name = "Backdoor labels" if len(labels) > 1 else "Backdoor label"
+        shown = ", ".join(printable(label, 40) for label in labels[:3]) + (" …" if len(labels) > 3 else "")
+        numbers.insert(min(3, len(numbers)), KeyNumber(name, shown, "what the shortcut leads to"))
+    return numbers
+
+
+def comparison_headline(runs: Sequence[tuple[str, Facts]]) -> str:
+    """What the last run changed against the first, in one sentence; empty if the numbers are not known."""
+    if len(runs) < 2:
+        return ""
+    (first, before), (last, after) = runs[0], runs[-1]
+    sentences = []
+    for key, what in (("attack_success_rate", "The trigger turns"), ("clean_accuracy", "Clean accuracy is")):
+        old, new = _number(before, key), _number(after, key)
+        if old is None or new is None:
+            continue
+        of = " of the test samples" if key == "attack_success_rate" else ""
+        sentences.append(
+            f"{what} {percent(old)}{of} with {quoted(first)} and {percent(new)} with {quoted(last)}."
+        )
+    return " ".join(sentences)
+
+
+def _labels(metrics: Facts) -> list[str]:
+    labels = metrics.get("backdoor_labels")
+    if not isinstance(labels, list) or not labels:
+        labels = [metrics.get("backdoor_label")]
+    return [str(label) for label in labels if label is not None]
+
+
+def _listing(names: Sequence[str], limit: int = 5) -> str:
+    shown = [quoted(name) for name in names[:limit]]
+    if len(names) > limit:
+        shown.append(f"{len(names) - limit} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _how_many(metrics: Facts) -> str:
+    """`5,003 of 50,000 samples (10.0%)`, or as much of it as is known."""
+    isolated, total = _number(metrics, "n_isolated"), _number(metrics, "n_samples")
+    if isolated is None:
+        return "Some samples"
+    if not total:
+        return f"{count(isolated)} samples"
+    return f"{count(isolated)} of {count(total)} samples ({percent(isolated / total)})"
+
+
+def _what_was_done(metrics: Facts, who: str = "") -> list[str]:
+    isolated, recovered = _number(metrics, "n_isolated"), _number(metrics, "n_recovered")
+    if not isolated:
+        return []
+    done = [
+        f"{who} were kept from the model."
+        if who
+        else f"As a precaution the most suspicious ones, {_how_many(metrics)}, were kept from the model."
+    ]
+    if recovered:
+        done.append(
+            f"{count(recovered)} of them came back under the label that the rest of the data suggests."
+        )
+    return done
+
+
+def _number(metrics: Facts, key: str) -> float | None:
+    value = metrics.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value)

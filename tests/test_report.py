@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from antibackdoor.artifacts import (
+    ModelSpec,
+    SamplesTable,
+    save_model,
+    write_history,
+    write_samples_table,
+)
+from antibackdoor.errors import RunError
+from antibackdoor.history import LossHistory
+from antibackdoor.report import Gallery, load_gallery, save_gallery, write_comparison, write_report
+from antibackdoor.report.figures import class_bars, loss_figure, suspicion_figure, training_figures
+from antibackdoor.report.svg import count_axis, linear_axis, sparkline, step_axis, step_position
+from antibackdoor.report.words import (
+    comparison_headline,
+    duration,
+    key_numbers,
+    percent,
+    printable,
+    quoted,
+    verdict,
+)
+from antibackdoor.run_folder import RunFolder
+from antibackdoor.samples import Samples
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script></style></svg><img src=x onerror=alert(1)>",
+    "\"'><b onmouseover=alert(1)>",
+    "\u202egnp.exe\u2066",
+    "caf\udce9\x00\x1b[31m\n\r",
+    "x" * 4000,
+    "{{ 7*7 }}{% raw %}",
+    "../../etc/passwd&lt;",
+    "القط",
+    "javascript:alert(1)",
+]
+
+
+def fake_samples(
+    n: int, kind: str, class_names: list[str], is_poisoned: np.ndarray, seed: int = 0
+) -> Samples:
+    """Blurred color patches with a bright corner, or waves with a spike."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(class_names), n)
+    labels[is_poisoned] = 0
+    inputs: Any
+    if kind == "image":
+        coarse = rng.integers(30, 220, (n, 3, 4, 4)).astype(np.uint8)
+        inputs = coarse.repeat(8, axis=2).repeat(8, axis=3)
+        inputs[is_poisoned, :, -4:-1, -4:-1] = np.array(
+            [[255, 0, 255], [0, 255, 0], [255, 0, 255]], dtype=np.uint8
+        )
+    else:
+        time_axis = np.linspace(0, 12, 300)
+        phase = rng.random((n, 2, 1)) * 6
+        inputs = (np.sin(time_axis + phase) + 0.1 * rng.standard_normal((n, 2, 300))).astype(np.float32)
+        inputs[is_poisoned, :, 40:46] += 3
+    ids = np.array(
+        [f"train/{class_names[label % len(class_names)]}/{i:05d}.png" for i, label in enumerate(labels)]
+    )
+    return Samples(inputs, labels, ids, np.array(class_names))
+
+
+def fake_history(is_poisoned: np.ndarray, n_classes: int, moments: int = 30) -> LossHistory:
+    """Poisoned samples are learned within an epoch or two, the others over all the training."""
+    rng = np.random.default_rng(1)
+    n = len(is_poisoned)
+    speed = np.where(is_poisoned, 1.2, 0.09) * rng.lognormal(0, 0.6, n)
+    epochs = np.arange(moments)[:, None]
+    losses = np.log(n_classes) * np.exp(-speed * epochs) * rng.lognormal(0, 0.1, (moments, n)) + 0.004
+    return LossHistory(losses.astype(np.float32), np.arange(moments, dtype=np.int64) * 391)
+
+
+def fake_run(
+    path: Path, *, n: int = 2000, kind: str = "image", class_names: list[str] = CLASSES, poisoned: bool = True
+) -> Path:
+    rng = np.random.default_rng(2)
+    is_poisoned = rng.random(n) < (0.1 if poisoned else 0)
+    small = fake_samples(min(n, 2000), kind, class_names, is_poisoned[:2000])
+    labels = np.resize(small.labels, n)
+    ids = np.resize(small.ids, n)
+    suspicion = rng.normal(1, 0.4, n) + 3.2 * is_poisoned
+    isolated = suspicion > 2.6
+    history = fake_history(is_poisoned, len(class_names))
+    suggested = np.where(isolated, (labels + 3) % len(class_names), labels)
+    spec = ModelSpec(
+        "resnet18", "image", small.shape, tuple(class_names), (0.5,), (0.2,), None, "E2ABL", "0.1.0"
+    )
+    command = ["antibackdoor", "train", "data/my photos", "--defense", "e2abl", "--name", class_names[0]]
+    settings = {
+        "defense": {"name": "E2ABL", "warmup_epochs": 5, "rates": [0.05, 0.1]},
+        "seed": 0,
+        "device": None,
+    }
+    with RunFolder.create(path, settings, command=command) as run:
+        for epoch in range(1, 31):
+            phase = "warm-up" if epoch <= 5 else "two heads" if epoch <= 24 else "fine-tuning"
+            loss = 2.3 * 0.9**epoch
+            run.log(phase=phase, epoch=epoch, loss=loss, train_accuracy=1 - 0.9 * 0.9**epoch, seconds=12.5)
+        save_model(path, nn.Linear(2, 2), spec)
+        write_history(path, history)
+        write_samples_table(
+            path,
+            SamplesTable(
+                ids=ids,
+                given_label=labels,
+                suspicion=suspicion,
+                isolated=isolated,
+                recovered=isolated & (suspicion > 3),
+                suggested_label=suggested,
+                prediction=suggested,
+                confidence=np.full(n, 0.9),
+                class_names=np.array(class_names),
+            ),
+        )
+        save_gallery(path, small, np.argsort(-suspicion[: len(small)])[:48])
+        run.finish(
+            {
+                "n_samples": n,
+                "n_isolated": int(isolated.sum()),
+                "n_recovered": int((isolated & (suspicion > 3)).sum()),
+                "poisoned": poisoned,
+                "backdoor_label": class_names[0] if poisoned else None,
+                "clean_accuracy": 0.9312,
+                "attack_success_rate": 0.0121,
+                "isolation_precision": 0.981,
+                "isolation_recall": 0.9996,
+                "seconds": 4385.0,
+                "seed": 0,
+            }
+        )
+    return path
+
+
+class Auditor(HTMLParser):
+    """Collects what a browser would run or fetch, and checks that the tags are balanced."""
+
+    VOID = frozenset({"meta", "img"})
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in self.VOID and not self.get_starttag_text().endswith("/>"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not (self.get_starttag_text() or "").endswith("/>") or self.open[-1:] == [tag]:
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def audit(path: Path) -> Auditor:
+    """The page must hold nothing that runs, fetches or breaks out of its place."""
+    html = path.read_bytes().decode("utf-8")
+    auditor = Auditor()
+    auditor.feed(html)
+    auditor.close()
+    assert auditor.open == []
+    assert auditor.tags.isdisjoint({"script", "link", "iframe", "object", "embed", "form", "a", "b", "base"})
+    for name, value in auditor.attributes:
+        assert not name.startswith("on")
+        assert name not in ("href", "xlink:href", "srcset")
+        assert name != "src" or value.startswith("data:image/png;base64,")
+    assert re.search(r"url\(|@import|https?:", html) is None
+    assert html.count("default-src 'none'") == 1
+    return auditor
+
+
+@pytest.mark.parametrize("kind", ["image", "series"])
+def test_report_is_complete_and_self_contained(tmp_path: Path, kind: str) -> None:
+    path = write_report(fake_run(tmp_path / "run", kind=kind))
+    assert path == tmp_path / "run" / "report.html"
+    text = " ".join(" ".join(audit(path).text).split())
+    for phrase in (
+        "This data set is very probably poisoned.",
+        "carry a shortcut to the label ‘\u2068airplane\u2069’",
+        "93.1%",
+        "1 h 13 min",
+        "How fast the samples are learned",
+        "The 48 most suspicious samples",
+        "Accuracy in training",
+        "antibackdoor train 'data/my photos'",
+        "defense.warmup_epochs",
+        "resnet18",
+    ):
+        assert phrase in text, phrase
+    assert str(tmp_path) not in text
+    assert path.stat().st_size < 400_000
+
+
+def test_report_of_the_same_run_is_the_same(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", n=300)
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+    moved = run.rename(tmp_path / "elsewhere")
+    assert write_report(moved).read_bytes() == first.replace(
+        b"run</bdi></h1>", b"elsewhere</bdi></h1>"
+    ).replace(b"<title>run", b"<title>elsewhere")
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    for number, first in enumerate(HOSTILE):
+        names = [first, *(name for name in HOSTILE if name != first)]
+        names = [name.replace("\x00", "") for name in names]
+        run = fake_run(tmp_path / f"<img src=x>{number}", n=200, class_names=names)
+        html = write_report(run).read_text(encoding="utf-8")
+        audit(run / "report.html")
+        assert "\u202e" not in html
+        assert "x" * 2000 not in html
+        assert "49" not in re.findall(r"‘\u2068(.*?)\u2069’", html)
+        write_comparison(tmp_path / "both.html", [(first, run), (first, run)])
+        audit(tmp_path / "both.html")
+
+
+def test_a_million_samples_stay_small_and_quick(tmp_path: Path) -> None:
+    n = 1_000_000
+    run = tmp_path / "run"
+    rng = np.random.default_rng(0)
+    suspicion = rng.random(n)
+    labels = rng.integers(0, 200, n)
+    with RunFolder.create(run, {}):
+        names = np.array([f"class {k}" for k in range(200)])
+        flags = suspicion > 0.95
+        ids = np.arange(n).astype(np.str_)
+        write_samples_table(
+            run, SamplesTable(ids, labels, suspicion, flags, flags, labels, labels, suspicion, names)
+        )
+        losses = rng.random((4, n), dtype=np.float32)
+        write_history(run, LossHistory(losses, np.arange(4, dtype=np.int64)), "float16")
+    start = time.perf_counter()
+    path = write_report(run)
+    assert time.perf_counter() - start < 5
+    assert path.stat().st_size < 200_000
+    assert "170 other classes" in path.read_text(encoding="utf-8")
+
+
+def test_report_of_an_unfinished_or_empty_run(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run", {"seed": 0}) as run:
+        text = write_report(run.path).read_text(encoding="utf-8")
+        assert "This run is not finished." in text
+        run.log(phase="a", epoch=1, loss=2.0)
+        write_report(run.path)
+        run.finish({})
+        assert "no verdict" in write_report(run.path).read_text(encoding="utf-8")
+    audit(run.path / "report.html")
+    with pytest.raises(RunError, match="holds no run"):
+        write_report(tmp_path)
+
+
+def test_history_of_other_samples_is_refused(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", n=200)
+    write_history(run, LossHistory.start(3, 10))
+    with pytest.raises(RunError, match="about 3 samples, but"):
+        write_report(run)
+
+
+def test_comparison_puts_runs_side_by_side(tmp_path: Path) -> None:
+    plain = tmp_path / "undefended"
+    with RunFolder.create(plain, {}) as run:
+        run.finish({"clean_accuracy": 0.94, "attack_success_rate": 0.9987})
+    defended = fake_run(tmp_path / "defended", n=300)
+    out = tmp_path / "comparison.html"
+    write_comparison(out, [("Undefended", plain), ("E2ABL", defended)])
+    text = " ".join(" ".join(audit(out).text).split())
+    assert "99.9% of the test samples with ‘\u2068Undefended\u2069’ and 1.2%" in text
+    assert text.index("Undefended") < text.index("very probably poisoned")
+    with pytest.raises(RunError, match="no run to compare"):
+        write_comparison(out, [])
+
+
+def test_gallery_comes_back_bounded(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def samples_of(inputs: np.ndarray) -> Samples:
+        n = len(inputs)
+        return Samples(inputs, np.zeros(n, np.int64), np.arange(n).astype(np.str_), np.array(["a"]))
+
+    rows = np.arange(60)[::-1].copy()
+    for shape, dtype, expected in (
+        ((60, 1, 28, 28), np.uint8, (48, 1, 28, 28)),
+        ((60, 3, 300, 150), np.uint8, (48, 3, 128, 64)),
+        ((60, 5, 8, 8), np.float32, (48, 3, 8, 8)),
+        ((60, 7, 900), np.float32, (48, 4, 256)),
+    ):
+        inputs = (rng.random(shape) * (255 if dtype is np.uint8 else 1)).astype(dtype)
+        save_gallery(tmp_path, samples_of(inputs), rows)
+        gallery = load_gallery(tmp_path)
+        assert isinstance(gallery, Gallery)
+        assert gallery.inputs.shape == expected
+        assert gallery.rows.tolist() == rows[:48].tolist()
+    assert load_gallery(tmp_path / "no") is None
+    for damage in (b"", b"PK nonsense", b"\x80\x02K\x01."):
+        (tmp_path / "gallery.npz").write_bytes(damage)
+        with pytest.raises(RunError, match="damaged"):
+            load_gallery(tmp_path)
+    np.savez(
+        tmp_path / "gallery.npz", inputs=np.array([{"evil": 1}], dtype=object), rows=np.zeros(1, np.int64)
+    )
+    with pytest.raises(RunError, match="damaged"):
+        load_gallery(tmp_path)
+
+
+def test_verdict_words() -> None:
+    metrics = {"n_samples": 50_000, "n_isolated": 5003, "n_recovered": 4000, "backdoor_label": "airplane"}
+    found = verdict(metrics)
+    assert found.status == "poisoned"
+    assert found.sentences == (
+        "5,003 of 50,000 samples (10.0%) carry a shortcut to the label ‘\u2068airplane\u2069’.",
+        "They were kept from the model.",
+        "4,000 of them came back under the label that the rest of the data suggests.",
+    )
+    assert verdict({**metrics, "poisoned": False}).status == "quiet"
+    assert "no proof of cleanliness" in verdict({"backdoor_label": None}).sentences[0]
+    assert verdict({}).status == verdict(None).status == "open"
+    many = verdict({"poisoned": True, "backdoor_labels": list("abcdefg")}).sentences[0]
+    assert many.startswith("Some samples carry a shortcut to the labels") and many.endswith("and 2 more.")
+    assert verdict({"poisoned": True}).sentences == ("Some samples carry a shortcut.",)
+
+
+@pytest.mark.parametrize("junk", ["text", None, True, [], [1]])
+def test_words_survive_junk(junk: Any) -> None:
+    metrics = dict.fromkeys(
+        ("n_samples", "n_isolated", "clean_accuracy", "backdoor_label", "backdoor_labels"), junk
+    )
+    verdict(metrics)
+    key_numbers(metrics)
+    comparison_headline([("a", metrics), ("b", metrics)])
+
+
+def test_numbers_in_words() -> None:
+    assert [percent(x) for x in (0, 0.0004, 0.1, 0.9996, 1)] == ["0%", "<0.1%", "10.0%", ">99.9%", "100%"]
+    assert [duration(x) for x in (1.26, 42, 725, 12_000)] == ["1.3 s", "42 s", "12 min 5 s", "3 h 20 min"]
+    assert printable("a\u202eb\n\udce9") == "a\\u202eb\\n\\udce9"
+    assert printable("a" * 100, 10) == "aaaaaa…aaa"
+    assert quoted("x") == "‘\u2068x\u2069’"
+
+
+def test_axes_have_round_ticks() -> None:
+    assert [text for _, text in linear_axis("", 0, 1, as_percent=True).ticks] == [
+        "0%",
+        "20%",
+        "40%",
+        "60%",
+        "80%",
+        "100%",
+    ]
+    assert [text for _, text in linear_axis("", 0, 2.37).ticks] == ["0.0", "0.5", "1.0", "1.5", "2.0"]
+    assert len(linear_axis("", 3, 3).ticks) > 1
+    assert [text for _, text in count_axis("", 4321).ticks] == ["1", "10", "100", "1,000", "10,000"]
+    steps = np.arange(100.0) * 391
+    assert step_position(np.array([0.0]), steps) == 0
+    texts = [text for _, text in step_axis("", steps).ticks]
+    assert texts[0] == "0" and "10,000" in texts
+
+
+def test_figures_of_odd_data() -> None:
+    nobody, everybody = np.zeros(5, dtype=np.bool_), np.ones(5, dtype=np.bool_)
+    losses = np.array([1, 2, np.nan, np.inf, 3], dtype=np.float32)
+    for mask in (nobody, everybody):
+        figure = loss_figure([(0, losses), (10, losses)], mask)
+        assert figure is not None and "nan" not in figure.svg and "inf" not in figure.svg.lower()
+        assert loss_figure([(0, losses)], mask) is not None
+        assert suspicion_figure(np.zeros(5), mask) is not None
+    assert loss_figure([], nobody) is None
+    assert suspicion_figure(np.full(5, np.nan), nobody) is None
+    assert "nan" not in sparkline(np.full((1, 3), np.nan, dtype=np.float32))
+    assert training_figures([]) == training_figures([{"epoch": 1, "loss": None}]) == []
+    assert len(training_figures([{"phase": "x", "epoch": i, "loss": -1.0} for i in range(5000)])) == 1
+
+
+def test_class_bars_count_by_hand() -> None:
+    given = np.array([0, 0, 0, 0, 1, 1, 2, 7])
+    isolated = np.array([1, 1, 0, 0, 0, 1, 0, 1], dtype=np.bool_)
+    bars = class_bars(given, isolated, ["a", "b", "c", "empty"], ["a"])
+    assert [(bar.name, bar.share, bar.numbers, bar.marked) for bar in bars] == [
+        ("a", 0.5, "2 of 4 (50.0%)", True),
+        ("b", 0.5, "1 of 2 (50.0%)", False),
+        ("c", 0.0, "0 of 1 (0%)", False),
+    ]
