@@ -359,6 +359,23 @@ def test_a_layer_used_twice_is_refused():
         check_attach(network, "0", torch.zeros(2, 4))
 
 
+class Siamese(nn.Module):
+    """Calls `shared` on two branches: rows fit through both, but its first output alone decides nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Linear(6, 6)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(self.shared(x) + self.shared(x.flip(1)).relu())
+
+
+def test_a_layer_used_on_two_branches_is_refused():
+    with pytest.raises(ModelError, match="called once"):
+        check_attach(Siamese(), "shared", torch.zeros(2, 6))
+
+
 def test_names_may_leave_out_a_prefix_that_is_unique():
     network = normalized(build_backbone("wrn-10-1", (3, 8, 8), 2), [0.0] * 3, [1.0] * 3)
     example = torch.zeros(2, 3, 8, 8)
