@@ -355,7 +355,13 @@ def test_words_survive_junk(junk: Any) -> None:
 
 def test_numbers_in_words() -> None:
     assert [percent(x) for x in (0, 0.0004, 0.1, 0.9996, 1)] == ["0%", "<0.1%", "10.0%", ">99.9%", "100%"]
-    assert [duration(x) for x in (1.26, 42, 725, 12_000)] == ["1.3 s", "42 s", "12 min 5 s", "3 h 20 min"]
+    assert [duration(x) for x in (1.26, 42, 725, 1200, 12_000)] == [
+        "1.3 s",
+        "42 s",
+        "12 min 5 s",
+        "20 min",
+        "3 h 20 min",
+    ]
     assert printable("a\u202eb\n\udce9") == "a\\u202eb\\n\\udce9"
     assert printable("a" * 100, 10) == "aaaaaa…aaa"
     assert quoted("x") == "‘\u2068x\u2069’"
@@ -372,11 +378,11 @@ def test_axes_have_round_ticks() -> None:
     ]
     assert [text for _, text in linear_axis("", 0, 2.37).ticks] == ["0.0", "0.5", "1.0", "1.5", "2.0"]
     assert len(linear_axis("", 3, 3).ticks) > 1
-    assert [text for _, text in count_axis("", 4321).ticks] == ["1", "10", "100", "1,000", "10,000"]
+    assert [text for _, text in count_axis("", 4321).ticks] == ["1", "10", "100", "1k", "10k"]
     steps = np.arange(100.0) * 391
     assert step_position(np.array([0.0]), steps) == 0
     texts = [text for _, text in step_axis("", steps).ticks]
-    assert texts[0] == "0" and "10,000" in texts
+    assert texts[0] == "0" and "10k" in texts
 
 
 def test_figures_of_odd_data() -> None:
@@ -389,6 +395,10 @@ def test_figures_of_odd_data() -> None:
         assert suspicion_figure(np.zeros(5), mask) is not None
     assert loss_figure([], nobody) is None
     assert suspicion_figure(np.full(5, np.nan), nobody) is None
+    for value in (0.0, 1e17, -1e-300):
+        assert suspicion_figure(
+            np.array([value, np.nextafter(value, 2 * value + 1), value, value, value]), nobody
+        )
     assert "nan" not in sparkline(np.full((1, 3), np.nan, dtype=np.float32))
     assert training_figures([]) == training_figures([{"epoch": 1, "loss": None}]) == []
     assert len(training_figures([{"phase": "x", "epoch": i, "loss": -1.0} for i in range(5000)])) == 1

@@ -110,10 +110,8 @@ def suspicion_figure(suspicion: FloatArray, isolated: BoolArray) -> Figure | Non
     if not finite.any():
         return None
     suspicion, isolated = suspicion[finite], isolated[finite]
-    low, high = float(suspicion.min()), float(suspicion.max())
-    if not high > low:
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, _BINS + 1)
+    x = linear_axis("Suspicion", float(suspicion.min()), float(suspicion.max()))
+    edges = np.linspace(x.low, x.high, _BINS + 1)
     counts = {
         "other": np.histogram(suspicion[~isolated], edges)[0],
         "isolated": np.histogram(suspicion[isolated], edges)[0],
@@ -123,7 +121,7 @@ def suspicion_figure(suspicion: FloatArray, isolated: BoolArray) -> Figure | Non
     for style, values in counts.items():
         across, heights = np.repeat(edges, 2)[1:-1], np.repeat(count_position(values), 2)
         marks.append(Area(across, np.full_like(heights, y.low), heights, style))
-        marks.append(Line(across, heights, style))
+        marks.append(Line(across, np.where(_drawn(values), heights, np.nan), style))
     for left, right, other, held in zip(
         edges[:-1], edges[1:], counts["other"], counts["isolated"], strict=True
     ):
@@ -133,14 +131,19 @@ def suspicion_figure(suspicion: FloatArray, isolated: BoolArray) -> Figure | Non
         "How suspicious the samples are",
         "Two separate hills speak for a backdoor; one hill with a cut-off tail does not.",
         _legend(isolated),
-        chart("Histogram of the suspicion of all samples", linear_axis("Suspicion", low, high), y, marks),
+        chart("Histogram of the suspicion of all samples", x, y, marks),
     )
 
 
 def class_bars(
     given: IntArray, isolated: BoolArray, names: Sequence[str], backdoor: Sequence[str]
 ) -> list[ClassBar]:
-    """The share of isolated samples by given label, highest first; beyond 30 classes the rest is one bar."""
+    """The share of isolated samples by given label, highest first; beyond 30 classes the rest is one bar.
+
+    Empty if nothing is isolated: a column of zeros says less than the verdict does.
+    """
+    if not isolated.any():
+        return []
     valid = (given >= 0) & (given < len(names))
     totals = np.bincount(given[valid], minlength=len(names))
     held = np.bincount(given[valid & isolated], minlength=len(names))
@@ -247,10 +250,18 @@ def _edges(centers: Values) -> list[float]:
     return [float(centers[0]), *middles.tolist(), float(centers[-1])]
 
 
+def _drawn(counts: IntArray) -> BoolArray:
+    """Which upper corners of the bins the outline visits, `(2 * bins,)`: it does not run along the zero."""
+    some = np.pad(counts > 0, 1)
+    left, middle, right = some[:-2], some[1:-1], some[2:]
+    return np.stack([middle | left, middle | right], axis=1).ravel()
+
+
 def _share(some: float, total: float) -> str:
     return f"{count(some)} of {count(total)} ({percent(some / total)})"
 
 
 def _legend(isolated: BoolArray) -> tuple[tuple[str, str], ...]:
     held = int(isolated.sum())
-    return ("isolated", f"isolated ({count(held)})"), ("other", f"others ({count(len(isolated) - held)})")
+    entries = ("isolated", f"isolated ({count(held)})"), ("other", f"others ({count(len(isolated) - held)})")
+    return entries if held else (("other", f"all samples ({count(len(isolated))})"),)

@@ -106,16 +106,17 @@ def write_comparison(out_html: Path, runs: Sequence[tuple[str, Path]]) -> None:
     if not runs:
         raise RunError("there is no run to compare; give at least one")
     metrics = [(title, _metrics(run) or {}) for title, run in runs]
-    table: dict[str, list[str]] = {}
-    for i, (_, facts) in enumerate(metrics):
-        for number in key_numbers(facts):
-            # Both singular and plural may occur; they belong in one line.
-            name = number.name.replace("Backdoor labels", "Backdoor label")
-            table.setdefault(name, ["–"] * len(runs))[i] = number.value
+    # One run may name one backdoor label and another several; they belong in one line.
+    columns = [
+        {n.name.replace("Backdoor labels", "Backdoor label"): n.value for n in key_numbers(facts)}
+        for _, facts in metrics
+    ]
+    # The last run, which is the one reported in full, decides the order.
+    names = dict.fromkeys(name for column in reversed(columns) for name in column)
     comparison = Comparison(
         comparison_headline(metrics),
         tuple(printable(title) for title, _ in runs),
-        tuple((name, tuple(values)) for name, values in table.items()),
+        tuple((name, tuple(column.get(name, "–") for column in columns)) for name in names),
     )
     _write(out_html, _page(runs[-1][1]), comparison)
 

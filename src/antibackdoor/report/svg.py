@@ -74,14 +74,19 @@ Mark = Line | Area | Rule | Hover
 
 def linear_axis(label: str, low: float, high: float, as_percent: bool = False) -> Axis:
     """An axis with about five round ticks; a range without width is widened."""
-    if not high > low:
-        low, high = low - 0.5, high + 0.5
+    scale = max(abs(low), abs(high))
+    if not high - low > max(1e-9 * scale, 1e-30):
+        low, high = low - max(0.5, scale / 10), high + max(0.5, scale / 10)
     step = _round_step((high - low) / 5)
-    ticks = (
-        np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step + 0.0
-    )  # no minus zero
+    multiples = np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1)
+    ticks = multiples * step + 0.0  # turns a minus zero into zero
     decimals = max(0, -int(np.floor(np.log10(step * (100 if as_percent else 1)) + 1e-9)))
-    texts = [f"{100 * t:.{decimals}f}%" if as_percent else f"{t:,.{decimals}f}" for t in ticks]
+    if as_percent:
+        texts = [f"{100 * tick:.{decimals}f}%" for tick in ticks]
+    elif decimals > 4 or scale >= 1e5:
+        texts = [f"{tick:.3g}" for tick in ticks]  # too wide otherwise
+    else:
+        texts = [f"{tick:,.{decimals}f}" for tick in ticks]
     return Axis(label, low, high, tuple(zip(ticks.tolist(), texts, strict=True)))
 
 
@@ -89,7 +94,7 @@ def count_axis(label: str, highest: float) -> Axis:
     """A logarithmic axis for counts; use `count_position` for the values."""
     top = max(1, int(np.ceil(np.log10(max(highest, 2)))))
     stride = 1 if top <= 6 else 2
-    ticks = tuple((float(power), f"{10**power:,}") for power in range(0, top + 1, stride))
+    ticks = tuple((float(power), _short(10**power)) for power in range(0, top + 1, stride))
     return Axis(label, count_position(0).item(), top + 0.05, ticks)
 
 
@@ -107,8 +112,8 @@ def step_axis(label: str, steps: Values) -> Axis:
         for factor in (1, 2, 5):
             value = factor * 10**power
             position = step_position(np.array([value]), steps).item()
-            if first <= value <= last and position - previous > high / 7:
-                ticks.append((position, f"{value:,}"))
+            if first <= value <= last and position - previous > high / 8:
+                ticks.append((position, _short(value)))
                 previous = position
     return Axis(label, 0.0, high, tuple(ticks))
 
@@ -183,7 +188,7 @@ def _mark(mark: Mark, x: Axis, y: Axis) -> Markup:
             at = _n(_across(mark.x, x))
             return Markup(
                 '<path class="rule" d="M{0} {1}V{2}"/><text class="rule" x="{3}" y="{4}">{5}</text>'
-            ).format(at, _TOP - 8, HEIGHT - _BOTTOM, _n(_across(mark.x, x) + 4), _TOP + 3, mark.text)
+            ).format(at, _TOP - 14, HEIGHT - _BOTTOM, _n(_across(mark.x, x) + 4), _TOP - 4, mark.text)
         case Hover():
             left, right = _across(mark.left, x), _across(mark.right, x)
             box = Markup('<rect class="hover" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>')
@@ -216,6 +221,14 @@ def _down(value: Any, axis: Axis) -> Any:
 def _n(value: float) -> str:
     """A coordinate with one digit after the point: enough for the eye, and small."""
     return f"{value:.1f}".removesuffix(".0")
+
+
+def _short(value: int) -> str:
+    """A round number that fits beside an axis: `500`, `20k`, `1M`."""
+    for unit, letter in ((10**9, "G"), (10**6, "M"), (1000, "k")):
+        if value >= unit and value % unit == 0:
+            return f"{value // unit}{letter}"
+    return str(value)
 
 
 def _round_step(step: float) -> float:

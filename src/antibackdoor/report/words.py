@@ -74,8 +74,8 @@ def duration(seconds: float) -> str:
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        return f"{whole // 60} min {whole % 60} s".removesuffix(" 0 s")
+    return f"{whole // 3600} h {whole % 3600 // 60} min".removesuffix(" 0 min")
 
 
 def verdict(metrics: Facts | None) -> Verdict:
@@ -130,7 +130,7 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
         value = _number(metrics, key)
         if value is None:
             continue
-        if key == "n_isolated" and n_samples:
+        if key == "n_isolated" and value and n_samples:
             note = f"{percent(value / n_samples)} of the samples, {note}"
         numbers.append(KeyNumber(name, show(value), note))
     labels = _labels(metrics)
