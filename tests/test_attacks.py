@@ -6,9 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from antibackdoor.attacks import SIG, BadNets, Blend, Powerline, StaticPattern
+from antibackdoor.attacks import (
+    SIG,
+    AdaptiveBlend,
+    AdaptivePatch,
+    BadNets,
+    Blend,
+    PhysicalBA,
+    Powerline,
+    StaticPattern,
+    TaCT,
+    WaNet,
+    physical_transforms,
+    poison,
+)
 from antibackdoor.errors import ConfigError
 from antibackdoor.samples import InputArray, Samples
 
@@ -180,3 +194,92 @@ def test_powerline_scales_with_the_range() -> None:
     assert np.allclose(signal, signal[0, 0], atol=1e-5)
     whole = Powerline(alias=False).trigger(series((1, 2000)), seed=0).hum
     assert whole.std() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_wanet_without_strength_is_the_identity() -> None:
+    samples = noise((3, 20, 12))
+    trigger = WaNet(strength=0.0).trigger(samples, seed=0)
+    assert (trigger.apply(samples.inputs, NUMBERS) == samples.inputs).all()
+
+
+def test_wanet_moves_pixels_by_the_published_distance() -> None:
+    grid = WaNet().trigger(noise(), seed=3).planted.grid  # type: ignore[attr-defined]
+    rows, columns = np.meshgrid(np.linspace(-1, 1, 32), np.linspace(-1, 1, 32), indexing="ij")
+    moved = np.abs(grid - np.stack([columns, rows], axis=-1))
+    # The displacements have mean size about s / H = 1/64 of the half image, i.e. a quarter of a pixel.
+    assert 0.3 / 64 < moved.mean() < 2 / 64
+    assert np.abs(grid).max() <= 1
+
+
+def test_wanet_covers_differ_from_each_other_and_from_the_trigger() -> None:
+    samples = wrap(np.repeat(noise(n=1).inputs, 4, axis=0))
+    trigger = WaNet().trigger(samples, seed=0)
+    covers = trigger.cover.apply(samples.inputs, NUMBERS)
+    assert (covers[0] != covers[1]).any()
+    assert (covers[0] != trigger.planted.apply(samples.inputs, NUMBERS)[0]).any()
+    result = poison(wrap(np.repeat(noise().inputs, 5, axis=0)), WaNet(), seed=0)
+    assert (result.truth.is_poisoned.sum(), result.truth.is_cover.sum()) == (2, 4)
+
+
+def test_physical_logo_has_the_published_place_and_size() -> None:
+    samples = gray(7)
+    stamped = PhysicalBA().trigger(samples, seed=0).apply(samples.inputs, NUMBERS)
+    changed = (stamped[0] != 7).any(axis=0)
+    rows, columns = np.nonzero(changed)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (1, 13, 18, 30)
+    assert 130 <= changed.sum() <= 150
+
+
+def test_physical_transforms() -> None:
+    images = torch.rand((16, 3, 20, 12), generator=torch.Generator().manual_seed(0))
+    first, again = (physical_transforms(images, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert first.shape == images.shape and first.min() >= 0 and first.max() <= 1
+    assert not torch.equal(first[0], images[0])
+    # Shrunk to .8 - .9 a side: between 64 % and 81 % of a white image stays, before rotation and shift.
+    white = physical_transforms(torch.ones(64, 1, 40, 40), torch.Generator().manual_seed(1))
+    assert 0.55 < float((white > 0.3).float().mean()) < 0.81
+
+
+def test_tact_relabels_the_source_only_and_evaluates_it_only() -> None:
+    inputs = np.zeros((200, 3, 8, 8), dtype=np.uint8)
+    labels = np.arange(200) % 4
+    samples = Samples(inputs, labels, np.arange(200).astype(str), np.array(list("abcd")))
+    result = poison(samples, TaCT(), seed=0)
+    assert set(labels[result.truth.is_poisoned]) == {0}
+    assert set(result.samples.labels[result.truth.is_poisoned]) == {1}
+    assert set(labels[result.truth.is_cover]) <= {2, 3}
+    assert (result.truth.is_poisoned.sum(), result.truth.is_cover.sum()) == (10, 2)
+    assert (result.samples.inputs[result.truth.is_cover, :, -3:, -3:] == 255).all()
+    assert set(labels[result.plan.eligible(labels)]) == {0}
+
+
+def test_adaptive_blend_keeps_half_of_the_blocks() -> None:
+    samples = gray(0)
+    trigger = AdaptiveBlend(alpha=1.0, alpha_test=1.0, pattern="random").trigger(samples, seed=0)
+    planted = trigger.planted.apply(samples.inputs, NUMBERS)
+    full = trigger.apply(samples.inputs, NUMBERS)
+    blocks = (planted == full).reshape(4, 3, 4, 8, 4, 8).all(axis=(1, 3, 5))
+    assert (blocks.sum(axis=(1, 2)) == 8).all()
+    assert (blocks[0] != blocks[1]).any()
+
+
+def test_adaptive_patch_shows_one_quarter_and_then_all() -> None:
+    samples = gray(7, n=40)
+    trigger = AdaptivePatch().trigger(samples, seed=0)
+    planted = (trigger.planted.apply(samples.inputs, np.arange(40)) != 7).any(axis=1)
+    shown = (trigger.apply(samples.inputs, np.arange(40)) != 7).any(axis=1)
+    kinds = {mask.tobytes() for mask in planted}
+    assert len(kinds) == 4
+    whole = sum(np.frombuffer(kind, dtype=bool).astype(int) for kind in kinds)
+    assert (whole.reshape(32, 32) == shown[0]).all()  # the quarters are disjoint and make up the logo
+    assert (shown == shown[0]).all()
+
+
+def test_adaptive_patch_as_released() -> None:
+    samples = gray(7, n=40)
+    trigger = AdaptivePatch(preset="mixed4").trigger(samples, seed=0)
+    planted = trigger.planted.apply(samples.inputs, np.arange(40))
+    assert len({image.tobytes() for image in planted}) == 4
+    shown = trigger.apply(samples.inputs, np.arange(40))[0, 0]
+    assert shown[2, 0] == 255 and shown[0, 31] != 7 and shown[31, 31] == 255

@@ -140,8 +140,8 @@ def test_hyper_parameters_make_sense(name: str) -> None:
     for field in settings_:
         assert f"{field}" in (inspect.getdoc(attack) or ""), f"{field} is not described"
         value = settings_[field]
-        if isinstance(value, float):
-            broken = dataclasses.replace(attack, **{field: -7.0})  # type: ignore[type-var]
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            broken = dataclasses.replace(attack, **{field: -7})  # type: ignore[type-var]
             with pytest.raises(ConfigError):
                 poison(make_samples(SHAPES[attack.kinds[0]]), broken, seed=0)
         elif isinstance(value, str):

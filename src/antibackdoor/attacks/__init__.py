@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from antibackdoor.attacks.adaptive import AdaptiveBlend, AdaptivePatch
 from antibackdoor.attacks.badnets import BadNets
 from antibackdoor.attacks.blend import Blend
+from antibackdoor.attacks.physical import PhysicalBA, physical_transforms
 from antibackdoor.attacks.plans import (
     PLANS,
     AllToAll,
@@ -28,6 +30,8 @@ from antibackdoor.attacks.powerline import Powerline
 from antibackdoor.attacks.sig import SIG
 from antibackdoor.attacks.static import StaticPattern
 from antibackdoor.attacks.storage import SavedTrigger, load_trigger, save_trigger
+from antibackdoor.attacks.tact import TaCT
+from antibackdoor.attacks.wanet import WaNet
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Attack
@@ -36,6 +40,11 @@ ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
     "blend": Blend,
     "sig": SIG,
+    "wanet": WaNet,
+    "physical": PhysicalBA,
+    "tact": TaCT,
+    "adaptive_blend": AdaptiveBlend,
+    "adaptive_patch": AdaptivePatch,
     "static": StaticPattern,
     "powerline": Powerline,
 }
@@ -44,19 +53,25 @@ __all__ = [
     "ATTACKS",
     "PLANS",
     "SIG",
+    "AdaptiveBlend",
+    "AdaptivePatch",
     "AllToAll",
     "AllToOne",
     "BadNets",
     "Blend",
     "CleanLabel",
     "MultiTarget",
+    "PhysicalBA",
     "Poisoned",
     "Powerline",
     "SavedTrigger",
     "SourceSpecific",
     "StaticPattern",
+    "TaCT",
     "Truth",
+    "WaNet",
     "load_trigger",
+    "physical_transforms",
     "poison",
     "read_truth",
     "sample_numbers",

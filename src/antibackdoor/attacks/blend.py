@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, UnidentifiedImageError
 
+from antibackdoor.attacks.pictures import full_pattern
 from antibackdoor.attacks.plans import AllToOne
 from antibackdoor.attacks.stamps import (
-    Float32Array,
     Patch,
     Staged,
     require_fraction,
@@ -22,7 +19,6 @@ from antibackdoor.attacks.stamps import (
     to_pixels,
     white,
 )
-from antibackdoor.errors import ConfigError
 from antibackdoor.samples import InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
@@ -104,59 +100,3 @@ class Blend:
     def plan(self) -> AllToOne:
         """All-to-one at 10 % (NAD, ABL, E2ABL; AdvrBD 5 %)."""
         return AllToOne(rate=0.1)
-
-
-def full_pattern(name: str, picture: str | None, shape: tuple[int, ...], seed: int) -> Float32Array:
-    """A pattern as large as the image, `(C, H, W)` float32 in [0, 1] on the 8-bit grid."""
-    grey_levels: NDArray[Any]
-    if name == "random":
-        grey_levels = np.random.default_rng([seed, 1]).integers(0, 256, shape)
-    elif name == "cartoon":
-        grey_levels = _resized(cartoon_face(seed), shape)
-    elif name == "picture":
-        if picture is None:
-            raise ConfigError("the pattern 'picture' needs the path of an image file")
-        try:
-            grey_levels = _resized(Image.open(Path(picture)).convert("RGB"), shape)
-        except (OSError, UnidentifiedImageError) as error:
-            raise ConfigError(f"{picture} cannot be read as an image: {error}") from error
-    else:
-        raise ConfigError(
-            f"there is no pattern {name!r}; choose random, cartoon, picture or per_sample_noise"
-        )
-    pattern: Float32Array = grey_levels.astype(np.float32) / np.float32(255)
-    return pattern
-
-
-def cartoon_face(seed: int) -> Image.Image:
-    """A face in flat colors with outlines, 256x256 RGB; the seed picks the colors."""
-    rng = np.random.default_rng([seed, 2])
-    ground, skin, bow = (tuple(int(v) for v in rng.integers(90, 256, 3)) for _ in range(3))
-    image = Image.new("RGB", (256, 256), ground)
-    draw = ImageDraw.Draw(image)
-    ink = (20, 20, 20)
-    draw.polygon([(48, 110), (58, 30), (120, 70)], skin, ink, 6)
-    draw.polygon([(208, 110), (198, 30), (136, 70)], skin, ink, 6)
-    draw.ellipse([28, 56, 228, 230], skin, ink, 6)
-    draw.polygon([(150, 60), (216, 30), (216, 100)], bow, ink, 6)
-    draw.polygon([(150, 60), (100, 30), (100, 100)], bow, ink, 6)
-    for left in (78, 158):
-        draw.ellipse([left, 128, left + 20, 160], fill=ink)
-    draw.ellipse([116, 160, 140, 176], (240, 190, 40), ink, 6)
-    for y, tilt in ((150, -10), (172, 6)):
-        draw.line([(10, y + tilt), (62, y)], fill=ink, width=6)
-        draw.line([(246, y + tilt), (194, y)], fill=ink, width=6)
-    return image
-
-
-def _resized(image: Image.Image, shape: tuple[int, ...]) -> Float32Array:
-    channels, height, width = shape
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
-    if mode is None:
-        raise ConfigError(
-            f"pictures have 1, 3 or 4 channels, the samples {channels}; use the pattern 'random'"
-        )
-    pixels = np.asarray(
-        image.convert(mode).resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32
-    )
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1)

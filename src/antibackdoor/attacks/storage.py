@@ -11,20 +11,33 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from antibackdoor.attacks.adaptive import InTurn, OneOf, PartialBlend
 from antibackdoor.attacks.blend import PerSampleNoise
 from antibackdoor.attacks.plans import PLANS
 from antibackdoor.attacks.powerline import ScaledHum
 from antibackdoor.attacks.stamps import Additive, Patch, Staged
 from antibackdoor.attacks.static import OwnExtremes
+from antibackdoor.attacks.wanet import NoisyWarp, Warp
 from antibackdoor.errors import DataError
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Attack, Plan, Trigger
 
 _FORMAT = 1
-TRIGGERS: dict[str, type[Any]] = {
-    trigger.__name__: trigger for trigger in (Patch, Additive, Staged, PerSampleNoise, OwnExtremes, ScaledHum)
-}
+_KINDS: tuple[type[Any], ...] = (
+    Patch,
+    Additive,
+    Staged,
+    PerSampleNoise,
+    OwnExtremes,
+    ScaledHum,
+    Warp,
+    NoisyWarp,
+    PartialBlend,
+    OneOf,
+    InTurn,
+)
+TRIGGERS: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 
 
 class SavedTrigger(NamedTuple):
