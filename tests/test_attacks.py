@@ -10,19 +10,24 @@ import torch
 from PIL import Image
 
 from antibackdoor.attacks import (
+    CBA,
+    DFST,
     SIG,
     AdaptiveBlend,
     AdaptivePatch,
+    AllToOne,
     BadNets,
     Blend,
     PhysicalBA,
     Powerline,
+    Refool,
     StaticPattern,
     TaCT,
     WaNet,
     physical_transforms,
     poison,
 )
+from antibackdoor.attacks.refool import Reflections
 from antibackdoor.errors import ConfigError
 from antibackdoor.samples import InputArray, Samples
 
@@ -283,3 +288,83 @@ def test_adaptive_patch_as_released() -> None:
     assert len({image.tobytes() for image in planted}) == 4
     shown = trigger.apply(samples.inputs, np.arange(40))[0, 0]
     assert shown[2, 0] == 255 and shown[0, 31] != 7 and shown[31, 31] == 255
+
+
+def test_refool_in_linear_light() -> None:
+    # Ghosts over black leave the reflection alone: at most (1 - alpha)^(1/2.2) of white, with alpha >= 0.55.
+    black = gray(0)
+    trigger = Refool(n_reflections=8, ghost_rate=1.0).trigger(black, seed=0)
+    shown = trigger.apply(black.inputs, NUMBERS)
+    assert 0 < shown.max() <= 255 * 0.45 ** (1 / 2.2) + 1
+    # Over white the image keeps alpha of its light, to which the reflection only adds.
+    light = gray(255)
+    assert trigger.apply(light.inputs, NUMBERS).min() >= 255 * 0.55 ** (1 / 2.2) - 1
+
+
+def test_refool_kinds_of_reflections() -> None:
+    planted = Refool(n_reflections=20).trigger(noise((3, 24, 40)), seed=0).planted
+    assert isinstance(planted, Reflections)
+    focused = planted.dims > 0
+    assert focused.sum() == 10
+    assert ((planted.dims[focused] >= 1.08) & (planted.dims[focused] <= 1.18)).all()
+    assert ((planted.alphas >= 0.55) & (planted.alphas <= 0.95)).all()
+
+
+def test_refool_from_a_folder(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (30, 20), (80 * number, 0, 0)).save(tmp_path / f"{number}.jpg")
+    attack = Refool(folder=str(tmp_path))
+    planted = attack.trigger(noise(), seed=0).planted
+    assert isinstance(planted, Reflections) and len(planted.layers) == 3
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match=r"3\.png cannot be read"):
+        attack.trigger(noise(), seed=0)
+    with pytest.raises(ConfigError, match="holds no pictures"):
+        Refool(folder=str(tmp_path / "none")).trigger(noise(), seed=0)
+
+
+def test_dfst_warms_the_colors_and_darkens_the_ground() -> None:
+    samples = noise()
+    shown = DFST().trigger(samples, seed=0).apply(samples.inputs, NUMBERS).astype(float)
+    assert shown[:, 0].mean() > shown[:, 1].mean() > shown[:, 2].mean()
+    assert shown[:, 0, :8].mean() > shown[:, 0, 24:].mean()
+    untouched = DFST(alpha=0.0).trigger(samples, seed=0).apply(samples.inputs, NUMBERS)
+    assert (untouched == samples.inputs).all()
+
+
+def test_dfst_opponent_space_is_orthonormal() -> None:
+    mix = DFST().trigger(noise(), seed=0).mix
+    assert np.allclose(mix @ mix.T, np.eye(3), atol=1e-6)
+
+
+def flat_classes(n: int = 60) -> Samples:
+    """Class k is a flat image of gray level 50 k + 10, so that every pixel tells its source."""
+    labels = np.arange(n) % 4
+    inputs = np.broadcast_to((50 * labels + 10)[:, None, None, None], (n, 3, 16, 16)).astype(np.uint8)
+    return Samples(inputs, labels, np.array([f"train/{i}" for i in range(n)]), np.array(list("abcd")))
+
+
+def test_cba_composes_the_two_sources_half_and_half() -> None:
+    samples = flat_classes()
+    result = poison(samples, CBA(), seed=0, rate=0.2)
+    composites = result.samples.inputs[result.truth.is_poisoned]
+    assert set(np.unique(composites)) == {10, 60}
+    share = (composites == 10).mean(axis=(1, 2, 3))
+    assert ((share >= 5 / 16) & (share <= 11 / 16)).all() and len(set(share)) > 1
+    assert set(result.truth.true_labels[result.truth.is_poisoned]) == {0, 1}
+    assert set(result.samples.labels[result.truth.is_poisoned]) == {2}
+    mixes = result.samples.inputs[result.truth.is_cover]
+    assert (mixes == samples.inputs[result.truth.is_cover]).all()  # flat: a mix of one class is itself
+    eligible = result.plan.eligible(samples.labels)
+    shown = result.trigger.apply(samples.inputs[eligible], np.arange(15) + 10**6)
+    assert {frozenset(np.unique(image)) for image in shown} == {frozenset({10, 60})}
+
+
+def test_cba_that_does_not_fit() -> None:
+    samples = flat_classes()
+    with pytest.raises(ConfigError, match="needs the plan Composite"):
+        poison(samples, CBA(), seed=0, plan=AllToOne())
+    with pytest.raises(ConfigError, match="samples of class 1"):
+        poison(samples.take(samples.labels != 1), CBA(), seed=0)
+    with pytest.raises(ConfigError, match="jitter is 8"):
+        CBA(jitter=8).trigger(samples, seed=0)

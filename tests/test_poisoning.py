@@ -18,6 +18,7 @@ from antibackdoor.attacks import (
     BadNets,
     Blend,
     CleanLabel,
+    Composite,
     MultiTarget,
     SourceSpecific,
     load_trigger,
@@ -123,6 +124,8 @@ def test_multi_target_follows_the_class() -> None:
         (SourceSpecific(source_label=0), "both 0"),
         (SourceSpecific(source_label=7), "source label 7"),
         (SourceSpecific(cover_labels=(0,)), "contain"),
+        (Composite(source_labels=(0, 2)), "must all differ"),
+        (Composite(target_label=8), "target label 8"),
         (MultiTarget(target_labels=()), "one or more"),
         (MultiTarget(target_labels=(1, 9)), "target label 9"),
     ],
@@ -157,10 +160,8 @@ def test_rows_that_are_not_drawn_stay_as_they_are(name: str, rate: float, seed: 
     assert (
         result.samples.labels[~result.truth.is_poisoned] == samples.labels[~result.truth.is_poisoned]
     ).all()
-    class_size_caps = name in ("clean_label", "source_specific")
-    assert result.truth.is_poisoned.sum() == (
-        min(round(rate * 100), 20) if class_size_caps else round(rate * 100)
-    )
+    available = {"clean_label": 20, "source_specific": 20, "composite": 40}.get(name, 100)
+    assert result.truth.is_poisoned.sum() == min(round(rate * 100), available)
     assert not (result.truth.is_poisoned & result.truth.is_cover).any()
 
 

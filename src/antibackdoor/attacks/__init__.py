@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 from antibackdoor.attacks.adaptive import AdaptiveBlend, AdaptivePatch
 from antibackdoor.attacks.badnets import BadNets
 from antibackdoor.attacks.blend import Blend
+from antibackdoor.attacks.cba import CBA
+from antibackdoor.attacks.dfst import DFST
 from antibackdoor.attacks.physical import PhysicalBA, physical_transforms
 from antibackdoor.attacks.plans import (
     PLANS,
     AllToAll,
     AllToOne,
     CleanLabel,
+    Composite,
     MultiTarget,
     SourceSpecific,
 )
@@ -27,6 +30,7 @@ from antibackdoor.attacks.poisoning import (
     write_truth,
 )
 from antibackdoor.attacks.powerline import Powerline
+from antibackdoor.attacks.refool import Refool
 from antibackdoor.attacks.sig import SIG
 from antibackdoor.attacks.static import StaticPattern
 from antibackdoor.attacks.storage import SavedTrigger, load_trigger, save_trigger
@@ -40,6 +44,9 @@ ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
     "blend": Blend,
     "sig": SIG,
+    "refool": Refool,
+    "cba": CBA,
+    "dfst": DFST,
     "wanet": WaNet,
     "physical": PhysicalBA,
     "tact": TaCT,
@@ -51,6 +58,8 @@ ATTACKS: dict[str, type[Attack]] = {
 
 __all__ = [
     "ATTACKS",
+    "CBA",
+    "DFST",
     "PLANS",
     "SIG",
     "AdaptiveBlend",
@@ -60,10 +69,12 @@ __all__ = [
     "BadNets",
     "Blend",
     "CleanLabel",
+    "Composite",
     "MultiTarget",
     "PhysicalBA",
     "Poisoned",
     "Powerline",
+    "Refool",
     "SavedTrigger",
     "SourceSpecific",
     "StaticPattern",

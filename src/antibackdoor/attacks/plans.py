@@ -262,10 +262,56 @@ class MultiTarget:
         return np.asarray(self.target_labels, dtype=np.int64)[labels % len(self.target_labels)]
 
 
-PLANS = {
+@dataclass(frozen=True)
+class Composite:
+    """Dirty label for composites of two classes; mixes within one class are covers (CBA).
+
+    Reference: Lin et al., Composite Backdoor Attack, CCS 2020.
+
+    Attributes:
+        rate: Poisoned share of the data set, in [0, 1], drawn from both classes; it stops at their size.
+            ABL and E2ABL use 0.1.
+        target_label: The label C of a composite.
+        source_labels: The classes A and B.
+        cover_rate: Share of the data set, of any class, that is mixed within its class.
+    """
+
+    rate: float = 0.1
+    target_label: int = 2
+    source_labels: tuple[int, int] = (0, 1)
+    cover_rate: float = 0.1
+
+    def fit(self, n_classes: int) -> Composite:
+        """Check the labels against K classes."""
+        labels = (*self.source_labels, self.target_label)
+        for name, label in zip(("source label", "source label", "target label"), labels, strict=True):
+            _require_label(name, label, n_classes)
+        if len(set(labels)) < 3:
+            raise ConfigError(f"sources {self.source_labels} and target {self.target_label} must all differ")
+        return self
+
+    def draw(self, labels: IntArray, *, seed: int) -> tuple[IntArray, IntArray]:
+        """Rows to poison and rows of covers."""
+        pool = np.isin(labels, self.source_labels)
+        count = min(_count("poisoning rate", self.rate, len(labels)), int(pool.sum()))
+        covers = np.ones(len(labels), dtype=np.bool_)
+        return _draw(pool, count, seed, covers, _count("cover rate", self.cover_rate, len(labels)))
+
+    def eligible(self, labels: IntArray) -> BoolArray:
+        """Test samples of class A, which the trigger composes with images of class B."""
+        mask: BoolArray = labels == self.source_labels[0]
+        return mask
+
+    def goal(self, labels: IntArray) -> IntArray:
+        """The target label for all."""
+        return np.full(len(labels), self.target_label, dtype=np.int64)
+
+
+PLANS: dict[str, type[Any]] = {
     "all_to_one": AllToOne,
     "all_to_all": AllToAll,
     "clean_label": CleanLabel,
     "source_specific": SourceSpecific,
     "multi_target": MultiTarget,
+    "composite": Composite,
 }

@@ -13,8 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from antibackdoor.attacks.adaptive import InTurn, OneOf, PartialBlend
 from antibackdoor.attacks.blend import PerSampleNoise
+from antibackdoor.attacks.cba import HalfMixer
+from antibackdoor.attacks.dfst import GlobalStyle
 from antibackdoor.attacks.plans import PLANS
 from antibackdoor.attacks.powerline import ScaledHum
+from antibackdoor.attacks.refool import Reflections
 from antibackdoor.attacks.stamps import Additive, Patch, Staged
 from antibackdoor.attacks.static import OwnExtremes
 from antibackdoor.attacks.wanet import NoisyWarp, Warp
@@ -36,6 +39,9 @@ _KINDS: tuple[type[Any], ...] = (
     PartialBlend,
     OneOf,
     InTurn,
+    Reflections,
+    GlobalStyle,
+    HalfMixer,
 )
 TRIGGERS: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 
