@@ -115,7 +115,7 @@ def read(
         train, given = train.select(kept), train.select(held)
         notes["test"] = f"held out {test_fraction:.0%}"
     train_samples = _samples([train], names, shape, faults, kept_in, path, progress)
-    _check_classes(train_samples, path)
+    _check_classes(train_samples, train, path)
     test_samples = None
     if given is not None:
         _refuse_new_classes(given, train, test or path)
@@ -220,23 +220,18 @@ def _open(path: str | Path, faults: Faults, *, labelled: bool = True) -> tuple[s
             try:
                 return name, format_.open_source(path, faults, labelled=labelled)
             except OSError as error:
-                raise DataError(
-                    f"{path} cannot be read ({error.strerror or error}); check its permissions"
-                ) from error
+                raise DataError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
     if not labelled and is_image(path.name):
         return "folder", folder.open_image_file(path)
     raise DataError(
-        f"{one_line(str(path))} is of no known format; give a folder or .zip of class folders, "
-        f".npz, .ts, .csv or .tsv"
+        f"{one_line(str(path))} is of no known format; give a folder or .zip of class folders, .npz, .ts, .csv or .tsv"
     )
 
 
 def _class_names(train: Listed, source: Source, path: str | Path) -> StrArray:
     names = source.class_names or in_natural_order(set(train.classes))
     if len(set(train.classes)) < 2:
-        raise DataError(
-            f"{path} has one class only ({one_line(train.classes[0])!r}); a classifier needs two or more"
-        )
+        raise DataError(f"{path} has one class only ({one_line(train.classes[0])!r}); a classifier needs two or more")
     return np.array(names, dtype=np.str_)
 
 
@@ -261,9 +256,7 @@ def _common_shape(
 ) -> tuple[int, ...]:
     kinds = {listed.content.kind for listed in splits}
     if len(kinds) > 1:
-        raise DataError(
-            "one of the train and test data holds images, the other series; give both of one kind"
-        )
+        raise DataError("one of the train and test data holds images, the other series; give both of one kind")
     if kinds == {"image"}:
         survey = merge([surveyed(listed.content, cache, progress=progress) for listed in splits])
         shape, rule = image_shape(survey, image_size)
@@ -295,9 +288,7 @@ def _check_shape(splits: list[Listed], shape: tuple[int, ...], path: str | Path)
         if wanted == "series":
             channels = listed.content.survey(False).channels
             if channels != shape[0]:
-                raise DataError(
-                    f"the series in {path} have {channels} channels, but the model takes {shape[0]}"
-                )
+                raise DataError(f"the series in {path} have {channels} channels, but the model takes {shape[0]}")
 
 
 def _samples(
@@ -328,11 +319,10 @@ def _decoded(
     return inputs, np.arange(len(inputs), dtype=np.int64)
 
 
-def _check_classes(train: Samples, path: str | Path) -> None:
-    if len(np.unique(train.labels)) < 2:
-        raise DataError(
-            f"{path} has one class only among the samples that can be read; two or more are needed"
-        )
+def _check_classes(train: Samples, listed: Listed, path: str | Path) -> None:
+    gone = sorted(set(listed.classes) - set(train.class_names[np.unique(train.labels)].tolist()))
+    if gone:
+        raise DataError(f"{path}: no sample of the class {one_line(gone[0])!r} can be read; mend or remove it")
 
 
 def _refuse_new_classes(test: Listed, train: Listed, path: str | Path) -> None:

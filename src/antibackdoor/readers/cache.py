@@ -53,9 +53,7 @@ def surveyed(content: Content, cache: Path, *, progress: bool) -> Survey:
         return Survey(sizes, int(kept["channels"]))
     except (OSError, ValueError, KeyError, TypeError):
         survey = content.survey(progress)
-    text = json.dumps(
-        {"sizes": [[list(size), n] for size, n in survey.sizes.items()], "channels": survey.channels}
-    )
+    text = json.dumps({"sizes": [[list(size), n] for size, n in survey.sizes.items()], "channels": survey.channels})
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -81,9 +79,7 @@ def stored(
         _build(entry, contents, shape, collected, progress)
         known = _load(entry, contents, shape)
         if known is None:
-            raise DataError(
-                f"the cache entry {entry} changed while it was read; try again or give --cache FOLDER"
-            )
+            raise DataError(f"the cache entry {entry} changed while it was read; try again or give --cache FOLDER")
     result, skipped = known
     for fault in skipped:
         faults.report(fault.id, fault.reason)
@@ -95,9 +91,7 @@ def _key(contents: Sequence[Content], shape: tuple[int, ...]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _load(
-    entry: Path, contents: Sequence[Content], shape: tuple[int, ...]
-) -> tuple[Stored, list[Skipped]] | None:
+def _load(entry: Path, contents: Sequence[Content], shape: tuple[int, ...]) -> tuple[Stored, list[Skipped]] | None:
     """The entry, or None if it is absent, damaged or half-written."""
     try:
         index = json.loads((entry / "index.json").read_text())
@@ -116,9 +110,7 @@ def _load(
     return (Stored(inputs, rows), skipped) if fits else None
 
 
-def _build(
-    entry: Path, contents: Sequence[Content], shape: tuple[int, ...], faults: Faults, progress: bool
-) -> None:
+def _build(entry: Path, contents: Sequence[Content], shape: tuple[int, ...], faults: Faults, progress: bool) -> None:
     cache = entry.parent
     temporary = cache / f".{entry.name}.{uuid.uuid4().hex}"
     try:
@@ -137,9 +129,7 @@ def _build(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _fill(
-    folder: Path, contents: Sequence[Content], shape: tuple[int, ...], faults: Faults, progress: bool
-) -> None:
+def _fill(folder: Path, contents: Sequence[Content], shape: tuple[int, ...], faults: Faults, progress: bool) -> None:
     dtype = np.dtype(contents[0].dtype)
     kept: list[IntArray] = []
     total = sum(len(content) for content in contents)
@@ -196,6 +186,4 @@ def _make_room(cache: Path, entry: Path, n_bytes: int) -> None:
 
 
 def _unwritable(cache: Path, error: OSError) -> DataError:
-    return DataError(
-        f"cannot write to the cache {cache} ({error.strerror or error}); give a folder with --cache"
-    )
+    return DataError(f"cannot write to the cache {cache} ({error.strerror or error}); give a folder with --cache")

@@ -8,12 +8,12 @@ series of unequal length are resampled to the longest (linear interpolation). Cl
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
 
 from antibackdoor.errors import DataError
+from antibackdoor.readers.output import complete_or_absent
 from antibackdoor.readers.pairs import test_beside, written_pair
 from antibackdoor.readers.series import SeriesArray, SeriesList, is_number, parse_values, read_lines
 from antibackdoor.readers.source import Faults, Listed, Source, Written, one_line
@@ -71,7 +71,7 @@ def _is_header(rows: list[tuple[int, list[str]]]) -> bool:
     filled = [cell for cell in cells if cell.strip()]
     if filled and not any(is_number(cell) for cell in filled):
         return True
-    if title.strip().lower() in _LABEL_TITLES:
+    if title.strip().lower() in _LABEL_TITLES and all(cells[0] != title for _, cells in rows[1:]):
         return True
     return len(rows) > 1 and not is_number(title) and all(is_number(cells[0]) for _, cells in rows[1:])
 
@@ -103,21 +103,8 @@ def write(path: Path, train: Samples, test: Samples | None) -> Written:
         DataError: If a file exists, the samples are not univariate series, or a class name cannot be written.
     """
     for samples in (train, test):
-        if samples is not None and (samples.kind != "series" or samples.shape[0] != 1):
-            raise DataError(
-                f"samples of shape {samples.shape} cannot be written to .csv; use .npz, or .ts for series"
-            )
-    for name in train.class_names.tolist():
-        # Anything else would be read back as another class, a header or a missing one.
-        lost = not name or not name.isprintable() or name.lower() in _LABEL_TITLES | {"nan", "?"}
-        if (
-            lost
-            or name != _class_text(name.strip())
-            or is_number(name) != is_number(str(train.class_names[0]))
-        ):
-            raise DataError(
-                f"class name {one_line(name)!r} cannot be written to .csv; rename it, or use .npz"
-            )
+        if samples is not None:
+            _refuse_what_csv_cannot_hold(samples)
     if len(np.unique(train.labels)) < train.n_classes:
         raise DataError("a class has no sample left, so a .csv cannot hold it; use .npz")
     train_path, test_path = written_pair(path, with_test=test is not None)
@@ -126,14 +113,23 @@ def write(path: Path, train: Samples, test: Samples | None) -> Written:
     return Written(train_path, train_ids, test_ids)
 
 
+def _refuse_what_csv_cannot_hold(samples: Samples) -> None:
+    if samples.kind != "series" or samples.shape[0] != 1:
+        raise DataError(f"samples of shape {samples.shape} cannot be written to .csv; use .npz, or .ts")
+    names = samples.class_names.tolist()
+    first = samples.labels[:1].tolist()
+    for label, name in enumerate(names):
+        missing = name.lower() in ("", "?", "nan")
+        changed = name != _class_text(name.strip()) or not name.isprintable()
+        mixed = is_number(name) != is_number(names[0])  # a lone word above numbers is taken for a header
+        header = name.lower() in _LABEL_TITLES and first == [label] and (samples.labels == label).sum() == 1
+        if missing or changed or mixed or header:
+            raise DataError(f"class name {one_line(name)!r} cannot be written to .csv; rename it, or use .npz")
+
+
 def _write_split(path: Path, samples: Samples, split: str) -> StrArray:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter=_DELIMITERS[path.suffix.lower()], lineterminator="\n")
-            for series, label in zip(samples.inputs, samples.labels.tolist(), strict=True):
-                writer.writerow([samples.class_names[label], *series[0].astype(np.str_).tolist()])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with complete_or_absent(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=_DELIMITERS[path.suffix.lower()], lineterminator="\n")
+        for series, label in zip(samples.inputs, samples.labels.tolist(), strict=True):
+            writer.writerow([samples.class_names[label], *series[0].astype(np.str_).tolist()])
     return np.array([f"{split}/{row}" for row in range(len(samples))], dtype=np.str_)

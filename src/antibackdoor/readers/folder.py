@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from antibackdoor.errors import DataError
 from antibackdoor.readers.image_files import MAX_FILE_BYTES, layout_of, list_images
-from antibackdoor.readers.images import encode_png
 from antibackdoor.readers.layout import is_image, written_names
-from antibackdoor.readers.parallel import in_order
-from antibackdoor.readers.source import Faults, Source, Written, one_line
+from antibackdoor.readers.output import complete_or_absent, pngs
+from antibackdoor.readers.source import Faults, Source, Written
 from antibackdoor.samples import Samples
 
 SUFFIXES: tuple[str, ...] = ()  # a folder
-_BATCH = 256
 
 
 def open_source(path: Path, faults: Faults, *, labelled: bool) -> Source:
@@ -84,12 +80,9 @@ def write(path: Path, train: Samples, test: Samples | None) -> Written:
     Raises:
         DataError: If `path` exists, or the samples are no uint8 images.
     """
-    refuse_existing(path)
     train_names = written_names(train, "train" if test is not None else "")
     test_names = written_names(test, "test") if test is not None else None
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with complete_or_absent(path) as temporary:
         for samples, names in ((train, train_names), (test, test_names)):
             if samples is None or names is None:
                 continue
@@ -97,29 +90,4 @@ def write(path: Path, train: Samples, test: Samples | None) -> Written:
                 (temporary / folder).mkdir(parents=True, exist_ok=True)
             for name, data in zip(names.tolist(), pngs(samples), strict=True):
                 (temporary / name).write_bytes(data)
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Written(path, train_names, test_names)
-
-
-def refuse_existing(path: Path) -> None:
-    """Raises DataError if something is there already: a data set is never overwritten."""
-    if path.exists():
-        raise DataError(f"{one_line(str(path))} exists already; remove it or write to another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def pngs(samples: Samples) -> Iterator[bytes]:
-    """All images of a data set as PNG, a batch at a time.
-
-    Raises:
-        DataError: If the samples are series.
-    """
-    if samples.kind != "image":
-        raise DataError("series cannot be written as images; use .npz, .ts or .csv")
-    starts = range(0, len(samples), _BATCH)
-    for batch in in_order(
-        lambda start: [encode_png(x) for x in samples.inputs[start : start + _BATCH]], starts
-    ):
-        yield from batch

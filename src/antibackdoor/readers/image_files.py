@@ -18,9 +18,7 @@ from antibackdoor.readers.parallel import in_order, progress_bar
 from antibackdoor.readers.source import Block, Faults, Kind, Listed, Source, Survey
 from antibackdoor.samples import InputArray, IntArray
 
-MAX_FILE_BYTES = (
-    256 * 2**20
-)  # no training image is larger; a declared size beyond this is an attack or a mistake
+MAX_FILE_BYTES = 256 * 2**20  # no training image is larger; a declared size beyond this is an attack or a mistake
 _BLOCK_BYTES = 4 * 2**20
 
 

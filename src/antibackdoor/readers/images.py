@@ -138,9 +138,7 @@ def fit(images: InputArray, shape: tuple[int, ...]) -> InputArray:
     if images.shape[2:] == (height, width):
         return images
     resized = np.empty((len(images), channels, height, width), images.dtype)
-    for source, target in zip(
-        images.reshape(-1, *images.shape[2:]), resized.reshape(-1, height, width), strict=True
-    ):
+    for source, target in zip(images.reshape(-1, *images.shape[2:]), resized.reshape(-1, height, width), strict=True):
         plane = Image.fromarray(np.ascontiguousarray(source))
         target[:] = np.asarray(plane.resize((width, height), Image.Resampling.BICUBIC))
     return np.clip(resized, 0, 1) if images.dtype == np.float32 else resized

@@ -12,9 +12,7 @@ from antibackdoor.errors import DataError
 from antibackdoor.readers.source import in_natural_order, one_line
 from antibackdoor.samples import Samples, StrArray
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".pbm", ".webp", ".tif", ".tiff", ".gif"}
-)
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".pbm", ".webp", ".tif", ".tiff", ".gif"})
 _TRAIN = frozenset({"train", "training"})
 _TEST = frozenset({"test", "testing"})
 _VALIDATION = frozenset({"val", "valid", "validation"})
@@ -118,7 +116,9 @@ def _split_layout(split_paths: list[list[str]], roles: dict[str, str], wrapper: 
         else:
             by_role["test"] = validation
     parents = tuple(wrapper + top for top in sorted(roles) if top not in left_out)
-    return Layout({role: _by_class(found, 1) for role, found in by_role.items()}, wrapper, left_out, parents)
+    return Layout(
+        {role: _by_class(by_role[role], 1) for role in ("train", "test") if role in by_role}, wrapper, left_out, parents
+    )
 
 
 def _by_class(split_paths: list[list[str]], depth: int) -> list[tuple[str, str]]:
@@ -140,15 +140,11 @@ def written_names(samples: Samples, split: str) -> StrArray:
     names = [_safe_folder(str(name)) for name in samples.class_names]
     reserved = next((name for name in names if _role(name)), None)
     if not split and reserved is not None:
-        raise DataError(
-            f"class name {reserved!r} would be taken for a split when read; rename it, or use .npz"
-        )
+        raise DataError(f"class name {reserved!r} would be taken for a split when read; rename it, or use .npz")
     if split != "test":
         empty = np.flatnonzero(np.bincount(samples.labels, minlength=len(names)) == 0)
         if len(empty):
-            raise DataError(
-                f"class {names[int(empty[0])]!r} has no sample left, so a folder cannot hold it; use .npz"
-            )
+            raise DataError(f"class {names[int(empty[0])]!r} has no sample left, so a folder cannot hold it; use .npz")
     homes, rests = zip(*(_below_class(str(sample_id)) for sample_id in samples.ids), strict=True)
     folders = [names[label] for label in samples.labels.tolist()]
     stays = [home == folder for home, folder in zip(homes, folders, strict=True)]
@@ -167,9 +163,7 @@ def written_names(samples: Samples, split: str) -> StrArray:
 
 def _below_class(sample_id: str) -> tuple[str, str]:
     """The class folder in an id (or "") and the rest without its suffix."""
-    parts: Sequence[str] = [part for part in sample_id.split("/") if part not in ("", ".", "..")] or [
-        "sample"
-    ]
+    parts: Sequence[str] = [part for part in sample_id.split("/") if part not in ("", ".", "..")] or ["sample"]
     if len(parts) > 1 and parts[0].lower() in _SPLITS:
         parts = parts[1:]
     home, rest = (parts[0], parts[1:]) if len(parts) > 1 else ("", parts)
@@ -179,14 +173,6 @@ def _below_class(sample_id: str) -> tuple[str, str]:
 
 
 def _safe_folder(name: str) -> str:
-    if (
-        not name
-        or name.startswith(".")
-        or name == "__MACOSX"
-        or set(name) & set("/\\:\0")
-        or not name.isprintable()
-    ):
-        raise DataError(
-            f"class name {one_line(name)!r} cannot be the name of a folder; rename it, or use .npz"
-        )
+    if not name or name.startswith(".") or name == "__MACOSX" or set(name) & set("/\\:\0") or not name.isprintable():
+        raise DataError(f"class name {one_line(name)!r} cannot be the name of a folder; rename it, or use .npz")
     return name

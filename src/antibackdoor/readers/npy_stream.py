@@ -96,9 +96,7 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
                     f"save it as a plain array of numbers or strings"
                 )
             if header_bytes + math.prod(shape) * dtype.itemsize != member.file_size:
-                raise DataError(
-                    f"{name} in {path} does not have the size that its header claims; make the file anew"
-                )
+                raise DataError(f"{name} in {path} does not have the size that its header claims; make the file anew")
             arrays[name] = StoredArray(path, name, shape, dtype, fortran, member.CRC)
     return arrays
 

@@ -17,7 +17,6 @@ length to the longest true length by linear interpolation. Python objects are ne
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -29,16 +28,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antibackdoor.errors import DataError
-from antibackdoor.readers.folder import refuse_existing
 from antibackdoor.readers.images import fit
 from antibackdoor.readers.npy_stream import StoredArray, stored_arrays, write_array
+from antibackdoor.readers.output import batches, complete_or_absent
 from antibackdoor.readers.series import SeriesArray, SeriesList
 from antibackdoor.readers.source import Block, Faults, Kind, Listed, Source, Survey, Written
 from antibackdoor.samples import InputArray, IntArray, Samples, StrArray
 
 _Axes = Literal["NHW", "NHWC", "NCHW"]
 SUFFIXES = (".npz",)
-_BATCH = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +70,7 @@ class ImageArray:
         array = self.array
         rows = hashlib.sha256(self.rows.tobytes()).hexdigest()
         status = array.path.stat()
-        identity = (
-            f"{array.path.resolve()} {status.st_size} {status.st_mtime_ns} {array.name} {array.checksum}"
-        )
+        identity = f"{array.path.resolve()} {status.st_size} {status.st_mtime_ns} {array.name} {array.checksum}"
         return f"{identity} {array.shape} {array.dtype} {array.fortran} {self.axes} {rows}"
 
     def survey(self, progress: bool) -> Survey:
@@ -104,9 +100,7 @@ class ImageArray:
             values = values.transpose(0, 3, 1, 2)
         return values.astype(self.dtype)
 
-    def _checked(
-        self, positions: IntArray, images: InputArray, faults: Faults
-    ) -> tuple[IntArray, InputArray]:
+    def _checked(self, positions: IntArray, images: InputArray, faults: Faults) -> tuple[IntArray, InputArray]:
         flat = images.reshape(len(images), -1)
         good = ((flat >= 0) & (flat <= 1)).all(axis=1)  # NaN compares as false
         for row in self.rows[positions[~good]].tolist():
@@ -148,9 +142,7 @@ def open_source(path: Path, faults: Faults, *, labelled: bool) -> Source:
 def _get(arrays: dict[str, StoredArray], name: str, path: Path) -> StoredArray:
     if name not in arrays:
         held = ", ".join(sorted(arrays)) or "nothing"
-        raise DataError(
-            f"{path} has no array {name!r} (it holds {held}); save x_train, y_train, x_test, y_test"
-        )
+        raise DataError(f"{path} has no array {name!r} (it holds {held}); save x_train, y_train, x_test, y_test")
     return arrays[name]
 
 
@@ -207,9 +199,7 @@ def _lengths(array: StoredArray, shape: tuple[int, ...]) -> list[int]:
     lengths = array.read()
     whole = array.dtype.kind in "iu" and lengths.shape == shape[:1]
     if not whole or lengths.min() < 1 or lengths.max() > shape[2]:
-        raise DataError(
-            f"{array.where} must hold {shape[0]} whole numbers from 1 to {shape[2]}, the true lengths"
-        )
+        raise DataError(f"{array.where} must hold {shape[0]} whole numbers from 1 to {shape[2]}, the true lengths")
     return [int(length) for length in lengths]
 
 
@@ -217,9 +207,7 @@ def _text(array: StoredArray) -> tuple[str, ...]:
     names = array.read()
     if names.dtype.kind not in "US" or names.ndim != 1 or len(set(names.tolist())) < len(names):
         raise DataError(f"{array.where} must hold different strings in one dimension")
-    return tuple(
-        name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names.tolist()
-    )
+    return tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names.tolist())
 
 
 def _classes(array: StoredArray, names: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -227,9 +215,7 @@ def _classes(array: StoredArray, names: tuple[str, ...] | None) -> tuple[str, ..
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iubUS":
-        raise DataError(
-            f"{array.where} is {labels.dtype} of shape {labels.shape}; expected one number or string a row"
-        )
+        raise DataError(f"{array.where} is {labels.dtype} of shape {labels.shape}; expected one number or string a row")
     if labels.dtype.kind in "US":
         return tuple(x.decode("utf-8", "replace") if isinstance(x, bytes) else x for x in labels.tolist())
     numbers = labels.astype(np.int64)
@@ -251,28 +237,22 @@ def write(path: Path, train: Samples, test: Samples | None) -> Written:
     Raises:
         DataError: If the file exists.
     """
-    refuse_existing(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for split, samples in (("train", train), ("test", test)):
-                if samples is not None:
-                    _write_split(archive, split, samples)
-            names = train.class_names.astype(np.str_)
-            write_array(archive, "class_names", names.shape, names.dtype, [names])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with complete_or_absent(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for split, samples in (("train", train), ("test", test)):
+            if samples is not None:
+                _write_split(archive, split, samples)
+        names = train.class_names.astype(np.str_)
+        write_array(archive, "class_names", names.shape, names.dtype, [names])
     return Written(path, _row_ids(train, "train"), _row_ids(test, "test") if test is not None else None)
 
 
 def _write_split(archive: zipfile.ZipFile, split: str, samples: Samples) -> None:
-    batches = (samples.inputs[start : start + _BATCH] for start in range(0, len(samples), _BATCH))
+    blocks = batches(samples)
     shape = samples.inputs.shape
     if samples.kind == "image":
-        batches = (batch.transpose(0, 2, 3, 1) for batch in batches)
+        blocks = (batch.transpose(0, 2, 3, 1) for batch in blocks)
         shape = (shape[0], shape[2], shape[3], shape[1])
-    write_array(archive, f"x_{split}", shape, np.dtype(samples.inputs.dtype), batches)
+    write_array(archive, f"x_{split}", shape, np.dtype(samples.inputs.dtype), blocks)
     write_array(archive, f"y_{split}", samples.labels.shape, np.dtype(np.int64), [samples.labels])
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from antibackdoor.errors import DataError
-from antibackdoor.readers.folder import refuse_existing
+from antibackdoor.readers.output import refuse_existing
 
 _TRAIN = re.compile(r"(.*)_(train)", re.IGNORECASE)
 

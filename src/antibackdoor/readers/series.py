@@ -88,11 +88,7 @@ def parse_values(cells: Sequence[str], where: str) -> SeriesArray:
         values = np.array(cells, dtype=np.float64)
     except ValueError:
         bad = next(cell for cell in cells if not is_number(cell))
-        what = (
-            "a missing value"
-            if bad.strip() in ("?", "")
-            else f"{one_line(bad[:40])!r}, which is not a number"
-        )
+        what = "a missing value" if bad.strip() in ("?", "") else f"{one_line(bad[:40])!r}, which is not a number"
         raise ValueError(f"{where} holds {what}; fill it in or remove the series") from None
     with np.errstate(over="ignore"):
         single = values.astype(np.float32)
@@ -119,6 +115,4 @@ def read_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} cannot be read as text ({one_line(str(error))}); save it as UTF-8"
-        ) from error
+        raise DataError(f"{path} cannot be read as text ({one_line(str(error))}); save it as UTF-8") from error

@@ -45,9 +45,7 @@ class Faults:
             DataError: If `on_error` is "raise".
         """
         if self.on_error == "raise":
-            raise DataError(
-                f"{one_line(reason)}; mend or remove it, or leave such samples out with --on-error skip"
-            )
+            raise DataError(f"{one_line(reason)}; mend or remove it, or leave such samples out with --on-error skip")
         self.skipped.append(Skipped(sample_id, one_line(reason)))
 
     def warn(self) -> None:

@@ -7,7 +7,6 @@ missing values are refused.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from antibackdoor.errors import DataError
+from antibackdoor.readers.output import complete_or_absent
 from antibackdoor.readers.pairs import test_beside, written_pair
 from antibackdoor.readers.series import SeriesArray, SeriesList, parse_values, read_lines, resample
 from antibackdoor.readers.source import Faults, Listed, Source, Written, in_natural_order, one_line
@@ -48,9 +48,7 @@ def _read(path: Path, split: str, faults: Faults, labelled: bool) -> tuple[Liste
     lines = read_lines(path)
     header = _header(lines, path)
     if labelled and not header.labelled:
-        raise DataError(
-            f"{path} declares no class labels (@classLabel true a b ...); classes are needed here"
-        )
+        raise DataError(f"{path} declares no class labels (@classLabel true a b ...); classes are needed here")
     ids: list[str] = []
     classes: list[str] = []
     values: list[SeriesArray] = []
@@ -86,17 +84,13 @@ def _header(lines: list[str], path: Path) -> _Header:
         words = line.split()
         if not words or not words[0].startswith("@"):
             if words and not words[0].startswith(("#", "%")):
-                raise DataError(
-                    f"{path}, line {index + 1}, stands before @data but is no @ line; is it a .ts file?"
-                )
+                raise DataError(f"{path}, line {index + 1}, stands before @data but is no @ line; is it a .ts file?")
             continue
         tag, value = words[0].lower(), [word.lower() for word in words[1:2]]
         if tag == "@data":
             return _Header(classes, labelled, index + 1)
         if tag == "@timestamps" and value == ["true"]:
-            raise DataError(
-                f"{path} has time stamps (@timeStamps true); resample it to equal steps and drop them"
-            )
+            raise DataError(f"{path} has time stamps (@timeStamps true); resample it to equal steps and drop them")
         if tag == "@targetlabel" and value == ["true"]:
             raise DataError(f"{path} is a regression data set (@targetLabel); classes are needed")
         if tag == "@classlabel":
@@ -138,13 +132,8 @@ def write(path: Path, train: Samples, test: Samples | None) -> Written:
 def _write_split(path: Path, samples: Samples, split: str) -> StrArray:
     if samples.kind != "series":
         raise DataError("images cannot be written to .ts; use a folder, .zip or .npz")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(_lines(samples, path.stem))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with complete_or_absent(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(_lines(samples, path.stem))
     return np.array([f"{split}/{row}" for row in range(len(samples))], dtype=np.str_)
 
 

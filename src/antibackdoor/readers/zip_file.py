@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 import zipfile
@@ -12,9 +11,9 @@ from threading import Lock
 from typing import BinaryIO
 
 from antibackdoor.errors import DataError
-from antibackdoor.readers.folder import pngs, refuse_existing
 from antibackdoor.readers.image_files import MAX_FILE_BYTES, layout_of, list_images
 from antibackdoor.readers.layout import is_image, written_names
+from antibackdoor.readers.output import complete_or_absent, pngs
 from antibackdoor.readers.source import Faults, Source, Written, one_line
 from antibackdoor.samples import Samples
 
@@ -37,13 +36,9 @@ def open_source(path: Path, faults: Faults, *, labelled: bool) -> Source:
         if member.is_dir() or not is_image(name):
             continue
         if name in found:
-            raise DataError(
-                f"{path} holds {one_line(name)!r} twice; remove one of the two, ids must be unique"
-            )
+            raise DataError(f"{path} holds {one_line(name)!r} twice; remove one of the two, ids must be unique")
         if member.file_size > MAX_FILE_BYTES:
-            raise DataError(
-                f"{name} in {path} unpacks to {member.file_size} bytes, too many for an image; remove it"
-            )
+            raise DataError(f"{name} in {path} unpacks to {member.file_size} bytes, too many for an image; remove it")
         found[name] = f"{member.file_size} {member.CRC:08x}"
         raw_names[name] = member.filename
 
@@ -93,13 +88,9 @@ def _safe_name(member: zipfile.ZipInfo, path: Path) -> str:
     name = member.filename.replace("\\", "/")
     shown = one_line(member.filename)
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
-        raise DataError(
-            f"{path}: the member {shown!r} leads out of the archive; make it anew with relative names"
-        )
+        raise DataError(f"{path}: the member {shown!r} leads out of the archive; make it anew with relative names")
     if stat.S_ISLNK(member.external_attr >> 16):
-        raise DataError(
-            f"{path}: the member {shown!r} is a symbolic link; make the archive anew with the files"
-        )
+        raise DataError(f"{path}: the member {shown!r} is a symbolic link; make the archive anew with the files")
     if member.flag_bits & 0x1:
         raise DataError(f"{path} is encrypted ({shown!r}); make it anew without a password")
     return "/".join(part for part in name.split("/") if part not in ("", "."))
@@ -113,18 +104,12 @@ def write(path: Path, train: Samples, test: Samples | None) -> Written:
     Raises:
         DataError: If `path` exists, or the samples are no uint8 images.
     """
-    refuse_existing(path)
     train_names = written_names(train, "train" if test is not None else "")
     test_names = written_names(test, "test") if test is not None else None
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            for samples, names in ((train, train_names), (test, test_names)):
-                if samples is None or names is None:
-                    continue
-                for name, data in zip(names.tolist(), pngs(samples), strict=True):
-                    archive.writestr(zipfile.ZipInfo(name), data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with complete_or_absent(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for samples, names in ((train, train_names), (test, test_names)):
+            if samples is None or names is None:
+                continue
+            for name, data in zip(names.tolist(), pngs(samples), strict=True):
+                archive.writestr(zipfile.ZipInfo(name), data)
     return Written(path, train_names, test_names)
