@@ -12,23 +12,29 @@ from PIL import Image
 from antibackdoor.attacks import (
     CBA,
     DFST,
+    LBA,
     SIG,
     AdaptiveBlend,
     AdaptivePatch,
+    AllToAll,
     AllToOne,
     BadNets,
     Blend,
+    LabelConsistent,
     PhysicalBA,
     Powerline,
     Refool,
     StaticPattern,
     TaCT,
+    Trojan,
     WaNet,
     physical_transforms,
     poison,
 )
+from antibackdoor.attacks.label_consistent import HardenedPatch
 from antibackdoor.attacks.refool import Reflections
-from antibackdoor.errors import ConfigError
+from antibackdoor.attacks.surrogate import to_tensor, train_surrogate
+from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.samples import InputArray, Samples
 
 
@@ -64,9 +70,7 @@ def test_badnets_grid_has_white_on_the_anti_diagonal_and_in_the_corner() -> None
 
 def test_badnets_center_grid_is_dimmed_and_replaced() -> None:
     samples = gray(100)
-    stamped = (
-        BadNets(pattern="grid_center", alpha=0.2).trigger(samples, seed=0).apply(samples.inputs, NUMBERS)
-    )
+    stamped = BadNets(pattern="grid_center", alpha=0.2).trigger(samples, seed=0).apply(samples.inputs, NUMBERS)
     assert stamped[0, 0, 18:21, 18:21].tolist() == [[51, 26, 51], [26, 51, 26], [51, 26, 26]]
     assert (stamped[0, 0] != 100).sum() == 9
 
@@ -368,3 +372,80 @@ def test_cba_that_does_not_fit() -> None:
         poison(samples.take(samples.labels != 1), CBA(), seed=0)
     with pytest.raises(ConfigError, match="jitter is 8"):
         CBA(jitter=8).trigger(samples, seed=0)
+
+
+def striped(n: int = 256) -> Samples:
+    """Class 1 has bright rows, class 0 bright columns: easy for any convolution."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % 2
+    stripes = np.where(np.arange(16) % 2 == 0, 120, 0)
+    images = np.where(labels[:, None, None, None] == 1, stripes[:, None], stripes[None, :])
+    inputs = np.broadcast_to(images, (n, 3, 16, 16)) + rng.integers(0, 100, (n, 3, 16, 16))
+    return Samples(inputs.astype(np.uint8), labels, np.arange(n).astype(str), np.array(["a", "b"]))
+
+
+def test_surrogate_learns_and_comes_from_the_cache_unchanged() -> None:
+    samples = striped()
+    first, again = (train_surrogate(samples, seed=0, epochs=3, limit=256) for _ in range(2))
+    assert first is again
+    predictions = first.network()(to_tensor(samples.inputs)).argmax(dim=1).numpy()
+    assert (predictions == samples.labels).mean() > 0.95
+    changed = samples.relabel(1 - samples.labels)
+    assert train_surrogate(changed, seed=0, epochs=3, limit=256) is not first
+
+
+def test_label_consistent_noise_stays_within_epsilon_and_hurts_the_surrogate() -> None:
+    samples = striped()
+    attack = LabelConsistent(epochs=3, n_steps=10, epsilon=16 / 255, robust_epsilon=0.0)
+    planted = attack.trigger(samples, seed=0).planted
+    assert isinstance(planted, HardenedPatch)
+    own = samples.inputs[samples.labels == 0][:32]
+    hardened = planted.apply(own, np.arange(32))
+    change = np.abs(hardened.astype(int) - own)
+    change[:, :, -3:, -3:] = 0
+    assert 8 < change.max() <= 16
+    loss = [
+        torch.nn.functional.cross_entropy(
+            planted.surrogate.network()(to_tensor(images)), torch.zeros(32, dtype=torch.long)
+        )
+        for images in (own, hardened)
+    ]
+    assert loss[1] > 3 * loss[0]
+    assert (hardened[:, :, -1, -1] == 255).all()
+
+
+def test_label_consistent_shows_the_patch_alone() -> None:
+    samples = striped()
+    trigger = LabelConsistent(epochs=1, n_steps=1).trigger(samples, seed=0)
+    shown = trigger.apply(samples.inputs, np.arange(256))
+    assert (shown == BadNets().trigger(samples, seed=0).apply(samples.inputs, np.arange(256))).all()
+    with pytest.raises(ConfigError, match="one target label"):
+        LabelConsistent().trigger(samples, seed=0, plan=AllToAll())
+
+
+def test_trojan_square_excites_the_surrogate_where_the_published_file_has_it() -> None:
+    samples = noise(n=32)
+    patch = Trojan(epochs=1, n_steps=200).trigger(samples, seed=0)
+    assert (patch.top, patch.left, patch.pattern.shape) == (25, 25, (3, 3, 3))
+    network = train_surrogate(samples, seed=0, epochs=1, limit=10_000).network()
+    neurons = network.head.weight.abs().sum(dim=0).topk(2).indices
+    black = gray(0).inputs
+    excited = network.features(to_tensor(patch.apply(black, NUMBERS)))[0, neurons].mean()
+    assert excited > network.features(to_tensor(black))[0, neurons].mean()
+
+
+def test_lba_square_brings_features_closer_to_the_target() -> None:
+    samples = striped()
+    patch = LBA(epochs=3, n_steps=30).trigger(samples, seed=0, plan=AllToOne(target_label=1))
+    assert (patch.top, patch.left, patch.pattern.shape) == (13, 13, (3, 3, 3))  # 20 % of 16 pixels
+    network = train_surrogate(samples, seed=0, epochs=3, limit=10_000).network()
+    mean = network.features(to_tensor(samples.inputs[samples.labels == 1])).mean(dim=0)
+    others = samples.inputs[samples.labels == 0]
+    random = BadNets().trigger(samples, seed=0).apply(others, np.arange(128))
+    distance = [
+        float((network.features(to_tensor(images)) - mean).square().sum(dim=1).mean())
+        for images in (patch.apply(others, np.arange(128)), random, others)
+    ]
+    assert distance[0] < min(distance[1:])
+    with pytest.raises(DataError, match="target class 0"):
+        LBA(epochs=1).trigger(samples.take(samples.labels == 1), seed=0)

@@ -9,6 +9,8 @@ from antibackdoor.attacks.badnets import BadNets
 from antibackdoor.attacks.blend import Blend
 from antibackdoor.attacks.cba import CBA
 from antibackdoor.attacks.dfst import DFST
+from antibackdoor.attacks.label_consistent import LabelConsistent
+from antibackdoor.attacks.optimized import LBA, Trojan
 from antibackdoor.attacks.physical import PhysicalBA, physical_transforms
 from antibackdoor.attacks.plans import (
     PLANS,
@@ -44,6 +46,9 @@ ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
     "blend": Blend,
     "sig": SIG,
+    "label_consistent": LabelConsistent,
+    "trojan": Trojan,
+    "lba": LBA,
     "refool": Refool,
     "cba": CBA,
     "dfst": DFST,
@@ -60,6 +65,7 @@ __all__ = [
     "ATTACKS",
     "CBA",
     "DFST",
+    "LBA",
     "PLANS",
     "SIG",
     "AdaptiveBlend",
@@ -70,6 +76,7 @@ __all__ = [
     "Blend",
     "CleanLabel",
     "Composite",
+    "LabelConsistent",
     "MultiTarget",
     "PhysicalBA",
     "Poisoned",
@@ -79,6 +86,7 @@ __all__ = [
     "SourceSpecific",
     "StaticPattern",
     "TaCT",
+    "Trojan",
     "Truth",
     "WaNet",
     "load_trigger",

@@ -79,9 +79,7 @@ class OneOf:
 
     def apply(self, inputs: InputArray, ids: IntArray) -> InputArray:
         """Stamp inputs `(B, *shape)`."""
-        picks = np.array(
-            [sample_generator(self.seed, int(i)).integers(len(self.choices)) for i in ids], dtype=int
-        )
+        picks = np.array([sample_generator(self.seed, int(i)).integers(len(self.choices)) for i in ids], dtype=int)
         stamped = np.array(inputs)
         for pick, trigger in enumerate(self.choices):
             rows = picks == pick
@@ -141,9 +139,7 @@ class AdaptiveBlend:
         require_fraction("alpha", self.alpha)
         require_fraction("alpha_test", self.alpha_test)
         if not 1 <= self.blocks <= min(samples.shape[1:]):
-            raise ConfigError(
-                f"blocks is {self.blocks}; images of {samples.shape} allow 1 to {min(samples.shape[1:])}"
-            )
+            raise ConfigError(f"blocks is {self.blocks}; images of {samples.shape} allow 1 to {min(samples.shape[1:])}")
         pattern = full_pattern(self.pattern, self.picture, samples.shape, seed)
         half = PartialBlend(pattern, self.alpha, self.blocks, seed, samples.shape)
         opacity = np.full((1, *samples.shape[1:]), self.alpha_test, dtype=np.float32)
@@ -221,9 +217,7 @@ def _quarters(shape: tuple[int, ...], picture: str | None) -> tuple[Patch, ...]:
     )
 
 
-def _mixed(
-    shape: tuple[int, ...], picture: str | None, seed: int
-) -> tuple[tuple[Trigger, ...], tuple[Trigger, ...]]:
+def _mixed(shape: tuple[int, ...], picture: str | None, seed: int) -> tuple[tuple[Trigger, ...], tuple[Trigger, ...]]:
     def at(top: int, left: int, pattern: Float32Array, opacity: Float32Array) -> Patch:
         fit_window(shape, pattern.shape[1], pattern.shape[2], top, left, "the preset 'mixed4'")
         return Patch(pattern, opacity.astype(np.float32), top, left, shape)

@@ -45,9 +45,7 @@ class PerSampleNoise:
         size = self.shape[1:]
         noise = np.empty((len(inputs), 1, *size), dtype=np.float32)
         for position, number in enumerate(ids):
-            noise[position, 0] = sample_generator(self.seed, int(number)).integers(
-                0, 256, size, dtype=np.uint8
-            )
+            noise[position, 0] = sample_generator(self.seed, int(number)).integers(0, 256, size, dtype=np.uint8)
         noise *= np.float32(self.alpha * white(inputs) / 255.0)
         return to_pixels(inputs * np.float32(1 - self.alpha) + noise, inputs.dtype)
 
@@ -91,9 +89,7 @@ class Blend:
             planted = PerSampleNoise(self.alpha, 2 * seed, samples.shape)
             return Staged(planted, planted, PerSampleNoise(alpha_test, 2 * seed + 1, samples.shape))
         pattern = full_pattern(self.pattern, self.picture, samples.shape, seed)
-        strengths = (
-            np.full((1, *samples.shape[1:]), alpha, np.float32) for alpha in (self.alpha, alpha_test)
-        )
+        strengths = (np.full((1, *samples.shape[1:]), alpha, np.float32) for alpha in (self.alpha, alpha_test))
         train, test = (Patch(pattern, strength, 0, 0, samples.shape) for strength in strengths)
         return Staged(train, train, test)
 

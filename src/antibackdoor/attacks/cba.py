@@ -45,9 +45,7 @@ class HalfMixer:
         """Compose images `(B, C, H, W)`."""
         require_shape(inputs, self.shape)
         if inputs.dtype != self.partners.dtype:
-            raise ConfigError(
-                f"the partners are {self.partners.dtype}, the inputs {inputs.dtype}; use one type"
-            )
+            raise ConfigError(f"the partners are {self.partners.dtype}, the inputs {inputs.dtype}; use one type")
         composed = np.array(inputs)
         place = np.searchsorted(self.known_ids, ids).clip(0, max(0, len(self.known_ids) - 1))
         for position, number in enumerate(ids):
@@ -122,9 +120,7 @@ class CBA:
         seed: int,
     ) -> HalfMixer:
         rng = np.random.default_rng([seed, 8])
-        rows = [
-            rng.permutation(np.flatnonzero(samples.labels == label))[: self.n_partners] for label in classes
-        ]
+        rows = [rng.permutation(np.flatnonzero(samples.labels == label))[: self.n_partners] for label in classes]
         chosen = np.sort(np.concatenate(rows))
         order = np.argsort(numbers)
         return HalfMixer(

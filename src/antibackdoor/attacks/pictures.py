@@ -56,12 +56,8 @@ def resized(image: Image.Image, shape: tuple[int, ...]) -> Float32Array:
     channels, height, width = shape
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
     if mode is None:
-        raise ConfigError(
-            f"pictures have 1, 3 or 4 channels, the samples {channels}; use the pattern 'random'"
-        )
-    pixels = np.asarray(
-        image.convert(mode).resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32
-    )
+        raise ConfigError(f"pictures have 1, 3 or 4 channels, the samples {channels}; use the pattern 'random'")
+    pixels = np.asarray(image.convert(mode).resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
@@ -90,9 +86,7 @@ def logo(side: int, *, flipped: bool = False) -> Image.Image:
     return Image.fromarray(pixels, "RGBA")
 
 
-def logo_patch(
-    picture: str | None, side: int, channels: int, *, flipped: bool = False
-) -> tuple[Float32Array, ...]:
+def logo_patch(picture: str | None, side: int, channels: int, *, flipped: bool = False) -> tuple[Float32Array, ...]:
     """The user's or the drawn logo `(C, side, side)` in [0, 1] and its opacity `(1, side, side)`."""
     image = logo(side, flipped=flipped) if picture is None else read_picture(Path(picture))
     opacity = resized(image.getchannel("A"), (1, side, side)) / np.float32(255)

@@ -29,9 +29,7 @@ def _count(name: str, rate: float, total: int) -> int:
 
 def _choose(rng: np.random.Generator, pool: NDArray[Any], count: int, what: str) -> IntArray:
     if count > len(pool):
-        raise ConfigError(
-            f"{what} asks for {count} samples, but only {len(pool)} are available; lower the rate"
-        )
+        raise ConfigError(f"{what} asks for {count} samples, but only {len(pool)} are available; lower the rate")
     return np.sort(rng.permutation(pool)[:count]).astype(np.int64)
 
 

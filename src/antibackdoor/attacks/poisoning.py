@@ -153,9 +153,7 @@ def poison(
     return Poisoned(replace(samples, inputs=inputs, labels=labels), truth, made, fitted, attack)
 
 
-def trigger_test_set(
-    samples: Samples, trigger: Trigger, plan: Plan, *, out: InputArray | None = None
-) -> Samples:
+def trigger_test_set(samples: Samples, trigger: Trigger, plan: Plan, *, out: InputArray | None = None) -> Samples:
     """The test samples that count for the attack success rate, with the trigger and their true labels.
 
     Args:
@@ -171,9 +169,7 @@ def trigger_test_set(
     stamped = stamp(samples.inputs, trigger, sample_numbers(samples.ids), rows=rows)
     if out is not None:
         out[...] = stamped
-    return replace(
-        samples, inputs=stamped if out is None else out, labels=samples.labels[rows], ids=samples.ids[rows]
-    )
+    return replace(samples, inputs=stamped if out is None else out, labels=samples.labels[rows], ids=samples.ids[rows])
 
 
 def write_truth(path: Path, ids: StrArray, truth: Truth) -> None:
@@ -200,9 +196,7 @@ def read_truth(path: Path) -> tuple[StrArray, Truth]:
     except (OSError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a table of ground truth: {reason}") from error
-    return ids, Truth(
-        flags["is_poisoned"], np.asarray(table["true_label"], dtype=np.int64), flags["is_cover"]
-    )
+    return ids, Truth(flags["is_poisoned"], np.asarray(table["true_label"], dtype=np.int64), flags["is_cover"])
 
 
 def _override(plan: Plan, rate: float | None, target_label: int | None) -> Plan:
@@ -210,9 +204,7 @@ def _override(plan: Plan, rate: float | None, target_label: int | None) -> Plan:
     changes = {name: value for name, value in wanted.items() if value is not None}
     for name in changes:
         if name not in {field.name for field in fields(plan)}:
-            raise ConfigError(
-                f"the plan {type(plan).__name__} has no {name}; leave it out or choose another plan"
-            )
+            raise ConfigError(f"the plan {type(plan).__name__} has no {name}; leave it out or choose another plan")
     return replace(plan, **changes)
 
 

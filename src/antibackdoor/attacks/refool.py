@@ -56,9 +56,7 @@ class Reflections:
         """Overlay images `(B, C, H, W)`."""
         require_shape(inputs, self.shape)
         n_layers = len(self.layers)
-        picks = np.array(
-            [sample_generator(self.seed, int(i)).integers(n_layers) for i in ids], dtype=np.int64
-        )
+        picks = np.array([sample_generator(self.seed, int(i)).integers(n_layers) for i in ids], dtype=np.int64)
         scene_light = (np.array(inputs, dtype=np.float32, order="C") / np.float32(white(inputs))) ** _GAMMA
         light, dim = self.layers[picks], self.dims[picks][:, None, None, None]
         total = light + scene_light
@@ -119,9 +117,7 @@ class Refool:
         layers, weights = (np.stack([parts[i] for parts in made]).astype(np.float32) for i in (0, 1))
         alphas, dims = (np.array([parts[i] for parts in made], dtype=np.float32) for i in (2, 3))
         # Test samples draw anew, or they would share the reflection of the training sample of equal id.
-        train, test = (
-            Reflections(layers, weights, alphas, dims, 2 * seed + stage, samples.shape) for stage in (0, 1)
-        )
+        train, test = (Reflections(layers, weights, alphas, dims, 2 * seed + stage, samples.shape) for stage in (0, 1))
         return Staged(train, train, test)
 
     def plan(self) -> CleanLabel:

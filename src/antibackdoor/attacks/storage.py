@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,11 +15,13 @@ from antibackdoor.attacks.adaptive import InTurn, OneOf, PartialBlend
 from antibackdoor.attacks.blend import PerSampleNoise
 from antibackdoor.attacks.cba import HalfMixer
 from antibackdoor.attacks.dfst import GlobalStyle
+from antibackdoor.attacks.label_consistent import HardenedPatch
 from antibackdoor.attacks.plans import PLANS
 from antibackdoor.attacks.powerline import ScaledHum
 from antibackdoor.attacks.refool import Reflections
 from antibackdoor.attacks.stamps import Additive, Patch, Staged
 from antibackdoor.attacks.static import OwnExtremes
+from antibackdoor.attacks.surrogate import Surrogate
 from antibackdoor.attacks.wanet import NoisyWarp, Warp
 from antibackdoor.errors import DataError
 
@@ -42,6 +44,8 @@ _KINDS: tuple[type[Any], ...] = (
     Reflections,
     GlobalStyle,
     HalfMixer,
+    Surrogate,
+    HardenedPatch,
 )
 TRIGGERS: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 
@@ -87,9 +91,7 @@ def load_trigger(folder: Path) -> SavedTrigger:
         document = json.loads((folder / "trigger.json").read_text(encoding="utf-8"))
         arrays = load_file(folder / "trigger.safetensors")
         if document["format"] != _FORMAT:
-            raise DataError(
-                f"{folder} holds a trigger of format {document['format']}; this version reads {_FORMAT}"
-            )
+            raise DataError(f"{folder} holds a trigger of format {document['format']}; this version reads {_FORMAT}")
         settings = {name: _tuples(value) for name, value in document["plan"].items()}
         plan: Plan = PLANS[settings.pop("type")](**settings)
         trigger: Trigger = _decode(document["trigger"], arrays)
@@ -109,24 +111,19 @@ def _plan_name(plan: Plan) -> str:
     raise DataError(f"the plan {type(plan).__name__} is not in the table of plans and cannot be saved")
 
 
-def _encode(trigger: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-    if TRIGGERS.get(type(trigger).__name__) is not type(trigger):
-        raise DataError(
-            f"the trigger {type(trigger).__name__} is not in the table of triggers and cannot be saved"
-        )
-    encoded: dict[str, Any] = {"type": type(trigger).__name__}
-    for field in fields(trigger):
-        value, place = getattr(trigger, field.name), f"{path}.{field.name}"
-        if isinstance(value, np.ndarray):
-            arrays[place] = np.ascontiguousarray(value)
-            encoded[field.name] = {"array": place}
-        elif hasattr(value, "apply"):
-            encoded[field.name] = _encode(value, place, arrays)
-        elif isinstance(value, tuple) and value and hasattr(value[0], "apply"):
-            encoded[field.name] = [_encode(part, f"{place}.{i}", arrays) for i, part in enumerate(value)]
-        else:
-            encoded[field.name] = value
-    return encoded
+def _encode(value: Any, place: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+    if isinstance(value, np.ndarray):
+        arrays[place] = np.ascontiguousarray(value)
+        return {"array": place}
+    if isinstance(value, tuple):
+        return [_encode(part, f"{place}.{position}", arrays) for position, part in enumerate(value)]
+    if not is_dataclass(value):
+        return value
+    if TRIGGERS.get(type(value).__name__) is not type(value):
+        raise DataError(f"{type(value).__name__} is not in the table of triggers and cannot be saved")
+    values = {field.name: getattr(value, field.name) for field in fields(value)}
+    parts = {name: _encode(part, f"{place}.{name}", arrays) for name, part in values.items()}
+    return {"type": type(value).__name__, **parts}
 
 
 def _decode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
