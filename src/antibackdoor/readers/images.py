@@ -21,7 +21,7 @@ from antibackdoor.readers.source import Survey
 from antibackdoor.samples import InputArray
 
 # Only these decoders are tried: others (EPS, PSD, ...) are no training images and widen the attack surface.
-_DECODERS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "PPM", "WEBP", "TIFF", "GIF")
+_DECODERS = ("PNG", "JPEG", "BMP", "DIB", "PPM", "WEBP", "TIFF", "GIF")
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "F"})
 _SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 SMALLEST, LARGEST = 16, 224  # sides that the default rule chooses from

@@ -156,7 +156,8 @@ def _listed(
     if axes is not None:
         content = ImageArray(inputs, axes, rows, split)
         return Listed(tuple(f"{split}/{row}" for row in rows.tolist()), classes, content)
-    values = inputs.read().astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is reported below
+        values = inputs.read().astype(np.float32)
     values = values[:, None] if values.ndim == 2 else values
     lengths = arrays.get(f"lengths_{split}")
     ends = _lengths(lengths, values.shape) if lengths is not None else None
