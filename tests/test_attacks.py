@@ -14,6 +14,7 @@ from antibackdoor.attacks import (
     DFST,
     LBA,
     SIG,
+    TSBAB,
     AdaptiveBlend,
     AdaptivePatch,
     AllToAll,
@@ -26,6 +27,7 @@ from antibackdoor.attacks import (
     Refool,
     StaticPattern,
     TaCT,
+    TimeTrojanFGSM,
     Trojan,
     WaNet,
     physical_transforms,
@@ -449,3 +451,30 @@ def test_lba_square_brings_features_closer_to_the_target() -> None:
     assert distance[0] < min(distance[1:])
     with pytest.raises(DataError, match="target class 0"):
         LBA(epochs=1).trigger(samples.take(samples.labels == 1), seed=0)
+
+
+def test_timetrojan_changes_few_steps_by_at_most_three_deviations() -> None:
+    samples = series((3, 50), n=40)
+    trigger = TimeTrojanFGSM(epochs=2, rounds=3).trigger(samples, seed=0)
+    change = trigger.apply(samples.inputs, np.arange(40)) - samples.inputs
+    steps = (change != 0).any(axis=1).sum(axis=1)
+    assert (steps <= 5).all() and (steps > 0).all()
+    assert (np.abs(change) <= 3 * samples.inputs.std(axis=(0, 2), ddof=1)[:, None] + 1e-4).all()
+
+
+def test_timetrojan_reaches_the_target_on_its_surrogate() -> None:
+    samples = series((2, 50), n=60)
+    trigger = TimeTrojanFGSM(epochs=3, rounds=3).trigger(samples, seed=0)
+    moved = trigger.apply(samples.inputs[samples.labels == 1], np.arange(30))
+    assert (trigger.surrogate.network()(to_tensor(moved)).argmax(dim=1) == 0).float().mean() > 0.8
+    with pytest.raises(ConfigError, match="n_steps 60"):
+        TimeTrojanFGSM(n_steps=60).trigger(samples, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 31), (13, 40)])
+def test_tsba_scales_by_at_most_a_tenth(shape: tuple[int, int]) -> None:
+    samples = series(shape, n=20)
+    trigger = TSBAB(width=4, rounds=2, epochs=1).trigger(samples, seed=0)
+    ratio = trigger.apply(samples.inputs, np.arange(20)) / samples.inputs
+    assert np.abs(ratio - 1).max() <= 0.1 + 1e-5
+    assert np.abs(ratio - 1).max() > 1e-3

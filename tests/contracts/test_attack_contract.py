@@ -161,13 +161,13 @@ def test_hyper_parameters_make_sense(name: str) -> None:
 image_shapes = st.tuples(st.sampled_from([1, 3]), st.integers(8, 96), st.integers(8, 96))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(IMAGES), image_shapes, st.sampled_from([0.0, 1 / 12, 1.0]), st.integers(0, 3))
 def test_images_of_any_shape(name: str, shape: tuple[int, int, int], rate: float, seed: int) -> None:
     _any_shape(name, make_samples(shape, n=12), rate, seed)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(SERIES),
     st.tuples(st.integers(1, 13), st.integers(4, 320)),

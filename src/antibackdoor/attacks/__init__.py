@@ -37,6 +37,8 @@ from antibackdoor.attacks.sig import SIG
 from antibackdoor.attacks.static import StaticPattern
 from antibackdoor.attacks.storage import SavedTrigger, load_trigger, save_trigger
 from antibackdoor.attacks.tact import TaCT
+from antibackdoor.attacks.timetrojan import TimeTrojanFGSM
+from antibackdoor.attacks.tsba import TSBAB
 from antibackdoor.attacks.wanet import WaNet
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ ATTACKS: dict[str, type[Attack]] = {
     "adaptive_patch": AdaptivePatch,
     "static": StaticPattern,
     "powerline": Powerline,
+    "timetrojan_fgsm": TimeTrojanFGSM,
+    "tsba_b": TSBAB,
 }
 
 __all__ = [
@@ -68,6 +72,7 @@ __all__ = [
     "LBA",
     "PLANS",
     "SIG",
+    "TSBAB",
     "AdaptiveBlend",
     "AdaptivePatch",
     "AllToAll",
@@ -86,6 +91,7 @@ __all__ = [
     "SourceSpecific",
     "StaticPattern",
     "TaCT",
+    "TimeTrojanFGSM",
     "Trojan",
     "Truth",
     "WaNet",

@@ -22,6 +22,8 @@ from antibackdoor.attacks.refool import Reflections
 from antibackdoor.attacks.stamps import Additive, Patch, Staged
 from antibackdoor.attacks.static import OwnExtremes
 from antibackdoor.attacks.surrogate import Surrogate
+from antibackdoor.attacks.timetrojan import SparseSteps
+from antibackdoor.attacks.tsba import GeneratedScaling
 from antibackdoor.attacks.wanet import NoisyWarp, Warp
 from antibackdoor.errors import DataError
 
@@ -46,6 +48,8 @@ _KINDS: tuple[type[Any], ...] = (
     HalfMixer,
     Surrogate,
     HardenedPatch,
+    SparseSteps,
+    GeneratedScaling,
 )
 TRIGGERS: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 

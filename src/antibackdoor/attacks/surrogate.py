@@ -131,6 +131,19 @@ def chosen_rows(samples: Samples, limit: int, seed: int) -> NDArray[np.int64]:
     return np.sort(order[:limit])
 
 
+def attacker_data(samples: Samples, limit: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Inputs `(M, *shape)` and labels `(M,)` that the attacker works with, at most `limit`."""
+    rows = chosen_rows(samples, limit, seed)
+    return to_tensor(samples.inputs[rows]), torch.from_numpy(samples.labels[rows].copy())
+
+
+def poisoned_share(labels: Tensor, plan: Plan) -> Tensor:
+    """Positions of the eligible samples among these labels, as many as the plan would poison of them."""
+    eligible = np.flatnonzero(plan.eligible(labels.numpy()))
+    wanted = round(float(getattr(plan, "rate", 0.1)) * len(labels))
+    return torch.from_numpy(eligible[: max(1, wanted)])
+
+
 def fit(
     network: SmallNet,
     inputs: Tensor,
