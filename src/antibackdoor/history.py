@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +36,19 @@ class LossHistory:
             np.append(self.steps, np.int64(step)),
         )
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"losses": self.losses, "steps": self.steps}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> LossHistory:
+        """The history of a checkpoint."""
+        return cls(np.asarray(state["losses"], dtype=np.float32), np.asarray(state["steps"], dtype=np.int64))
+
     def __len__(self) -> int:
         return len(self.losses)
 
     @property
     def n_samples(self) -> int:
         """Number of samples N."""
-        return self.losses.shape[1]
+        return int(self.losses.shape[1])

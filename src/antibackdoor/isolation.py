@@ -1,0 +1,209 @@
+"""From losses and margins to a partition of the samples. Numpy only: arrays in, arrays out.
+
+Two ways to isolate live here. The published one ranks all samples by how far their loss has dropped and cuts
+off a fixed share. The default one asks, for each given label, whether its samples fall into two separate
+groups, and cuts between them; where no label does, nothing is isolated.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
+
+from antibackdoor.history import LossHistory
+from antibackdoor.samples import BoolArray, FloatArray, IntArray
+
+SMALLEST_GROUP = 5  # fewer samples than this are no evidence of a second group
+SMALLEST_LABEL = 20  # a label with fewer samples has no shape to speak of
+
+
+class Valley(NamedTuple):
+    """The deepest valley between two groups of margins."""
+
+    depth: float  # smaller of the two peaks over the floor between them; 1 and below is no valley
+    cut: float  # margins above it belong to the upper group; inf if there is none
+
+
+def loss_drop(history: LossHistory) -> FloatArray:
+    """How far each sample's loss has dropped, early drops counting most; higher is more suspicious.
+
+    `sum over i >= 2 of (L_{i-1} - L_i) / (i - 1)^2`: Equation 5 of E2ABL (Jiang et al., arXiv 2401.03215) with
+    the sign that its text means. Since the history starts at log K, this is log K minus a weighted mean of the
+    later losses in which the first one counts three quarters.
+
+    Args:
+        history: At least one moment.
+
+    Returns:
+        `(N,)` float64.
+    """
+    losses = history.losses.astype(np.float64)
+    weights = 1.0 / np.arange(1, len(losses), dtype=np.float64) ** 2
+    return np.asarray(weights @ -np.diff(losses, axis=0), dtype=np.float64)
+
+
+def highest(scores: FloatArray, ties: FloatArray, share: float, *, at_least: int = 0) -> BoolArray:
+    """The given share of samples with the highest scores; of equal ones those with lower `ties`, then row order.
+
+    Args:
+        scores: `(N,)`.
+        ties: `(N,)`.
+        share: Fraction of N in [0, 1], rounded to a count.
+        at_least: Smallest count, if there are so many samples.
+
+    Returns:
+        `(N,)` bool.
+    """
+    n = len(scores)
+    count = min(max(round(share * n), at_least), n)
+    chosen = np.zeros(n, dtype=bool)
+    chosen[np.lexsort((np.arange(n), ties, -scores))[:count]] = True
+    return chosen
+
+
+def sustained_drop(history: LossHistory) -> FloatArray:
+    """The largest lasting fall of each sample's loss; higher is more suspicious.
+
+    The maximum over moments t of the mean loss before t minus the mean loss from t on. Unlike `loss_drop` it does
+    not matter when the fall comes, so a backdoor learned late stands out as one learned at once.
+
+    Returns:
+        `(N,)` float64; 0 if the history has one moment only.
+    """
+    losses = history.losses
+    n_moments = len(losses)
+    best = np.zeros(history.n_samples) if n_moments < 2 else np.full(history.n_samples, -np.inf)
+    total = losses.sum(axis=0, dtype=np.float64)
+    before = np.zeros(history.n_samples)
+    for t in range(1, n_moments):
+        before += losses[t - 1]
+        best = np.maximum(best, before / t - (total - before) / (n_moments - t))
+    return best
+
+
+def rank(values: NDArray[np.floating]) -> FloatArray:
+    """Share of samples with a smaller value, in [0, 1); equal values in row order."""
+    ranks = np.empty(len(values))
+    ranks[np.argsort(values, kind="stable")] = np.arange(len(values)) / max(len(values), 1)
+    return ranks
+
+
+def rank_within(values: NDArray[np.floating], labels: IntArray) -> FloatArray:
+    """`rank` among the samples of the same label."""
+    ranks = np.empty(len(values))
+    for rows in label_rows(labels).values():
+        ranks[rows] = rank(values[rows])
+    return ranks
+
+
+def label_rows(labels: IntArray) -> dict[int, IntArray]:
+    """The rows of each label that occurs."""
+    order = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[order], return_index=True)
+    return dict(zip(present.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def first_suspicion(history: LossHistory, losses: NDArray[np.float32]) -> FloatArray:
+    """Suspicion at the end of the warm-up, in (0, 1]; higher is more suspicious.
+
+    A sample is as suspicious as the more telling of two signs makes it: that its loss is low now, or that it fell
+    for good at some moment. The maximum serves triggers of which only one sign speaks; a sum would dilute it.
+
+    Args:
+        history: Losses during the warm-up.
+        losses: `(N,)` losses at its end, in eval mode.
+
+    Returns:
+        `(N,)` float64.
+    """
+    now = rank(losses)
+    fell = rank(-sustained_drop(history))
+    return 1.0 - np.minimum(now, fell) - 1e-6 * now  # the small term breaks ties
+
+
+def find_valley(margins: NDArray[np.floating]) -> Valley:
+    """The deepest valley in the distribution of one label's margins.
+
+    A kernel density (a fine histogram smoothed by a Gaussian of half a nat) is scanned for the point with high
+    peaks on both sides. Only groups whose median margin is positive count as an upper group: they must believe
+    their label. The cut is moved to the left flank of a clear valley, since missing a poisoned sample costs more
+    than isolating a clean one.
+
+    Args:
+        margins: `(n,)`, log-odds of the given label; computed from logits, since a rounded probability of 1 would
+            pile up a false peak.
+
+    Returns:
+        Depth and cut.
+    """
+    low, high, width = -12.0, 24.0, 0.25
+    if len(margins) < SMALLEST_LABEL:
+        return Valley(0.0, np.inf)
+    edges = np.arange(low, high + width, width)
+    counts, _ = np.histogram(np.clip(margins, low, high - 1e-6), edges)
+    density = gaussian_filter1d(counts.astype(np.float64), 2)
+    centers = (edges[:-1] + edges[1:]) / 2
+    left = np.maximum.accumulate(density)
+    right = np.maximum.accumulate(density[::-1])[::-1]
+    depth = np.minimum(left, right) / (density + 0.5)
+    depth[~_believed(margins, centers)] = 0.0
+    deepest = float(depth.max())
+    if deepest <= 0:
+        return Valley(0.0, np.inf)
+    floor = np.flatnonzero(depth >= deepest - 1e-9)
+    at = int(floor[len(floor) // 2])
+    if deepest >= 3:
+        at = int(floor[0])
+        while at > 0 and depth[at - 1] >= deepest / 2:
+            at -= 1
+    return Valley(deepest, float(centers[at]))
+
+
+def above_valleys(margins: NDArray[np.floating], labels: IntArray, valleys: dict[int, Valley]) -> BoolArray:
+    """The samples above the cut of their label, `(N,)` bool."""
+    flagged = np.zeros(len(labels), dtype=bool)
+    rows = label_rows(labels)
+    for label, valley in valleys.items():
+        members = rows[label]
+        flagged[members] = margins[members] > valley.cut
+    return flagged
+
+
+def widen(margins: NDArray[np.floating], labels: IntArray, flagged: BoolArray, wanted: set[int]) -> BoolArray:
+    """Also flag what stands out of the lower group of a label that has two.
+
+    Samples outside the flagged group were trained towards undecidedness, so their margins crowd in a narrow band;
+    whatever lies six robust standard deviations above its median is no part of it. The least distance of 0.2 nats
+    is what rounding alone can make.
+
+    Args:
+        margins: `(N,)`.
+        labels: `(N,)`.
+        flagged: `(N,)`, the upper groups.
+        wanted: The labels that have two groups.
+
+    Returns:
+        `(N,)` bool, `flagged` and more.
+    """
+    wider = flagged.copy()
+    rows = label_rows(labels)
+    for label in wanted:
+        members = rows[label]
+        lower = margins[members[~flagged[members]]]
+        if len(lower):
+            middle = np.median(lower)
+            spread = 1.4826 * np.median(np.abs(lower - middle))
+            wider[members[margins[members] > middle + max(6 * spread, 0.2)]] = True
+    return wider
+
+
+def _believed(margins: NDArray[np.floating], cuts: FloatArray) -> BoolArray:
+    """For each cut: do enough samples lie above it, half of them with a positive margin?"""
+    ordered = np.sort(margins)
+    first_above = np.searchsorted(ordered, cuts, side="right")
+    n_above = len(ordered) - first_above
+    middle = np.minimum((first_above + len(ordered)) // 2, len(ordered) - 1)
+    return np.asarray((n_above >= SMALLEST_GROUP) & (ordered[middle] > 0))
