@@ -169,7 +169,7 @@ def test_a_file_that_is_no_npz(content: bytes, tmp_path: Path) -> None:
 @given(at=st.integers(0, 1500), value=st.integers(0, 255))
 def test_damaged_bytes_give_data_or_one_line(at: int, value: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.npz"
-    np.savez(path, x_train=SERIES, y_train=Y)
+    (np.savez_compressed if at % 2 else np.savez)(path, x_train=SERIES, y_train=Y)
     data = bytearray(path.read_bytes())
     data[at % len(data)] = value
     path.write_bytes(data)
@@ -192,6 +192,7 @@ def test_ts_of_unequal_length_with_its_test_file(tmp_path: Path) -> None:
     assert data.train.inputs.dtype == np.float32 and data.train.class_names.tolist() == ["a", "b"]
     assert data.test is not None and data.test.inputs.tolist() == [[[7] * 5, [8] * 5]]
     assert data.test.ids.tolist() == ["test/0"] and data.notes["series_length"].startswith("lengths 1 to 5")
+    assert read(tmp_path).format == "ts"  # a folder as the archives ship it
     alone = read_samples(tmp_path / "toy_TEST.ts", class_names=["b"], shape=(2, 3))
     assert alone.inputs.tolist() == [[[7] * 3, [8] * 3]]
 
@@ -236,6 +237,7 @@ def test_lines_of_ts_are_skipped_on_request(tmp_path: Path) -> None:
         "label,t0,t1,t2\n1,0,1,2\n2,5,6,7\n",
         "label,0,1,2\n1,0,1,2\n2,5,6,7\n",
         "kind,0,1,2\n1,0,1,2\n2,5,6,7\n",
+        "kind,1,2,3\n1,0,1,2\n2,5,6,7\n",
         "\ufeff1.0,0,1,2\r\n2.0000000e+00,5,6,7\r\n",
         '"1","0","1","2"\n\n2,5,6,7,,\n',
         "1,0,1,2,NaN\n2,5,6,7,NaN\n",
@@ -248,6 +250,11 @@ def test_csv(text: str, tmp_path: Path) -> None:
         data = read(path, test_fraction=0)
         assert data.format == "csv" and data.train.class_names.tolist() == ["1", "2"]
         assert data.train.inputs.tolist() == [[[0, 1, 2]], [[5, 6, 7]]] and data.train.labels.tolist() == [0, 1]
+
+
+def test_csv_with_text_classes_below_numbered_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("kind,0,1,2\ndog,1,2,3\ncat,3,4,5\n")
+    assert read(tmp_path / "a.csv", test_fraction=0).train.class_names.tolist() == ["cat", "dog"]
 
 
 def test_csv_with_text_classes_has_no_header(tmp_path: Path) -> None:

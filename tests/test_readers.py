@@ -158,6 +158,15 @@ def test_another_path_for_the_test_samples(tmp_path: Path) -> None:
     assert data.test.labels.tolist() == [0, 1] and data.test.inputs[:, 0, 0, 0].tolist() == [66, 77]
 
 
+def test_progress_is_shown_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = as_folder(tmp_path / "data", many(2))
+    read(root)
+    assert capsys.readouterr() == ("", "")
+    read(root, progress=True, image_size=16)
+    out, err = capsys.readouterr()
+    assert out == "" and "Decoding images" in err
+
+
 # --- the cache
 
 

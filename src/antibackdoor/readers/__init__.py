@@ -81,7 +81,8 @@ def read(
     into memory. Ids are paths inside the data set (images in files) or `split/row` (arrays and tables).
 
     Args:
-        path: A folder or zip of class folders, or an `.npz`, `.ts`, `.csv` or `.tsv` file.
+        path: A folder or zip of class folders, an `.npz`, `.ts`, `.csv` or `.tsv` file (for `NAME_TRAIN.ts`
+            the test split is `NAME_TEST.ts` beside it), or a folder that holds one such training file.
         test: Another path with the test samples (same classes); it replaces a test split of `path`.
         test_fraction: Part of each class that is held out if there is no test split, in [0, 1).
         image_size: Side, or `(height, width)`, in pixels, 8..1024. By default the size that all images share
@@ -212,7 +213,7 @@ def write(path: str | Path, train: Samples, test: Samples | None = None, *, form
 
 
 def _open(path: str | Path, faults: Faults, *, labelled: bool = True) -> tuple[str, Source]:
-    path = Path(path)
+    path = _series_file(Path(path))
     if not path.exists():
         raise DataError(f"there is no file or folder {one_line(str(path))}; check the path")
     for name, format_ in FORMATS.items():
@@ -226,6 +227,15 @@ def _open(path: str | Path, faults: Faults, *, labelled: bool = True) -> tuple[s
     raise DataError(
         f"{one_line(str(path))} is of no known format; give a folder or .zip of class folders, .npz, .ts, .csv or .tsv"
     )
+
+
+def _series_file(path: Path) -> Path:
+    """The training file in a folder as the archives of time series ship it, or the path itself."""
+    if not path.is_dir():
+        return path
+    found = [file for file in path.iterdir() if file.stem.lower().endswith("_train") and file.is_file()]
+    found = [file for file in found if file.suffix.lower() in (*ts.SUFFIXES, *csv_file.SUFFIXES)]
+    return found[0] if len(found) == 1 else path
 
 
 def _class_names(train: Listed, source: Source, path: str | Path) -> StrArray:

@@ -120,13 +120,20 @@ def _build(entry: Path, contents: Sequence[Content], shape: tuple[int, ...], fau
         index = [{"id": fault.id, "reason": fault.reason} for fault in faults.skipped]
         (temporary / "index.json").write_text(json.dumps({"version": _VERSION, "skipped": index}))
         if entry.exists() and _load(entry, contents, shape) is None:
-            shutil.rmtree(entry)
-        if not entry.exists():  # otherwise another process was faster
-            temporary.replace(entry)
+            shutil.rmtree(entry, ignore_errors=True)
+        _publish(temporary, entry)
     except OSError as error:
         raise _unwritable(cache, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, entry: Path) -> None:
+    try:
+        temporary.replace(entry)
+    except OSError:
+        if not entry.is_dir():  # otherwise another process was faster, and its entry is as good
+            raise
 
 
 def _fill(folder: Path, contents: Sequence[Content], shape: tuple[int, ...], faults: Faults, progress: bool) -> None:

@@ -71,9 +71,16 @@ def _is_header(rows: list[tuple[int, list[str]]]) -> bool:
     filled = [cell for cell in cells if cell.strip()]
     if filled and not any(is_number(cell) for cell in filled):
         return True
-    if title.strip().lower() in _LABEL_TITLES and all(cells[0] != title for _, cells in rows[1:]):
+    alone = all(cells[0] != title for _, cells in rows[1:])
+    if alone and not is_number(title) and (title.strip().lower() in _LABEL_TITLES or _counts_up(filled)):
         return True
     return len(rows) > 1 and not is_number(title) and all(is_number(cells[0]) for _, cells in rows[1:])
+
+
+def _counts_up(cells: list[str]) -> bool:
+    """Whether these are column numbers, as pandas writes them."""
+    n = len(cells)
+    return n > 2 and cells in ([str(i) for i in range(n)], [str(i) for i in range(1, n + 1)])
 
 
 def _sample(cells: list[str], where: str) -> tuple[str, SeriesArray]:
@@ -122,7 +129,8 @@ def _refuse_what_csv_cannot_hold(samples: Samples) -> None:
         missing = name.lower() in ("", "?", "nan")
         changed = name != _class_text(name.strip()) or not name.isprintable()
         mixed = is_number(name) != is_number(names[0])  # a lone word above numbers is taken for a header
-        header = name.lower() in _LABEL_TITLES and first == [label] and (samples.labels == label).sum() == 1
+        alone = first == [label] and (samples.labels == label).sum() == 1
+        header = alone and name.lower() in _LABEL_TITLES
         if missing or changed or mixed or header:
             raise DataError(f"class name {one_line(name)!r} cannot be written to .csv; rename it, or use .npz")
 

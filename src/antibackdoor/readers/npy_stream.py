@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from antibackdoor.readers.source import one_line
 from antibackdoor.readers.zip_file import open_archive
 
 _BLOCK_BYTES = 4 * 2**20
+_DAMAGE = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class StoredArray:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as file:
                 _read_header(file)
                 values = np.frombuffer(file.read(), self.dtype)
-        except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
+        except _DAMAGE as error:
             raise self._damaged(error) from error
         return values.reshape(self.shape, order="F" if self.fortran else "C")
 
@@ -61,7 +63,7 @@ class StoredArray:
                     n_rows = min(step, self.shape[0] - start)
                     values = np.frombuffer(file.read(n_rows * row_bytes), self.dtype)
                     yield values.reshape(n_rows, *self.shape[1:])
-        except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
+        except _DAMAGE as error:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> DataError:
