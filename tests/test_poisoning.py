@@ -157,9 +157,7 @@ def test_rows_that_are_not_drawn_stay_as_they_are(name: str, rate: float, seed: 
     touched = result.truth.is_poisoned | result.truth.is_cover
     assert (samples.inputs == before).all()
     assert (result.samples.inputs[~touched] == before[~touched]).all()
-    assert (
-        result.samples.labels[~result.truth.is_poisoned] == samples.labels[~result.truth.is_poisoned]
-    ).all()
+    assert (result.samples.labels[~result.truth.is_poisoned] == samples.labels[~result.truth.is_poisoned]).all()
     available = {"clean_label": 20, "source_specific": 20, "composite": 40}.get(name, 100)
     assert result.truth.is_poisoned.sum() == min(round(rate * 100), available)
     assert not (result.truth.is_poisoned & result.truth.is_cover).any()
@@ -213,6 +211,8 @@ def test_trigger_test_set_holds_eligible_rows_with_true_labels() -> None:
     out = np.empty_like(test.inputs)
     assert trigger_test_set(samples, result.trigger, result.plan, out=out).inputs is out
     assert (out == test.inputs).all()
+    with pytest.raises(ConfigError, match="out is"):
+        trigger_test_set(samples, result.trigger, result.plan, out=out[1:])
 
 
 def test_sample_numbers_do_not_depend_on_order_or_padding() -> None:

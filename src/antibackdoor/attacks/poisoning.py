@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,13 +90,10 @@ def stamp(
         `out`, or the new array.
     """
     chosen = np.arange(len(inputs)) if rows is None else rows
-    stamped = np.empty((len(chosen), *inputs.shape[1:]), inputs.dtype) if out is None else out
-    block = max(1, _BLOCK_ELEMENTS // max(1, int(np.prod(inputs.shape[1:]))))
-    for start in range(0, len(chosen), block):
-        part = chosen[start : start + block]
-        place = slice(start, start + len(part)) if out is None else part
-        stamped[place] = trigger.apply(np.asarray(inputs[part]), ids[part])
-    return stamped
+    if out is not None:
+        return _stamp_into(out, chosen, inputs, chosen, trigger, ids)
+    fresh = np.empty((len(chosen), *inputs.shape[1:]), inputs.dtype)
+    return _stamp_into(fresh, np.arange(len(chosen)), inputs, chosen, trigger, ids)
 
 
 def poison(
@@ -162,14 +160,22 @@ def trigger_test_set(samples: Samples, trigger: Trigger, plan: Plan, *, out: Inp
         plan: Tells which samples are eligible.
         out: `(number of eligible samples, *shape)` array for the inputs, such as a memmap.
 
+    Raises:
+        ConfigError: If `out` has another shape or type.
+
     Returns:
         The eligible rows in their order; compare predictions with `plan.goal(result.labels)`.
     """
     rows = np.flatnonzero(plan.eligible(samples.labels))
-    stamped = stamp(samples.inputs, trigger, sample_numbers(samples.ids), rows=rows)
-    if out is not None:
-        out[...] = stamped
-    return replace(samples, inputs=stamped if out is None else out, labels=samples.labels[rows], ids=samples.ids[rows])
+    stamped = np.empty((len(rows), *samples.shape), samples.inputs.dtype) if out is None else out
+    if stamped.shape != (len(rows), *samples.shape) or stamped.dtype != samples.inputs.dtype:
+        raise ConfigError(
+            f"out is {stamped.dtype} {stamped.shape}, "
+            f"but {samples.inputs.dtype} {(len(rows), *samples.shape)} are to be written"
+        )
+    numbers = sample_numbers(samples.ids)
+    _stamp_into(stamped, np.arange(len(rows)), samples.inputs, rows, trigger, numbers)
+    return replace(samples, inputs=stamped, labels=samples.labels[rows], ids=samples.ids[rows])
 
 
 def write_truth(path: Path, ids: StrArray, truth: Truth) -> None:
@@ -208,12 +214,26 @@ def _override(plan: Plan, rate: float | None, target_label: int | None) -> Plan:
     return replace(plan, **changes)
 
 
+def _stamp_into(
+    out: InputArray, places: IntArray, inputs: InputArray, rows: IntArray, trigger: Trigger, ids: IntArray
+) -> InputArray:
+    block = _block_length(inputs)
+    for start in range(0, len(rows), block):
+        part = rows[start : start + block]
+        out[places[start : start + block]] = trigger.apply(np.asarray(inputs[part]), ids[part])
+    return out
+
+
+def _block_length(inputs: InputArray) -> int:
+    return max(1, _BLOCK_ELEMENTS // max(1, math.prod(inputs.shape[1:])))
+
+
 def _copy(inputs: InputArray, out: InputArray | None) -> InputArray:
     if out is None:
         return np.array(inputs)
     if out.shape != inputs.shape or out.dtype != inputs.dtype:
         raise ConfigError(f"out is {out.dtype} {out.shape}, but the inputs are {inputs.dtype} {inputs.shape}")
-    block = max(1, _BLOCK_ELEMENTS // max(1, int(np.prod(inputs.shape[1:]))))
+    block = _block_length(inputs)
     for start in range(0, len(inputs), block):
         out[start : start + block] = inputs[start : start + block]
     return out
