@@ -96,9 +96,7 @@ class ModelSpec:
                 package_version=str(values["package_version"]),
             )
         except KeyError as error:
-            raise ModelError(
-                f"the model description lacks {error}; it was not written by save_model"
-            ) from error
+            raise ModelError(f"the model description lacks {error}; it was not written by save_model") from error
         except (TypeError, ValueError) as error:
             raise ModelError(f"the model description is damaged: {one_line(error)}") from error
 
@@ -195,9 +193,7 @@ def write_samples_table(run: Path, table: SamplesTable) -> None:
     """
     columns = [table.ids, *(getattr(table, name) for name in _SCHEMA.names[1:])]
     if len({len(column) for column in columns}) != 1:
-        lengths = ", ".join(
-            f"{name} {len(column)}" for name, column in zip(_SCHEMA.names, columns, strict=True)
-        )
+        lengths = ", ".join(f"{name} {len(column)}" for name, column in zip(_SCHEMA.names, columns, strict=True))
         raise RunError(f"the columns of {SAMPLES} differ in length: {lengths}")
     names = json.dumps([str(name) for name in table.class_names])
     schema = _SCHEMA.with_metadata({"class_names": names})

@@ -56,8 +56,10 @@ POOL: dict[int, Callable[[int], nn.Module]] = {
 }
 
 HeadWidth = int | Literal["light", "published"]
+TrunkGrad = Literal["joint", "main", "none"]
 PUBLISHED_FACTOR = 5  # 128 -> 640 channels on ResNet-34: 1.208 times its parameters; E2ABL states 1.2
 FLAT_WIDTH = 256  # light width of a head on flat features, which may be tens of thousands wide
+LIGHT_WIDTH = 64  # least channels of a light second head
 
 
 def global_pool(dims: int) -> nn.Sequential:
@@ -180,18 +182,20 @@ class TwoHead(nn.Module):
         logits: Tensor = self.second(trunk_features(self.network, self.attach, x))
         return logits
 
-    def both(self, x: Tensor, main_rows: Tensor) -> tuple[Tensor, Tensor]:
+    def both(self, x: Tensor, main_rows: Tensor, *, trunk_grad: TrunkGrad = "joint") -> tuple[Tensor, Tensor]:
         """Both heads after one pass of the whole batch through the trunk.
 
         Args:
             x: `(B, *shape)`.
             main_rows: `(M,)` int64, distinct positions in the batch for the main head; may be empty.
+            trunk_grad: Whose gradient reaches the trunk: both heads', the main head's, or neither's.
 
         Returns:
             Main logits `(M, K)` in the order of `main_rows`, and second logits `(B, K)`.
         """
         if len(main_rows) == 0:
-            second = self.second_logits(x)
+            features = trunk_features(self.network, self.attach, x)
+            second = self.second(features if trunk_grad == "joint" else features.detach())
             return second.new_zeros((0, second.shape[1])), second
         kept: list[Tensor] = []
         # Batch norm cannot train on a single value a channel; a row alone is normalized as in eval mode.
@@ -202,7 +206,7 @@ class TwoHead(nn.Module):
             kept.append(output)
             for norm in alone:
                 norm.eval()
-            return _select_rows(output, main_rows)
+            return _select_rows(output.detach() if trunk_grad == "none" else output, main_rows)
 
         try:
             with hooked(find_layer(self.network, self.attach), select):
@@ -210,8 +214,7 @@ class TwoHead(nn.Module):
         finally:
             for norm in alone:
                 norm.train()
-        second = self.second(kept[0])
-        return main, second
+        return main, self.second(kept[0] if trunk_grad == "joint" else kept[0].detach())
 
     def deliver(self) -> nn.Module:
         """The network alone, as it was given: no hook, no second head."""
@@ -233,10 +236,8 @@ class _ChannelsFirst(nn.Module):
         return x.movedim(-1, 1)
 
 
-def second_head(
-    features_shape: Sequence[int], n_classes: int, head_width: HeadWidth = "light"
-) -> nn.Sequential:
-    """A shallow classifier of features: two convolutions (kernel 3, strides 2, 1), pooling, a linear layer.
+def second_head(features_shape: Sequence[int], n_classes: int, head_width: HeadWidth = "light") -> nn.Sequential:
+    """A shallow classifier of features: two convolutions (kernel 3), pooling, a linear layer.
 
     Batch norm and ReLU follow each convolution. The linear layer starts at zero, so that every sample's first
     loss is exactly log K. Flat features get two linear layers in place of the convolutions.
@@ -244,8 +245,9 @@ def second_head(
     Args:
         features_shape: `(C, *spatial)` with one to three spatial axes, or `(D,)`; without the batch.
         n_classes: K.
-        head_width: Channels of both hidden layers, >= 1; "light": C (flat features: at most 256);
-            "published": five times that (128 to 640 on ResNet-34, 1.208 times its parameters).
+        head_width: Channels of both hidden layers, >= 1; "light": C, at least 64 so that thin networks get a
+            head that can tell triggers apart (flat features: D, at most 256); "published": five times C (128 to
+            640 on ResNet-34, 1.208 times its parameters), with strides 2, 1 instead of 2, 2.
 
     Raises:
         ModelError: If the features have more axes, or the width is below 1.
@@ -256,28 +258,36 @@ def second_head(
     channels, dims = features_shape[0], len(features_shape) - 1
     if dims > 3:
         raise ModelError(f"features of shape {tuple(features_shape)}: a second head needs (C, *up to 3 axes)")
-    if isinstance(head_width, str):
-        light = channels if dims else min(channels, FLAT_WIDTH)
-        head_width = PUBLISHED_FACTOR * light if head_width == "published" else light
-    if head_width < 1:
-        raise ModelError(f"head_width is {head_width}; it must be at least 1")
+    strides = (2, 1) if head_width == "published" else (2, 2)
+    hidden = _hidden_width(channels, dims, head_width)
 
     layers: list[nn.Module] = []
-    for width, stride in ((channels, 2), (head_width, 1)):
+    for width, stride in zip((channels, hidden), strides, strict=True):
         if dims:
             layers += [
-                CONV[dims](width, head_width, 3, stride=stride, padding=1, bias=False),
-                NORM[dims](head_width),
+                CONV[dims](width, hidden, 3, stride=stride, padding=1, bias=False),
+                NORM[dims](hidden),
             ]
         else:
-            layers += [nn.Linear(width, head_width, bias=False), nn.BatchNorm1d(head_width)]
+            layers += [nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden)]
         layers.append(nn.ReLU())
-    classifier = nn.Linear(head_width, n_classes)
+    classifier = nn.Linear(hidden, n_classes)
     head = nn.Sequential(*layers, *([global_pool(dims)] if dims else []), classifier)
     initialize_he(head)
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
     return head
+
+
+def _hidden_width(channels: int, dims: int, head_width: HeadWidth) -> int:
+    base = channels if dims else min(channels, FLAT_WIDTH)
+    if head_width == "published":
+        return PUBLISHED_FACTOR * base
+    if head_width == "light":
+        return max(base, LIGHT_WIDTH) if dims else base
+    if head_width < 1:
+        raise ModelError(f"head_width is {head_width}; it must be at least 1")
+    return head_width
 
 
 def split_network(

@@ -180,9 +180,7 @@ class RunFolder:
             raise RunError(f"{self.path} holds {state}; {advice}")
         difference = _difference(config["settings"], self.settings)
         if difference is not None:
-            raise RunError(
-                f"cannot resume {self.path}: {difference}; use the same settings or another folder"
-            )
+            raise RunError(f"cannot resume {self.path}: {difference}; use the same settings or another folder")
         if self.finished:
             # It may have been killed between the two steps of `finish`.
             self._remove_checkpoint()

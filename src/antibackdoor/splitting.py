@@ -75,8 +75,7 @@ def find_layer(network: nn.Module, name: str) -> nn.Module:
     near = difflib.get_close_matches(name, layers, n=5, cutoff=0.5)
     known = near or [child for child, _ in network.named_children()][:12]
     raise ModelError(
-        f"the network has no layer '{name}'; {'near matches' if near else 'its layers'}: "
-        f"{', '.join(known) or 'none'}"
+        f"the network has no layer '{name}'; {'near matches' if near else 'its layers'}: {', '.join(known) or 'none'}"
     )
 
 

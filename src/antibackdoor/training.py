@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from antibackdoor.history import Losses
 from antibackdoor.samples import Batch, IntArray, Samples
 
 EVALUATION_BATCH = 512
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Journal(Protocol):
@@ -272,7 +274,7 @@ def batches(rows: IntArray, size: int) -> list[IntArray]:
     return cuts
 
 
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def seeded(build: Callable[[], Network], seed: int) -> Network:
     """A network whose first weights depend on the seed alone; torch's own random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -298,11 +300,11 @@ def on_triangle(peak: float, epoch: int, n_epochs: int) -> Callable[[float], flo
     return rate
 
 
-def classify(model: nn.Module) -> Objective:
+def classify(forward: Callable[[Tensor], Tensor]) -> Objective:
     """Plain classification: every sample counts with its cross-entropy."""
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor]:
-        losses = cross_entropy(model(batch.inputs), batch.labels)
+        losses = cross_entropy(forward(batch.inputs), batch.labels)
         return losses, losses
 
     return objective

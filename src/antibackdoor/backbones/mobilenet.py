@@ -36,9 +36,7 @@ class InvertedResidual(nn.Module):
     and expansion 1 keeps its expanding convolution; with `"identity"` neither (the paper's form).
     """
 
-    def __init__(
-        self, in_channels: int, channels: int, *, expansion: int, stride: int, shortcuts: Shortcuts
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, *, expansion: int, stride: int, shortcuts: Shortcuts) -> None:
         super().__init__()
         hidden = in_channels * expansion
         layers: list[nn.Module] = []
@@ -71,9 +69,7 @@ class MobileNetV2(nn.Module):
             for position in range(n_blocks):
                 stride = 1 if position > 0 or (small and index == 2) else stage_stride
                 blocks.append(
-                    InvertedResidual(
-                        in_channels, out_channels, expansion=expansion, stride=stride, shortcuts=shortcuts
-                    )
+                    InvertedResidual(in_channels, out_channels, expansion=expansion, stride=stride, shortcuts=shortcuts)
                 )
                 in_channels = out_channels
             self.add_module(f"stage{index}", blocks)
@@ -91,8 +87,6 @@ class MobileNetV2(nn.Module):
         return logits
 
 
-def mobilenet_v2(
-    input_shape: Sequence[int], n_classes: int, *, shortcuts: Shortcuts = "projection"
-) -> nn.Module:
+def mobilenet_v2(input_shape: Sequence[int], n_classes: int, *, shortcuts: Shortcuts = "projection") -> nn.Module:
     """MobileNetV2 for images `(C, H, W)`; CIFAR strides up to 64×64 pixels, the paper's above."""
     return MobileNetV2(input_shape, n_classes, shortcuts)

@@ -18,9 +18,7 @@ def conv_norm(
     dims: int, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
     """Convolution (odd kernel, "same" padding, no bias) and batch norm."""
-    conv = CONV[dims](
-        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
-    )
+    conv = CONV[dims](in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
     return nn.Sequential(conv, NORM[dims](out_channels))
 
 
@@ -122,9 +120,7 @@ def image_stem(input_shape: Sequence[int], width: int) -> nn.Sequential:
     channels, height, image_width = input_shape
     if height * image_width <= SMALL_IMAGE:
         return nn.Sequential(conv_norm(2, channels, width, 3), nn.ReLU())
-    return nn.Sequential(
-        conv_norm(2, channels, width, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1)
-    )
+    return nn.Sequential(conv_norm(2, channels, width, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, stride=2, padding=1))
 
 
 def image_resnet(

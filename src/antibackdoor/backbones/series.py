@@ -34,9 +34,7 @@ class WangBlock(nn.Module):
             nn.ReLU(),
             _conv_norm(channels, channels, 3, bias=bias),
         )
-        self.shortcut = (
-            _conv_norm(in_channels, channels, 1, bias=bias) if project else nn.BatchNorm1d(channels)
-        )
+        self.shortcut = _conv_norm(in_channels, channels, 1, bias=bias) if project else nn.BatchNorm1d(channels)
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:

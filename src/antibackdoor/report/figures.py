@@ -80,16 +80,12 @@ def loss_figure(moments: Iterable[tuple[int, Losses]], isolated: BoolArray) -> F
     where = np.array(steps, dtype=np.float64)
     across = step_position(where, where)
     tables = {name: np.stack(rows) for name, rows in quantiles.items()}
-    highest = float(
-        np.nanmax([1e-3, *(table[np.isfinite(table)].max(initial=0) for table in tables.values())])
-    )
+    highest = float(np.nanmax([1e-3, *(table[np.isfinite(table)].max(initial=0) for table in tables.values())]))
     marks: list[Mark] = [Area(across, t[:, 0], t[:, 2], s) for s, t in tables.items() if np.isfinite(t).all()]
     marks += [Line(across, table[:, 1], style) for style, table in tables.items()]
     edges = _edges(across)
     for i, step in enumerate(steps):
-        told = ", ".join(
-            f"{name} {table[i, 1]:.3g}" for name, table in tables.items() if np.isfinite(table[i, 1])
-        )
+        told = ", ".join(f"{name} {table[i, 1]:.3g}" for name, table in tables.items() if np.isfinite(table[i, 1]))
         marks.append(Hover(edges[i], edges[i + 1], f"step {step:,}: median loss {told}"))
     axes = (
         step_axis("Optimizer steps (log scale)", where),
@@ -122,9 +118,7 @@ def suspicion_figure(suspicion: FloatArray, isolated: BoolArray) -> Figure | Non
         across, heights = np.repeat(edges, 2)[1:-1], np.repeat(count_position(values), 2)
         marks.append(Area(across, np.full_like(heights, y.low), heights, style))
         marks.append(Line(across, np.where(_drawn(values), heights, np.nan), style))
-    for left, right, other, held in zip(
-        edges[:-1], edges[1:], counts["other"], counts["isolated"], strict=True
-    ):
+    for left, right, other, held in zip(edges[:-1], edges[1:], counts["other"], counts["isolated"], strict=True):
         text = f"suspicion {left:.4g} to {right:.4g}: {count(held)} isolated, {count(other)} other"
         marks.append(Hover(float(left), float(right), text))
     return Figure(
@@ -135,9 +129,7 @@ def suspicion_figure(suspicion: FloatArray, isolated: BoolArray) -> Figure | Non
     )
 
 
-def class_bars(
-    given: IntArray, isolated: BoolArray, names: Sequence[str], backdoor: Sequence[str]
-) -> list[ClassBar]:
+def class_bars(given: IntArray, isolated: BoolArray, names: Sequence[str], backdoor: Sequence[str]) -> list[ClassBar]:
     """The share of isolated samples by given label, highest first; beyond 30 classes the rest is one bar.
 
     Empty if nothing is isolated: a column of zeros says less than the verdict does.
@@ -170,9 +162,7 @@ def training_figures(entries: Sequence[Mapping[str, Any]]) -> list[Figure]:
     entries = entries[::stride]
     figures = []
     for ending, label in (("loss", "Loss (nats)"), ("accuracy", "Accuracy")):
-        fields = sorted(
-            {k for entry in entries for k, v in entry.items() if k.endswith(ending) and _wanted(k, v)}
-        )[:4]
+        fields = sorted({k for entry in entries for k, v in entry.items() if k.endswith(ending) and _wanted(k, v)})[:4]
         if not fields:
             continue
         curves = {field: np.array([_value(entry.get(field)) for entry in entries]) for field in fields}
@@ -194,9 +184,7 @@ def _training_figure(
     marks += [Line(across, curve, f"s{i}") for i, curve in enumerate(curves.values())]
     edges = _edges(across)
     for i, epoch in enumerate(epochs):
-        told = ", ".join(
-            f"{_spoken(field)} {curve[i]:.4g}" for field, curve in curves.items() if np.isfinite(curve[i])
-        )
+        told = ", ".join(f"{_spoken(field)} {curve[i]:.4g}" for field, curve in curves.items() if np.isfinite(curve[i]))
         marks.append(Hover(edges[i], edges[i + 1], f"epoch {epoch}: {told}"))
     x = linear_axis("Epochs, all phases", 0.5, float(epochs[-1]) + 0.5)
     return Figure(

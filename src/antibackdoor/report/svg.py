@@ -126,9 +126,7 @@ def step_position(chosen: Values, steps: Values) -> Values:
 def chart(name: str, x: Axis, y: Axis, marks: Sequence[Mark]) -> Markup:
     """One chart; marks are drawn in their order. `name` is what a screen reader says."""
     parts = [
-        Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            WIDTH, HEIGHT, name
-        ),
+        Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, name),
         _axes(x, y),
     ]
     parts += [_mark(mark, x, y) for mark in marks]
@@ -142,9 +140,7 @@ def sparkline(series: NDArray[np.float32]) -> Markup:
     span = (high - low) or 1.0
     across = np.linspace(0, 160, series.shape[1])
     curves = [
-        Markup('<path class="line s{}" d="{}"/>').format(
-            channel % 4, _path(across, 76 - 72 * (values - low) / span)
-        )
+        Markup('<path class="line s{}" d="{}"/>').format(channel % 4, _path(across, 76 - 72 * (values - low) / span))
         for channel, values in enumerate(series.astype(np.float64))
     ]
     return Markup(
@@ -158,9 +154,7 @@ def _axes(x: Axis, y: Axis) -> Markup:
     for value, text in y.ticks:
         at = _down(value, y)
         parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(_LEFT, _n(at), right))
-        parts.append(
-            Markup('<text class="end" x="{}" y="{}">{}</text>').format(_LEFT - 8, _n(at + 4.5), text)
-        )
+        parts.append(Markup('<text class="end" x="{}" y="{}">{}</text>').format(_LEFT - 8, _n(at + 4.5), text))
     for value, text in x.ticks:
         at = _across(value, x)
         parts.append(Markup('<path class="tick" d="M{} {}v5"/>').format(_n(at), bottom))
@@ -168,9 +162,7 @@ def _axes(x: Axis, y: Axis) -> Markup:
     parts.append(Markup('<path class="tick" d="M{} {}H{}"/>').format(_LEFT, bottom, right))
     parts.append(Markup('<text class="label" x="4" y="18">{}</text>').format(y.label))
     middle = (_LEFT + right) / 2
-    parts.append(
-        Markup('<text class="label middle" x="{}" y="{}">{}</text>').format(middle, HEIGHT - 10, x.label)
-    )
+    parts.append(Markup('<text class="label middle" x="{}" y="{}">{}</text>').format(middle, HEIGHT - 10, x.label))
     return Markup("").join(parts)
 
 
@@ -186,9 +178,9 @@ def _mark(mark: Mark, x: Axis, y: Axis) -> Markup:
             return Markup('<path class="area {}" d="{}Z"/>').format(mark.style, path)
         case Rule():
             at = _n(_across(mark.x, x))
-            return Markup(
-                '<path class="rule" d="M{0} {1}V{2}"/><text class="rule" x="{3}" y="{4}">{5}</text>'
-            ).format(at, _TOP - 14, HEIGHT - _BOTTOM, _n(_across(mark.x, x) + 4), _TOP - 4, mark.text)
+            return Markup('<path class="rule" d="M{0} {1}V{2}"/><text class="rule" x="{3}" y="{4}">{5}</text>').format(
+                at, _TOP - 14, HEIGHT - _BOTTOM, _n(_across(mark.x, x) + 4), _TOP - 4, mark.text
+            )
         case Hover():
             left, right = _across(mark.left, x), _across(mark.right, x)
             box = Markup('<rect class="hover" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>')

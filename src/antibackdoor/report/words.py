@@ -152,9 +152,7 @@ def comparison_headline(runs: Sequence[tuple[str, Facts]]) -> str:
         if old is None or new is None:
             continue
         of = " of the test samples" if key == "attack_success_rate" else ""
-        sentences.append(
-            f"{what} {percent(old)}{of} with {quoted(first)} and {percent(new)} with {quoted(last)}."
-        )
+        sentences.append(f"{what} {percent(old)}{of} with {quoted(first)} and {percent(new)} with {quoted(last)}.")
     return " ".join(sentences)
 
 
@@ -192,9 +190,7 @@ def _what_was_done(metrics: Facts, who: str = "") -> list[str]:
         else f"As a precaution the most suspicious ones, {_how_many(metrics)}, were kept from the model."
     ]
     if recovered:
-        done.append(
-            f"{count(recovered)} of them came back under the label that the rest of the data suggests."
-        )
+        done.append(f"{count(recovered)} of them came back under the label that the rest of the data suggests.")
     return done
 
 

@@ -1,0 +1,239 @@
+"""E2ABL, the default form: a second head traps the backdoor, and the main head learns from the rest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from antibackdoor.history import LossHistory
+from antibackdoor.models import HeadWidth, TwoHead, split_network
+from antibackdoor.protocols import Build, Trained
+from antibackdoor.samples import Batch, BoolArray, IntArray, Samples
+from antibackdoor.training import (
+    Feed,
+    Journal,
+    NoJournal,
+    Objective,
+    Recipe,
+    Session,
+    batches,
+    cross_entropy,
+    evaluate,
+    on_triangle,
+    seeded,
+    shuffled,
+    train_epoch,
+)
+from antibackdoor.trap import SNAPSHOT, Caught, TrapSettings, spring, warm_up
+
+SHALLOW_COST = 0.6  # of a pass through the whole network; it only sets how many passes the main head gives up
+
+
+@dataclass(frozen=True)
+class E2ABL:
+    """Trains a classifier on data that may be poisoned, and tells which samples to distrust.
+
+    Attributes:
+        attach: Layer after which the second head sits; empty for about the middle of the convolutions.
+        head_width: Channels of the second head; 0 for as many as the layer has, at least 64.
+        warmup_steps: Most optimizer steps before the first look; a fifth of the training at most.
+        warmup_learning_rate: Learning rate of the second head's warm-up.
+        hard_share: Share of the samples, those with the largest loss, that fill half of each warm-up batch.
+        confusion_steps: Optimizer steps in each round of confusion.
+        confusion_learning_rate: Learning rate of confusion.
+        confusion_weight: Weight of the undecided samples against the suspects.
+        least_depth: Depth of a valley between two groups of a label from which the label is suspected.
+        sure_depth: Depth that remains to be shown once the found samples are trained on.
+        recovery_confidence: Probability, in (0, 1], from which an isolated sample gets the main head's label.
+    """
+
+    attach: str = ""
+    head_width: int = 0
+    warmup_steps: int = 1200
+    warmup_learning_rate: float = 0.04
+    hard_share: float = 0.2
+    confusion_steps: int = 80
+    confusion_learning_rate: float = 0.02
+    confusion_weight: float = 3.0
+    least_depth: float = 2.0
+    sure_depth: float = 3.0
+    recovery_confidence: float = 0.9
+    fresh: bool = False
+
+    def train(self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None) -> Trained:
+        """Isolate what the second head finds to be a short-cut, and train the main head on the rest."""
+        journal = journal or NoJournal()
+        session = Session(recipe, len(samples), images=samples.kind == "image")
+        feed = session.feed(samples)
+        net = self._two_heads(session, samples, build)
+        state = journal.load() or {}
+        if state.get("phase") == "main":
+            caught, history = _caught_from(state), LossHistory.from_state(state["history"])
+        else:
+            settings = self._trap(session, len(samples))
+            history = warm_up(session, feed, net, settings, journal, state)
+            caught = spring(session, feed, net, settings, history)
+            journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
+            if self.fresh:
+                net = self._two_heads(session, samples, build)
+        labels = self._train_main(session, feed, net, caught, history, journal, state)
+        recovered = caught.isolated & (labels != samples.labels)
+        return Trained(
+            model=session.finished(net.deliver(), build),
+            history=history,
+            suspicion=caught.margins,
+            isolated=caught.isolated,
+            recovered=recovered,
+            labels=labels,
+            backdoor_labels=caught.labels,
+            notes={"depth": max(caught.depths.values(), default=0.0), "warmup_steps": int(history.steps[-1])},
+        )
+
+    def _two_heads(self, session: Session, samples: Samples, build: Build) -> TwoHead:
+        def both() -> TwoHead:
+            example = torch.zeros(2, *samples.shape)
+            width: HeadWidth = self.head_width or "light"
+            return split_network(build(), example, samples.n_classes, attach=self.attach or None, head_width=width)
+
+        net = seeded(both, session.recipe.seed)
+        session.prepare(net)
+        return net
+
+    def _trap(self, session: Session, n: int) -> TrapSettings:
+        total = session.recipe.passes(n) * n // session.batch_size
+        steps = min(self.warmup_steps, total // 5)
+        return TrapSettings(
+            warmup_steps=max(SNAPSHOT, steps // SNAPSHOT * SNAPSHOT),
+            warmup_learning_rate=self.warmup_learning_rate,
+            hard_share=self.hard_share,
+            confusion_steps=self.confusion_steps,
+            confusion_learning_rate=self.confusion_learning_rate,
+            confusion_weight=self.confusion_weight,
+            suspect_shares=(0.2, 0.1, 0.05),
+            least_depth=self.least_depth,
+            sure_depth=self.sure_depth,
+        )
+
+    def _train_main(
+        self,
+        session: Session,
+        feed: Feed,
+        net: TwoHead,
+        caught: Caught,
+        history: LossHistory,
+        journal: Journal,
+        state: dict[str, Any],
+    ) -> IntArray:
+        """Train the main head on what was not isolated, and on what it gives another label itself."""
+        recipe = session.recipe
+        n_epochs = self._main_epochs(session, len(feed.labels), caught, history)
+        model = net.network
+        optimizer = session.optimizer(model.parameters(), recipe.learning_rate)
+        given = feed.labels.cpu().numpy()
+        labels, weights, first = given.copy(), np.ones(len(given), dtype=np.float32), 0
+        if state.get("phase") == "main":
+            net.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            labels, first = np.asarray(state["labels"]), state["epoch"]
+            weights = np.asarray(state["weights"])
+        for epoch in range(first, n_epochs):
+            if caught.isolated.any() and epoch in (n_epochs // 2, 3 * n_epochs // 4):
+                labels, weights = self._recover(session, feed, net, caught.isolated, given)
+            usable = np.flatnonzero(~caught.isolated | (labels != given))
+            order = usable[shuffled(len(usable), recipe.seed, 4, epoch)]
+            plan = batches(order, session.batch_size)
+            losses = train_epoch(
+                session,
+                feed._replace(labels=torch.from_numpy(labels)),
+                plan,
+                model,
+                _weighted(net, torch.from_numpy(weights).to(session.device)),
+                optimizer,
+                seed=(recipe.seed, 4, epoch),
+                learning_rate=on_triangle(recipe.learning_rate, epoch, n_epochs),
+                title=f"epoch {epoch + 1}/{n_epochs}",
+            )
+            journal.log(phase="training", epoch=epoch + 1, loss=float(np.nanmean(losses)), n_trained=len(usable))
+            journal.save(
+                {
+                    "phase": "main",
+                    "model": net.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "history": history.state(),
+                    "labels": labels,
+                    "weights": weights,
+                    "epoch": epoch + 1,
+                    "caught": _state_of(caught),
+                }
+            )
+        return labels
+
+    def _main_epochs(self, session: Session, n: int, caught: Caught, history: LossHistory) -> int:
+        """Passes left for the main head, so that the whole costs no more than plain training."""
+        total = session.recipe.passes(n)
+        steps = int(history.steps[-1]) + caught.steps
+        spent = SHALLOW_COST * (steps * session.batch_size / n + 2.0)  # evaluations cost about two passes
+        return max(total - math.ceil(spent), math.ceil(total / 2))
+
+    def _recover(
+        self, session: Session, feed: Feed, net: TwoHead, isolated: BoolArray, given: IntArray
+    ) -> tuple[IntArray, NDArray[np.float32]]:
+        """Labels for isolated samples that the main head, which never saw them, is sure are something else.
+
+        Where the main head agrees with the given label the sample stays out (its trigger is the danger, not its
+        label), and the remaining samples of that label stand in for it by their weight.
+        """
+        rows = np.flatnonzero(isolated)
+        net.eval()
+        values = evaluate(session, feed, net, _most_probable, rows, title="recovering labels")
+        net.train()
+        predicted, confidence = values[:, 0].astype(np.int64), values[:, 1]
+        labels = given.copy()
+        other = (predicted != given[rows]) & (confidence >= self.recovery_confidence)
+        labels[rows[other]] = predicted[other]
+        missing = np.bincount(given[rows[predicted == given[rows]]], minlength=feed.n_classes)
+        present = np.bincount(given[~isolated], minlength=feed.n_classes)
+        weights = (1 + missing / np.maximum(present, 1)).astype(np.float32)[given]
+        weights[isolated] = 1
+        return labels, weights
+
+
+def _weighted(net: TwoHead, weights: Tensor) -> Objective:
+    def objective(batch: Batch) -> tuple[Tensor, Tensor]:
+        losses = cross_entropy(net(batch.inputs), batch.labels)
+        return losses * weights[batch.rows], losses
+
+    return objective
+
+
+def _most_probable(logits: Tensor, _labels: Tensor) -> Tensor:
+    probability, predicted = logits.softmax(1).max(1)
+    return torch.stack([predicted.float(), probability], dim=1)
+
+
+def _state_of(caught: Caught) -> dict[str, Any]:
+    return {
+        "isolated": caught.isolated,
+        "margins": caught.margins,
+        "depth_labels": list(caught.depths),
+        "depths": list(caught.depths.values()),
+        "labels": list(caught.labels),
+        "steps": caught.steps,
+    }
+
+
+def _caught_from(state: dict[str, Any]) -> Caught:
+    kept = state["caught"]
+    return Caught(
+        np.asarray(kept["isolated"], dtype=bool),
+        np.asarray(kept["margins"], dtype=np.float64),
+        dict(zip(kept["depth_labels"], kept["depths"], strict=True)),
+        tuple(kept["labels"]),
+        kept["steps"],
+    )
