@@ -189,18 +189,7 @@ class RunFolder:
         self._cut_log(0 if checkpoint is None else checkpoint["log_bytes"])
 
     def _checkpoint(self, *, mmap: bool) -> dict[str, Any] | None:
-        path = self.path / CHECKPOINT
-        if not path.exists():
-            return None
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-            if not isinstance(checkpoint["log_bytes"], int) or not isinstance(checkpoint["state"], dict):
-                raise TypeError("it is not a checkpoint of this package")
-        except OSError as error:
-            raise RunError(cannot("read", path, error)) from error
-        except Exception as error:  # torch raises a dozen kinds for a damaged file
-            raise RunError(f"{path} is damaged ({one_line(error, 80)}); delete it to start afresh") from error
-        return dict(checkpoint)
+        return _read_checkpoint(self.path / CHECKPOINT, mmap=mmap)
 
     def _remove_checkpoint(self) -> None:
         try:
@@ -220,6 +209,32 @@ class RunFolder:
                 os.truncate(self.path / LOG, length)
             except OSError as error:
                 raise RunError(cannot("write", self.path / LOG, error)) from error
+
+
+def _read_checkpoint(path: Path, *, mmap: bool) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if not isinstance(checkpoint["log_bytes"], int) or not isinstance(checkpoint["state"], dict):
+            raise TypeError("it is not a checkpoint of this package")
+    except OSError as error:
+        raise RunError(cannot("read", path, error)) from error
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        raise RunError(f"{path} is damaged ({one_line(error, 80)}); delete it to start afresh") from error
+    return dict(checkpoint)
+
+
+def read_checkpoint(run: Path) -> dict[str, Any] | None:
+    """The state last saved in a run folder, without holding the folder; None if there is none.
+
+    For processes that help another one, which alone writes.
+
+    Raises:
+        RunError: The checkpoint is damaged.
+    """
+    checkpoint = _read_checkpoint(run / CHECKPOINT, mmap=False)
+    return None if checkpoint is None else checkpoint["state"]
 
 
 def read_config(run: Path) -> dict[str, Any]:

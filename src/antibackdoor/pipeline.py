@@ -1,0 +1,359 @@
+"""The main job, end to end: a data set in, a run folder with model, verdicts and report out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from antibackdoor.artifacts import (
+    ModelSpec,
+    SamplesTable,
+    load_model_spec,
+    load_weights,
+    read_metrics,
+    read_sample_columns,
+    save_model,
+    write_history,
+    write_metrics,
+    write_samples_table,
+)
+from antibackdoor.attacks import load_trigger, read_truth, trigger_test_set
+from antibackdoor.backbones import build_backbone, default_backbone
+from antibackdoor.defenses import DEFENSES
+from antibackdoor.errors import ConfigError, DataError
+from antibackdoor.metrics import (
+    attack_success_rate,
+    auroc,
+    clean_accuracy,
+    clean_accuracy_nontarget,
+    isolation_precision,
+    isolation_recall,
+    recovered_label_precision,
+    wilson_interval,
+)
+from antibackdoor.models import channel_statistics, load_factory, normalized
+from antibackdoor.protocols import Trained, TrainingDefense
+from antibackdoor.readers import DataSet
+from antibackdoor.report import save_gallery, write_report
+from antibackdoor.run_folder import RunFolder, read_checkpoint
+from antibackdoor.samples import InputArray, Samples, StrArray
+from antibackdoor.training import Predictions, Recipe, Session, predict
+
+GALLERY_SIZE = 48
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train, apart from the data.
+
+    Attributes:
+        defense: The defense with its hyper-parameters.
+        recipe: How to train.
+        backbone: A key of `BACKBONES`; empty chooses by data and machine.
+        model: `package.module:factory` of the user's own network, in place of a backbone.
+    """
+
+    defense: TrainingDefense
+    recipe: Recipe = field(default_factory=Recipe)
+    backbone: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a finished run knows.
+
+    Attributes:
+        trained: What the defense returned.
+        metrics: What stands in `metrics.json`.
+    """
+
+    trained: Trained
+    metrics: dict[str, Any]
+
+
+class _Reader:
+    """The journal of a process that helps another: it reads checkpoints and writes nothing."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def log(self, **fields: float | int | str | bool | None) -> None:
+        """Leave it to the first process."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def load(self) -> dict[str, Any] | None:
+        """The last checkpoint."""
+        return read_checkpoint(self.run)
+
+
+def is_helper() -> bool:
+    """Whether this process was started by another to share its batches."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0 or int(os.environ.get("RANK", "0")) > 0
+
+
+def train(data: DataSet, job: Job, out: Path, *, resume: bool = False, command: Sequence[str] = ()) -> Outcome | None:
+    """Train with a defense and write the run folder.
+
+    Args:
+        data: Training samples, and test samples if there are any.
+        job: Defense, recipe, network.
+        out: The run folder.
+        resume: Go on with the run in `out` from its last checkpoint.
+        command: The command line, for the report.
+
+    Returns:
+        The outcome; None in a helper process, or if the run was finished already.
+
+    Raises:
+        AntibackdoorError: If settings, data or folder do not fit.
+    """
+    spec = describe_model(data.train, job, data.notes.get("image_size"))
+    build = builder(spec)
+    if is_helper():
+        job.defense.train(data.train, build, job.recipe, journal=_Reader(out))
+        return None
+    settings = describe(data, job, spec)
+    with RunFolder.create(out, settings, resume=resume, command=command) as run:
+        if run.finished:
+            write_report(out)
+            return None
+        started = time.perf_counter()
+        trained = job.defense.train(data.train, build, job.recipe, journal=run)
+        seconds = time.perf_counter() - started
+        metrics = _write(out, data, job, spec, trained, seconds)
+        run.finish(metrics)
+    write_report(out)
+    return Outcome(trained, metrics)
+
+
+def describe_model(samples: Samples, job: Job, image_size: str | None) -> ModelSpec:
+    """Which network is to be trained on these samples."""
+    if job.backbone and job.model:
+        raise ConfigError("--backbone and --model exclude each other: give one of them")
+    gpu = job.recipe.device in ("auto", "cuda") and torch.cuda.is_available()
+    name = job.model or job.backbone or default_backbone(samples.kind, samples.shape, len(samples), gpu)
+    mean, std = channel_statistics(samples)
+    defense = next(key for key, kind in DEFENSES.items() if isinstance(job.defense, kind))
+    return ModelSpec(
+        backbone=name,
+        kind=samples.kind,
+        input_shape=samples.shape,
+        class_names=tuple(samples.class_names.tolist()),
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        image_size=image_size,
+        defense=defense,
+        package_version=version("antibackdoor"),
+    )
+
+
+def builder(spec: ModelSpec) -> Callable[[], nn.Module]:
+    """Makes the untrained network of a description, its normalization inside."""
+    n_classes = len(spec.class_names)
+    if ":" in spec.backbone:
+        factory = load_factory(spec.backbone, spec.input_shape, n_classes)
+        return lambda: normalized(factory(), spec.mean, spec.std)
+    return lambda: normalized(build_backbone(spec.backbone, spec.input_shape, n_classes), spec.mean, spec.std)
+
+
+def load_model(run: Path) -> tuple[nn.Module, ModelSpec]:
+    """The delivered model of a run, in eval mode on the CPU, and its description.
+
+    Raises:
+        ModelError: If the files are missing, damaged or do not fit each other.
+    """
+    spec = load_model_spec(run)
+    model = builder(spec)()
+    load_weights(run, model)
+    return model.eval(), spec
+
+
+def describe(data: DataSet, job: Job, spec: ModelSpec) -> dict[str, Any]:
+    """All that decides the outcome of a run, in JSON's types; no paths, so that a run can be moved."""
+    recipe = asdict(job.recipe)
+    del recipe["progress"]
+    return {
+        "defense": spec.defense,
+        "hyper_parameters": asdict(job.defense),  # type: ignore[call-overload]
+        "recipe": recipe,
+        "model": {"network": spec.backbone, "input_shape": list(spec.input_shape)},
+        "data": {
+            "n_train": len(data.train),
+            "n_test": 0 if data.test is None else len(data.test),
+            "n_skipped": len(data.skipped),
+            "n_classes": data.train.n_classes,
+            "format": data.format,
+            "fingerprint": fingerprint(data.train),
+            **{key: value for key, value in data.notes.items() if isinstance(value, str | int | float)},
+        },
+    }
+
+
+def fingerprint(samples: Samples) -> str:
+    """A short hash of labels, ids and a few hundred inputs: another data set will not resume a run."""
+    digest = hashlib.blake2b(samples.labels.tobytes(), digest_size=8)
+    rows = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), 256)).astype(np.int64))
+    digest.update("\n".join(samples.ids[rows].tolist()).encode("utf-8", "surrogateescape"))
+    digest.update(np.ascontiguousarray(samples.inputs[rows]).tobytes())
+    return digest.hexdigest()
+
+
+def _write(out: Path, data: DataSet, job: Job, spec: ModelSpec, trained: Trained, seconds: float) -> dict[str, Any]:
+    """Everything of the run folder except `metrics.json` and the report."""
+    samples = data.train
+    session = Session(replace(job.recipe, devices=1), len(samples), images=samples.kind == "image")
+    model = session.prepare(trained.model)
+    verdicts = predict(session, model, samples)
+    metrics = facts(samples, trained, job, spec, seconds)
+    if data.test is not None and len(data.test):
+        tested = predict(session, model, data.test)
+        metrics["clean_accuracy"] = clean_accuracy(tested.labels, data.test.labels)
+        metrics["n_test"] = len(data.test)
+    save_model(out, model.cpu(), spec)
+    write_history(out, trained.history, "float16" if trained.history.losses.size > 1 << 26 else "float32")
+    write_samples_table(out, verdict_table(samples, trained, verdicts))
+    save_gallery(out, samples, np.argsort(-trained.suspicion, kind="stable")[:GALLERY_SIZE])
+    return metrics
+
+
+def verdict_table(samples: Samples, trained: Trained, verdicts: Predictions) -> SamplesTable:
+    """One row for every sample: what was given, what is suspected, what the clean model says."""
+    return SamplesTable(
+        ids=samples.ids,
+        given_label=samples.labels,
+        suspicion=trained.suspicion,
+        isolated=trained.isolated,
+        recovered=trained.recovered,
+        suggested_label=np.where(trained.isolated & ~trained.recovered, verdicts.labels, trained.labels),
+        prediction=verdicts.labels,
+        confidence=verdicts.confidence.astype(np.float64),
+        class_names=samples.class_names,
+    )
+
+
+def facts(samples: Samples, trained: Trained, job: Job, spec: ModelSpec, seconds: float) -> dict[str, Any]:
+    """What the training itself knows, as flat metrics."""
+    names = [str(samples.class_names[label]) for label in trained.backdoor_labels]
+    found = {} if spec.defense == "none" else {"poisoned": bool(trained.isolated.any())}
+    return {
+        **found,
+        "backdoor_label": names[0] if names else None,
+        "backdoor_labels": names,
+        "n_samples": len(samples),
+        "n_isolated": int(trained.isolated.sum()),
+        "n_recovered": int(trained.recovered.sum()),
+        "defense": spec.defense,
+        "backbone": spec.backbone,
+        "epochs": job.recipe.passes(len(samples)),
+        "seconds": round(seconds, 2),
+        "seed": job.recipe.seed,
+        **(trained.notes or {}),
+    }
+
+
+def evaluate(
+    run: Path,
+    samples: Samples,
+    *,
+    truth: Path | None = None,
+    trigger: Path | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Measure the model of a run, and write the numbers into its `metrics.json`.
+
+    Args:
+        run: The run folder.
+        samples: Clean labelled test samples, mapped to the run's classes.
+        truth: `truth.parquet` of the poisoned training data, to measure the isolation.
+        trigger: Folder of a saved trigger, to measure the attack success rate.
+        device: Where to compute.
+
+    Returns:
+        The new metrics.
+    """
+    model, spec = load_model(run)
+    session = Session(Recipe(device=device), len(samples), images=spec.kind == "image")
+    model = session.prepare(model)
+    predicted = predict(session, model, samples).labels
+    measured: dict[str, Any] = {
+        "clean_accuracy": clean_accuracy(predicted, samples.labels),
+        "n_test": len(samples),
+    }
+    low, high = wilson_interval(int((predicted == samples.labels).sum()), len(samples))
+    measured |= {"clean_accuracy_low": low, "clean_accuracy_high": high}
+    if trigger is not None:
+        measured |= _attack_metrics(session, model, samples, predicted, trigger)
+    if truth is not None:
+        measured |= _truth_metrics(run, truth)
+    write_metrics(run, {**read_metrics(run), **measured})
+    write_report(run)
+    return measured
+
+
+def _attack_metrics(
+    session: Session, model: nn.Module, samples: Samples, predicted: Any, folder: Path
+) -> dict[str, Any]:
+    saved = load_trigger(folder)
+    triggered = trigger_test_set(samples, saved.trigger, saved.plan)
+    if not len(triggered):
+        raise DataError("the data hold no sample that the attack aims at; give test data of all classes")
+    answers = predict(session, model, triggered).labels
+    goal = saved.plan.goal(triggered.labels)
+    rate = attack_success_rate(answers, np.ones(len(triggered), dtype=bool), goal)
+    low, high = wilson_interval(int((answers == goal).sum()), len(triggered))
+    measured: dict[str, Any] = {
+        "attack_success_rate": rate,
+        "attack_success_rate_low": low,
+        "attack_success_rate_high": high,
+        "n_triggered": len(triggered),
+    }
+    target = getattr(saved.plan, "target_label", None)
+    if isinstance(target, int):
+        measured["clean_accuracy_nontarget"] = clean_accuracy_nontarget(predicted, samples.labels, target)
+    return measured
+
+
+def _truth_metrics(run: Path, path: Path) -> dict[str, Any]:
+    columns, _ = read_sample_columns(
+        run, ["id", "isolated", "recovered", "suggested_label", "suspicion", "given_label"]
+    )
+    ids, truth = read_truth(path)
+    place = {name: row for row, name in enumerate(ids.tolist())}
+    missing = next((name for name in columns["id"] if name not in place), None)
+    if missing is not None:
+        raise DataError(f"{path} says nothing of the sample {missing!r}; give the truth of the data trained on")
+    rows = np.array([place[name] for name in columns["id"]], dtype=np.int64)
+    is_poisoned, true_labels = truth.is_poisoned[rows], truth.true_labels[rows]
+    return {
+        "isolation_precision": isolation_precision(columns["isolated"], is_poisoned),
+        "isolation_recall": isolation_recall(columns["isolated"], is_poisoned),
+        "recovered_label_precision": recovered_label_precision(
+            columns["suggested_label"], true_labels, columns["recovered"], is_poisoned
+        ),
+        "suspicion_auroc": auroc(columns["suspicion"], is_poisoned),
+        "n_poisoned": int(is_poisoned.sum()),
+        "n_missed": int((is_poisoned & ~columns["isolated"]).sum()),
+    }
+
+
+def classify_inputs(
+    model: nn.Module, spec: ModelSpec, inputs: InputArray, ids: StrArray, *, device: str = "auto"
+) -> Predictions:
+    """Predictions for inputs without labels, `(N, *shape)`."""
+    nothing = np.zeros(len(inputs), dtype=np.int64)
+    samples = Samples(inputs, nothing, ids, np.array(spec.class_names))
+    session = Session(Recipe(device=device), len(samples), images=spec.kind == "image")
+    return predict(session, session.prepare(model), samples)
