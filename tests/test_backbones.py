@@ -139,9 +139,7 @@ def test_initialization_is_he_fan_out():
     weight = network.stage2[1].conv1[0].weight
     assert weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
     assert all(
-        (m.weight == 1).all() and (m.bias == 0).all()
-        for m in network.modules()
-        if isinstance(m, nn.BatchNorm2d)
+        (m.weight == 1).all() and (m.bias == 0).all() for m in network.modules() if isinstance(m, nn.BatchNorm2d)
     )
 
 

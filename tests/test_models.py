@@ -158,9 +158,7 @@ def test_gradients_of_the_second_head_reach_the_trunk_only():
     assert {n.split(".")[0] for n in reached} == {"network", "second"}
     trunk = {n for n in reached if n.startswith("network.")}
     assert trunk == {
-        n
-        for n, _ in model.named_parameters()
-        if n.startswith(("network.network.stem", "network.network.stage1"))
+        n for n, _ in model.named_parameters() if n.startswith(("network.network.stem", "network.network.stage1"))
     }
 
 
@@ -337,9 +335,7 @@ def test_tokens_are_convolved_along_the_sequence_not_the_width():
 
 
 def test_a_layer_with_a_skip_connection_around_it_is_refused():
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 1), Residual(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
-    )
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), Residual(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     example = torch.zeros(2, 3, 6, 6)
     with pytest.raises(ModelError, match=r"cannot be split at '1\.inner'"):
         check_attach(network, "1.inner", example)

@@ -49,9 +49,7 @@ HOSTILE = [
 ]
 
 
-def fake_samples(
-    n: int, kind: str, class_names: list[str], is_poisoned: np.ndarray, seed: int = 0
-) -> Samples:
+def fake_samples(n: int, kind: str, class_names: list[str], is_poisoned: np.ndarray, seed: int = 0) -> Samples:
     """Blurred color patches with a bright corner, or waves with a spike."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, len(class_names), n)
@@ -60,17 +58,13 @@ def fake_samples(
     if kind == "image":
         coarse = rng.integers(30, 220, (n, 3, 4, 4)).astype(np.uint8)
         inputs = coarse.repeat(8, axis=2).repeat(8, axis=3)
-        inputs[is_poisoned, :, -4:-1, -4:-1] = np.array(
-            [[255, 0, 255], [0, 255, 0], [255, 0, 255]], dtype=np.uint8
-        )
+        inputs[is_poisoned, :, -4:-1, -4:-1] = np.array([[255, 0, 255], [0, 255, 0], [255, 0, 255]], dtype=np.uint8)
     else:
         time_axis = np.linspace(0, 12, 300)
         phase = rng.random((n, 2, 1)) * 6
         inputs = (np.sin(time_axis + phase) + 0.1 * rng.standard_normal((n, 2, 300))).astype(np.float32)
         inputs[is_poisoned, :, 40:46] += 3
-    ids = np.array(
-        [f"train/{class_names[label % len(class_names)]}/{i:05d}.png" for i, label in enumerate(labels)]
-    )
+    ids = np.array([f"train/{class_names[label % len(class_names)]}/{i:05d}.png" for i, label in enumerate(labels)])
     return Samples(inputs, labels, ids, np.array(class_names))
 
 
@@ -96,9 +90,7 @@ def fake_run(
     isolated = suspicion > 2.6
     history = fake_history(is_poisoned, len(class_names))
     suggested = np.where(isolated, (labels + 3) % len(class_names), labels)
-    spec = ModelSpec(
-        "resnet18", "image", small.shape, tuple(class_names), (0.5,), (0.2,), None, "E2ABL", "0.1.0"
-    )
+    spec = ModelSpec("resnet18", "image", small.shape, tuple(class_names), (0.5,), (0.2,), None, "E2ABL", "0.1.0")
     command = ["antibackdoor", "train", "data/my photos", "--defense", "e2abl", "--name", class_names[0]]
     settings = {
         "defense": {"name": "E2ABL", "warmup_epochs": 5, "rates": [0.05, 0.1]},
@@ -219,9 +211,9 @@ def test_report_of_the_same_run_is_the_same(tmp_path: Path) -> None:
     first = write_report(run).read_bytes()
     assert write_report(run).read_bytes() == first
     moved = run.rename(tmp_path / "elsewhere")
-    assert write_report(moved).read_bytes() == first.replace(
-        b"run</bdi></h1>", b"elsewhere</bdi></h1>"
-    ).replace(b"<title>run", b"<title>elsewhere")
+    assert write_report(moved).read_bytes() == first.replace(b"run</bdi></h1>", b"elsewhere</bdi></h1>").replace(
+        b"<title>run", b"<title>elsewhere"
+    )
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
@@ -248,9 +240,7 @@ def test_a_million_samples_stay_small_and_quick(tmp_path: Path) -> None:
         names = np.array([f"class {k}" for k in range(200)])
         flags = suspicion > 0.95
         ids = np.arange(n).astype(np.str_)
-        write_samples_table(
-            run, SamplesTable(ids, labels, suspicion, flags, flags, labels, labels, suspicion, names)
-        )
+        write_samples_table(run, SamplesTable(ids, labels, suspicion, flags, flags, labels, labels, suspicion, names))
         losses = rng.random((4, n), dtype=np.float32)
         write_history(run, LossHistory(losses, np.arange(4, dtype=np.int64)), "float16")
     start = time.perf_counter()
@@ -319,9 +309,7 @@ def test_gallery_comes_back_bounded(tmp_path: Path) -> None:
         (tmp_path / "gallery.npz").write_bytes(damage)
         with pytest.raises(RunError, match="damaged"):
             load_gallery(tmp_path)
-    np.savez(
-        tmp_path / "gallery.npz", inputs=np.array([{"evil": 1}], dtype=object), rows=np.zeros(1, np.int64)
-    )
+    np.savez(tmp_path / "gallery.npz", inputs=np.array([{"evil": 1}], dtype=object), rows=np.zeros(1, np.int64))
     with pytest.raises(RunError, match="damaged"):
         load_gallery(tmp_path)
 
@@ -345,9 +333,7 @@ def test_verdict_words() -> None:
 
 @pytest.mark.parametrize("junk", ["text", None, True, [], [1]])
 def test_words_survive_junk(junk: Any) -> None:
-    metrics = dict.fromkeys(
-        ("n_samples", "n_isolated", "clean_accuracy", "backdoor_label", "backdoor_labels"), junk
-    )
+    metrics = dict.fromkeys(("n_samples", "n_isolated", "clean_accuracy", "backdoor_label", "backdoor_labels"), junk)
     verdict(metrics)
     key_numbers(metrics)
     comparison_headline([("a", metrics), ("b", metrics)])
@@ -396,9 +382,7 @@ def test_figures_of_odd_data() -> None:
     assert loss_figure([], nobody) is None
     assert suspicion_figure(np.full(5, np.nan), nobody) is None
     for value in (0.0, 1e17, -1e-300):
-        assert suspicion_figure(
-            np.array([value, np.nextafter(value, 2 * value + 1), value, value, value]), nobody
-        )
+        assert suspicion_figure(np.array([value, np.nextafter(value, 2 * value + 1), value, value, value]), nobody)
     assert "nan" not in sparkline(np.full((1, 3), np.nan, dtype=np.float32))
     assert training_figures([]) == training_figures([{"epoch": 1, "loss": None}]) == []
     assert len(training_figures([{"phase": "x", "epoch": i, "loss": -1.0} for i in range(5000)])) == 1

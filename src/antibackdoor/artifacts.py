@@ -6,12 +6,14 @@
     model.safetensors     weights            model.json             what is needed to rebuild the network
     samples.parquet       one row a sample   history.safetensors    the loss of each sample over time
     gallery.npz           pictures           metrics.json           the run's results; its presence = finished
+    skipped.csv           only with --on-error skip: what could not be read, and why
 
 Each file is written atomically and none holds an absolute path, so a folder may be copied or moved.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +37,7 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray, StrArray
 
 MODEL, SPEC = "model.safetensors", "model.json"
 SAMPLES, HISTORY, METRICS = "samples.parquet", "history.safetensors", "metrics.json"
+SKIPPED = "skipped.csv"
 
 Scalar = float | int | str | bool | None
 Metrics = Mapping[str, Scalar | Sequence[Scalar]]
@@ -303,6 +306,21 @@ def _open_history(run: Path) -> Iterator[Any]:
         raise RunError(f"{path} is damaged: {one_line(error)}") from error
     except OSError as error:
         raise RunError(cannot("read", path, error)) from error
+
+
+def write_skipped(run: Path, skipped: Sequence[tuple[str, str]]) -> None:
+    """Write `skipped.csv`: id and reason of each sample that could not be read; no file if there is none.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+    if not skipped:
+        return
+    with (
+        replacing(run / SKIPPED) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        csv.writer(file).writerows([("id", "reason"), *skipped])
 
 
 def write_metrics(run: Path, metrics: Metrics) -> None:

@@ -2,6 +2,7 @@
 
 # Annotations are not postponed here: those of the commands name types that are chosen at run time.
 import csv
+import os
 import platform
 import sys
 import warnings
@@ -9,15 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import cyclopts
-import pyarrow as pa
-import pyarrow.parquet as pq
 from cyclopts import App, Parameter
-from rich.console import Console
 
-from antibackdoor.atomic import replacing
 from antibackdoor.errors import AntibackdoorError, ConfigError
 
 INTERRUPTED = 130
@@ -33,12 +30,19 @@ class Nothing:
 
 def build_app(arguments: Sequence[str]) -> App:
     """The commands; `train` and `poison` show the hyper-parameters of the method that the arguments name."""
-    from antibackdoor.attacks import ATTACKS
-    from antibackdoor.defenses import DEFENSES
-    from antibackdoor.training import Recipe
+    # Only the command that is called needs its settings, and torch, which they import, is slow to load.
+    recipe_type: Any = Nothing
+    defense_type: Any = Nothing
+    attack_type: Any = Nothing
+    if arguments[:1] == ["train"]:
+        from antibackdoor.defenses import DEFENSES
+        from antibackdoor.training import Recipe
 
-    defense_type: Any = _chosen(arguments, "--defense", DEFENSES, "e2abl")
-    attack_type: Any = _chosen(arguments, "--attack", ATTACKS, "badnets")
+        recipe_type, defense_type = Recipe, _chosen(arguments, "--defense", DEFENSES, "e2abl")
+    if arguments[:1] == ["poison"]:
+        from antibackdoor.attacks import ATTACKS
+
+        attack_type = _chosen(arguments, "--attack", ATTACKS, "badnets")
     # A method without hyper-parameters has nothing to parse.
     defense_fields: Any = defense_type if fields(defense_type) else Nothing
     app = App(
@@ -62,7 +66,7 @@ def build_app(arguments: Sequence[str]) -> App:
         on_error: Literal["raise", "skip"] = "raise",
         cache: Path | None = None,
         resume: bool = False,
-        recipe: Annotated[Recipe, Flat] = Recipe(progress=True),
+        recipe: Annotated[recipe_type, Flat] = recipe_type(),
         hyper: Annotated[defense_fields, Flat] = defense_fields(),
     ) -> None:
         """Train a clean model on DATA and write model, verdicts and report.
@@ -169,14 +173,13 @@ def run_train(
 
     loaded = read(
         data, test=test, test_fraction=test_fraction, image_size=image_size, on_error=on_error, cache=cache,
-        seed=recipe.seed, progress=not is_helper(),
+        seed=recipe.seed, progress=recipe.progress and not is_helper(),
     )  # fmt: skip
     job = Job(defense, recipe, backbone, model)
     try:
         outcome = train(loaded, job, out, resume=resume, command=["antibackdoor", *command])
     except KeyboardInterrupt:
-        print(f"\nStopped. Give the same command with --resume to go on with {out}.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        stop(f"Stopped. Give the same command with --resume to go on with {out}.")
     if outcome is not None:
         print_facts(outcome.metrics)
     if not is_helper():
@@ -200,12 +203,11 @@ def demo(out: Path = Path("demo"), *, seed: int = 0, epochs: int = 0, device: st
     from antibackdoor.demo import run_demo
     from antibackdoor.training import Recipe
 
-    recipe = Recipe(epochs=epochs, device=device, seed=seed, progress=True)
+    recipe = Recipe(epochs=epochs, device=device, seed=seed)
     command = ["antibackdoor", "demo", "--out", str(out), "--seed", str(seed)]
     results = run_demo(out, recipe, command=command)
-    console = Console()
     for name, metrics in results.items():
-        console.print(
+        print(
             f"{name:>10}: clean accuracy {metrics['clean_accuracy']:.1%}, "
             f"attack success rate {metrics['attack_success_rate']:.1%}"
         )
@@ -268,7 +270,11 @@ def predict(run: Path, data: Path, *, out: Path, device: str = "auto", cache: Pa
     cache
         Where decoded images are kept.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     from antibackdoor import pipeline
+    from antibackdoor.atomic import replacing
     from antibackdoor.readers import read_inputs
 
     if out.suffix not in (".csv", ".parquet"):
@@ -370,11 +376,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except cyclopts.CycloptsError as error:
         fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        stop("Stopped.")
 
 
-def fail(message: str) -> None:
+def stop(message: str) -> NoReturn:
+    """End after Ctrl-C."""
+    if _helps():
+        sys.exit(0)
+    print(f"\n{message}", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
+def fail(message: str) -> NoReturn:
     """Say what is wrong in one line on standard error and exit with 2."""
+    if _helps():  # the first process meets the same mistake, says so, and must not be killed before it has
+        sys.exit(0)
     print(f"antibackdoor: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(USER_ERROR)
+
+
+def _helps() -> bool:
+    if not {"LOCAL_RANK", "RANK"} & os.environ.keys():
+        return False
+    from antibackdoor.pipeline import is_helper
+
+    return is_helper()

@@ -26,6 +26,7 @@ from antibackdoor.artifacts import (
     write_history,
     write_metrics,
     write_samples_table,
+    write_skipped,
 )
 from antibackdoor.attacks import load_trigger, read_truth, trigger_test_set
 from antibackdoor.backbones import build_backbone, default_backbone
@@ -130,6 +131,7 @@ def train(data: DataSet, job: Job, out: Path, *, resume: bool = False, command: 
         if run.finished:
             write_report(out)
             return None
+        write_skipped(out, [(skipped.id, skipped.reason) for skipped in data.skipped])
         started = time.perf_counter()
         trained = job.defense.train(data.train, build, job.recipe, journal=run)
         seconds = time.perf_counter() - started

@@ -10,23 +10,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from antibackdoor.augmentation import augment
@@ -34,6 +29,9 @@ from antibackdoor.batch_norm import synchronize_batch_norm
 from antibackdoor.errors import ConfigError
 from antibackdoor.history import Losses
 from antibackdoor.samples import Batch, IntArray, Samples
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # slow to import, and `--help` needs none
 
 EVALUATION_BATCH = 512
 
@@ -88,7 +86,7 @@ class Recipe:
         device: `auto`, `cpu`, `cuda` or `mps`.
         devices: Processes that share every batch.
         seed: Seed of everything random.
-        progress: Show a progress bar.
+        progress: Show progress bars on standard error, if that is a terminal.
     """
 
     epochs: int = 0
@@ -101,7 +99,7 @@ class Recipe:
     device: str = "auto"
     devices: int = 1
     seed: int = 0
-    progress: bool = False
+    progress: bool = True
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 0), ("batch_size", 0), ("devices", 1), ("seed", 0)):
@@ -173,7 +171,6 @@ class Session:
         wants_bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and images)
         self.bf16 = wants_bf16 and (recipe.precision == "bf16" or has_fast_bf16(self.device))
         self.channels_last = images
-        self._bar: Progress | None = None
 
     @property
     def first(self) -> bool:
@@ -240,7 +237,7 @@ class Session:
     @contextlib.contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
         """A progress bar over `total` samples; calls with the number done move it."""
-        if not (self.recipe.progress and self.first):
+        if not (self.recipe.progress and self.first and sys.stderr.isatty()):
             yield lambda _n: None
             return
         with Progress(
@@ -248,9 +245,10 @@ class Session:
             BarColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
+            console=Console(stderr=True),
             transient=True,
         ) as progress:
-            task: TaskID = progress.add_task(title, total=total, rate="")
+            task = progress.add_task(title, total=total, rate="")
 
             def advance(n: int) -> None:
                 progress.advance(task, n)
@@ -475,6 +473,8 @@ def _accelerator(device: str) -> str:
 
 
 def _fabric(accelerator: str, devices: int) -> Fabric:
+    from lightning_fabric import Fabric
+
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     if accelerator == "cuda" and devices > torch.cuda.device_count():
         raise ConfigError(f"{devices} devices wanted, {torch.cuda.device_count()} found: lower --devices")

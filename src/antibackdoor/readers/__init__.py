@@ -82,7 +82,7 @@ def read(
 
     Args:
         path: A folder or zip of class folders, an `.npz`, `.ts`, `.csv` or `.tsv` file (for `NAME_TRAIN.ts`
-            the test split is `NAME_TEST.ts` beside it), or a folder that holds one such training file.
+            the test split is `NAME_TEST.ts` beside it), or a folder that holds one such file.
         test: Another path with the test samples (same classes); it replaces a test split of `path`.
         test_fraction: Part of each class that is held out if there is no test split, in [0, 1).
         image_size: Side, or `(height, width)`, in pixels, 8..1024. By default the size that all images share
@@ -213,7 +213,7 @@ def write(path: str | Path, train: Samples, test: Samples | None = None, *, form
 
 
 def _open(path: str | Path, faults: Faults, *, labelled: bool = True) -> tuple[str, Source]:
-    path = _series_file(Path(path))
+    path = _only_file(Path(path))
     if not path.exists():
         raise DataError(f"there is no file or folder {one_line(str(path))}; check the path")
     for name, format_ in FORMATS.items():
@@ -229,13 +229,22 @@ def _open(path: str | Path, faults: Faults, *, labelled: bool = True) -> tuple[s
     )
 
 
-def _series_file(path: Path) -> Path:
-    """The training file in a folder as the archives of time series ship it, or the path itself."""
+def _only_file(path: Path) -> Path:
+    """The data file in a folder as archives of series ship it or as `poison` writes it, or the path itself."""
     if not path.is_dir():
         return path
-    found = [file for file in path.iterdir() if file.stem.lower().endswith("_train") and file.is_file()]
-    found = [file for file in found if file.suffix.lower() in (*ts.SUFFIXES, *csv_file.SUFFIXES)]
-    return found[0] if len(found) == 1 else path
+    try:
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    except OSError:  # opening the folder will say why
+        return path
+    suffixes = {suffix for format_ in FORMATS.values() for suffix in format_.SUFFIXES}
+    files = [entry for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()]
+    series = [file for file in files if file.suffix.lower() in (*ts.SUFFIXES, *csv_file.SUFFIXES)]
+    training = [file for file in series if file.stem.lower().endswith("_train")]
+    if len(training) == 1:
+        return training[0]
+    holds_images = any(entry.is_dir() or is_image(entry.name) for entry in entries)
+    return files[0] if len(files) == 1 and not holds_images else path
 
 
 def _class_names(train: Listed, source: Source, path: str | Path) -> StrArray:

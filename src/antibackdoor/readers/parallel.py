@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,8 +55,8 @@ class _Rate(TextColumn):
 
 @contextmanager
 def progress_bar(title: str, total: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error with rate and time left; call the yielded function with the number done."""
-    if not show:
+    """A bar with rate and time left if standard error is a terminal; call the yielded function with the number done."""
+    if not (show and sys.stderr.isatty()):
         yield lambda n: None
         return
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
