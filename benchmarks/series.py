@@ -1,0 +1,28 @@
+"""Time series with and without a backdoor: spoken Arabic digits (13 channels) and ECG5000 (500 training samples).
+
+    python benchmarks/series.py                                   all cells; goes on where it was stopped
+    python benchmarks/series.py --cells 'arabicdigits/*/e2abl/*'   some of them
+
+Needs `arabicdigits.npz` and `ecg5000.npz` in ANTIBACKDOOR_DATA.
+"""
+
+from __future__ import annotations
+
+import cells
+
+DATA = ("arabicdigits.npz", "ecg5000.npz")
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = cells.arguments("A static pattern in time series.", "series", seeds=3)
+    parser.add_argument("--network", default="series-resnet")
+    parser.add_argument("--attack", default="static")
+    parser.add_argument("--rate", type=float, default=0.1)
+    options = parser.parse_args()
+    attacked = [(data, options.network, options.attack, options.rate) for data in DATA]
+    cells.run(cells.ordered(attacked, range(options.seeds), epochs=options.epochs, limit=options.limit), options)
+
+
+if __name__ == "__main__":
+    main()
