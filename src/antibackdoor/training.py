@@ -109,8 +109,10 @@ class Recipe:
             raise ConfigError(f"learning_rate is {self.learning_rate}; give a number above 0, such as 0.1")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum is {self.momentum}; give a number in [0, 1), such as 0.9")
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < 100:
             raise ConfigError(f"weight_decay is {self.weight_decay}; give 0 or more, such as 0.0005")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ConfigError(f"precision is {self.precision!r}; give auto, bf16 or fp32")
 
     def batch(self, n_samples: int) -> int:
         """Samples a step for a data set of this size."""

@@ -1,0 +1,139 @@
+"""From margins to a partition, by hand-computed numbers and synthetic distributions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from antibackdoor.history import LossHistory
+from antibackdoor.isolation import (
+    Valley,
+    above_valleys,
+    find_valley,
+    first_suspicion,
+    highest,
+    label_rows,
+    loss_drop,
+    rank,
+    rank_within,
+    sustained_drop,
+    widen,
+)
+
+
+def test_rank() -> None:
+    assert rank(np.array([3.0, 1.0, 2.0, 1.0])).tolist() == [0.75, 0.0, 0.5, 0.25]
+    assert rank(np.zeros(0)).tolist() == []
+    labels = np.array([0, 1, 0, 1])
+    assert rank_within(np.array([3.0, 9.0, 2.0, 1.0]), labels).tolist() == [0.5, 0.5, 0.0, 0.0]
+
+
+def test_label_rows() -> None:
+    rows = label_rows(np.array([2, 0, 2, 2]))
+    assert {label: part.tolist() for label, part in rows.items()} == {0: [1], 2: [0, 2, 3]}
+
+
+def test_highest() -> None:
+    scores, nothing = np.array([1.0, 3.0, 2.0, 3.0, 0.0]), np.zeros(5)
+    assert np.flatnonzero(highest(scores, nothing, 0.4)).tolist() == [1, 3]
+    assert np.flatnonzero(highest(scores, nothing, 0.2)).tolist() == [1]  # row order
+    assert np.flatnonzero(highest(scores, np.array([0, 1.0, 0, 0.5, 0]), 0.2)).tolist() == [3]  # the lower loss
+    assert highest(scores, nothing, 0.0, at_least=3).sum() == 3
+    assert highest(scores, nothing, 0.0).sum() == 0 and highest(scores, nothing, 1.0).all()
+    assert highest(scores, nothing, 0.1, at_least=50).all()
+
+
+def two_groups(n_lower: int, n_upper: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.normal(-2.2, 0.5, n_lower), rng.normal(8, 1.5, n_upper)])
+
+
+@pytest.mark.parametrize("n_upper", [10, 50, 200])
+def test_two_groups_have_a_deep_valley(n_upper: int) -> None:
+    margins = two_groups(400, n_upper)
+    valley = find_valley(margins)
+    # The density of a group of ten spread over a dozen bins is about one a bin.
+    assert valley.depth > (1 if n_upper == 10 else 3)
+    assert -1 < valley.cut < 6
+    assert (margins[400:] > valley.cut).mean() > 0.95
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_group_has_none(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for margins in (rng.normal(-2.2, 0.6, 300), rng.normal(5, 2, 300), rng.normal(-3, 3, 300)):
+        assert find_valley(margins).depth < 2
+
+
+def test_an_upper_group_must_believe_its_label() -> None:
+    rng = np.random.default_rng(0)
+    margins = np.concatenate([rng.normal(-9, 0.4, 200), rng.normal(-3, 0.4, 200)])
+    assert find_valley(margins) == Valley(0.0, np.inf)
+    assert find_valley(margins + 6).depth > 10
+
+
+def test_few_margins_have_no_shape() -> None:
+    assert find_valley(two_groups(10, 9)) == Valley(0.0, np.inf)
+    assert find_valley(np.zeros(0)) == Valley(0.0, np.inf)
+    assert find_valley(two_groups(50, 4)).depth < 2  # fewer than the smallest group
+
+
+def test_margins_out_of_range_count() -> None:
+    far = np.concatenate([np.full(50, -1000.0), np.full(50, 1000.0)])
+    valley = find_valley(far)
+    assert valley.depth > 10 and -12 < valley.cut < 24
+
+
+def test_above_valleys() -> None:
+    margins, labels = np.array([0.0, 5.0, 0.0, 5.0]), np.array([0, 0, 1, 1])
+    assert above_valleys(margins, labels, {1: Valley(9, 1.0)}).tolist() == [False, False, False, True]
+    assert above_valleys(margins, labels, {}).sum() == 0
+    assert above_valleys(margins, labels, {0: Valley(0, np.inf)}).sum() == 0
+
+
+def test_widen() -> None:
+    lower = np.array([-2.2, -2.1, -2.0, -1.9, -1.8, 0.5])
+    margins = np.concatenate([lower, [7.0, 8.0], lower])
+    labels = np.array([0] * 8 + [1] * 6)
+    flagged = margins > 5
+    # Of the six in the lower group: median -1.95, median deviation 0.15, so 6 robust deviations end at -0.62.
+    assert np.flatnonzero(widen(margins, labels, flagged, {0})).tolist() == [5, 6, 7]
+    assert widen(margins, labels, flagged, set()).tolist() == flagged.tolist()
+    assert flagged.sum() == 2  # the argument stays as it was
+
+
+def test_widen_forgives_rounding() -> None:
+    margins = np.concatenate([np.full(50, -2.0), [-1.9, -1.7], np.full(5, 8.0)])
+    wider = widen(margins, np.zeros(57, dtype=np.int64), margins > 5, {0})
+    assert np.flatnonzero(wider).tolist() == [51, 52, 53, 54, 55, 56]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(2, 60))
+def test_isolation_does_not_depend_on_row_order(seed: int, n_moments: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    history = LossHistory(rng.exponential(1, (n_moments, n)).astype(np.float32), np.arange(n_moments))
+    labels = rng.integers(0, 3, n)
+    margins = np.where(rng.random(n) < 0.3, 8.0, -2.2) + rng.normal(0, 0.7, n)
+    order = rng.permutation(n)
+    turned = LossHistory(history.losses[:, order], history.steps)
+
+    assert np.allclose(loss_drop(history)[order], loss_drop(turned))
+    assert np.allclose(sustained_drop(history)[order], sustained_drop(turned))
+    assert np.allclose(
+        first_suspicion(history, history.losses[-1])[order], first_suspicion(turned, turned.losses[-1])
+    ) or n_moments == 1  # without a fall all samples tie, and row order decides
+    assert (rank_within(margins, labels)[order] == rank_within(margins[order], labels[order])).all()
+    drop = rng.random(n)
+    assert (highest(drop, margins, 0.3)[order] == highest(drop[order], margins[order], 0.3)).all()
+    valleys = {label: find_valley(margins[rows]) for label, rows in label_rows(labels).items()}
+    again = {label: find_valley(margins[order][rows]) for label, rows in label_rows(labels[order]).items()}
+    assert valleys == again
+    flagged = above_valleys(margins, labels, valleys)
+    turned_flags = above_valleys(margins[order], labels[order], again)
+    assert (flagged[order] == turned_flags).all()
+    wider = widen(margins, labels, flagged, set(valleys))
+    assert (wider[order] == widen(margins[order], labels[order], turned_flags, set(valleys))).all()
+    assert wider[flagged].all()
