@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from antibackdoor.defenses.algorithm_1 import Algorithm1
-from antibackdoor.errors import ConfigError
 from antibackdoor.protocols import Build, Trained
+from antibackdoor.ranges import check_choices, check_ranges
 from antibackdoor.samples import Samples
 from antibackdoor.training import Journal, NoJournal, Recipe
 
@@ -98,11 +98,17 @@ class PublishedE2ABL:
         return Algorithm1(self, samples, build, recipe, journal or NoJournal()).run()
 
     def _check(self) -> None:
-        if not 0 < self.isolation_rate < 1:
-            raise ConfigError(f"isolation_rate is {self.isolation_rate}; give a fraction in (0, 1), such as 0.2")
-        if not 0 <= self.recovery_rate <= self.isolation_rate:
-            raise ConfigError(
-                f"recovery_rate is {self.recovery_rate}; give a fraction in [0, {self.isolation_rate}], such as 0.01"
-            )
-        if self.warmup_epochs < 0 or self.recovery_delay < 0:
-            raise ConfigError("warmup_epochs and recovery_delay count epochs; give 0 or more")
+        check_ranges(
+            self,
+            warmup_epochs="[0, inf)",
+            warmup_learning_rate="(0, 100)",
+            learning_rate="(0, 100)",
+            second_learning_rate="(0, 100)",
+            momentum="[0, 1)",
+            weight_decay="[0, 100)",
+            isolation_rate="(0, 1)",
+            recovery_rate=f"[0, {self.isolation_rate}]",
+            least_recovered="[0, inf)",
+            recovery_delay="[0, inf)",
+        )
+        check_choices(self)
