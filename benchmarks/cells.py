@@ -365,7 +365,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         data, attack, defense, _ = line["name"].split("/")
         groups.setdefault((data, attack, defense), []).append(line["metrics"])
     rows = [
-        "| data | attack | defense | seeds | clean accuracy % | attack success % | recall % | missed | false flags | s |",
+        "| data | attack | defense | seeds | clean accuracy % | attack success % | recall % | missed | false | s |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for names, metrics in sorted(groups.items()):
