@@ -186,7 +186,7 @@ def table(seconds: dict[str, list[float]], n_seen: int) -> tuple[str, dict[str, 
         ratio = statistics.median(floor / s for floor, s in zip(seconds["bare"], times, strict=True))
         summary[name] = {"median": statistics.median(rates), "min": min(rates), "max": max(rates), "ratio": ratio}
         rows.append(
-            f"| {name} | {statistics.median(rates):,.0f} | {min(rates):,.0f} - {max(rates):,.0f} | {ratio:.2f} |"
+            f"| {TITLES.get(name, name)} | {statistics.median(rates):,.0f} | {min(rates):,.0f} - {max(rates):,.0f} | {ratio:.2f} |"
         )
     return "\n".join(rows), summary
 
