@@ -131,7 +131,6 @@ def train(data: DataSet, job: Job, out: Path, *, resume: bool = False, command: 
         if run.finished:
             write_report(out)
             return None
-        write_skipped(out, [(skipped.id, skipped.reason) for skipped in data.skipped])
         started = time.perf_counter()
         trained = job.defense.train(data.train, build, job.recipe, journal=run)
         seconds = time.perf_counter() - started
@@ -145,6 +144,8 @@ def describe_model(samples: Samples, job: Job, image_size: str | None) -> ModelS
     """Which network is to be trained on these samples."""
     if job.backbone and job.model:
         raise ConfigError("--backbone and --model exclude each other: give one of them")
+    if job.model and ":" not in job.model:
+        raise ConfigError(f"--model {job.model} names no factory: write package.module:factory, without a path or .py")
     gpu = job.recipe.device in ("auto", "cuda") and torch.cuda.is_available()
     name = job.model or job.backbone or default_backbone(samples.kind, samples.shape, len(samples), gpu)
     mean, std = channel_statistics(samples)
@@ -227,6 +228,7 @@ def _write(out: Path, data: DataSet, job: Job, spec: ModelSpec, trained: Trained
     save_model(out, model.cpu(), spec)
     write_history(out, trained.history, "float16" if trained.history.losses.size > 1 << 26 else "float32")
     write_samples_table(out, verdict_table(samples, trained, verdicts))
+    write_skipped(out, [(skipped.id, skipped.reason) for skipped in data.skipped])
     save_gallery(out, samples, np.argsort(-trained.suspicion, kind="stable")[:GALLERY_SIZE])
     return metrics
 

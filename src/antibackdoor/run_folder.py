@@ -28,7 +28,7 @@ from antibackdoor.atomic import (
     replacing,
     write_json,
 )
-from antibackdoor.errors import RunError
+from antibackdoor.errors import AntibackdoorError, RunError
 
 if sys.platform == "win32":
     import msvcrt
@@ -159,7 +159,15 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, AntibackdoorError):
+            self._forget()
         self.close()
+
+    def _forget(self) -> None:
+        """Leave no run behind that never began: the user mends his setting and gives the command again."""
+        if not any((self.path / name).exists() for name in (LOG, CHECKPOINT, METRICS)):
+            with suppress(OSError):
+                (self.path / CONFIG).unlink(missing_ok=True)
 
     def _open(self, resume: bool, command: Sequence[str]) -> None:
         """Start or go on, now that no one else can write here."""

@@ -1,0 +1,320 @@
+"""The command line as a user meets it: every command, every format, and every mistake in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import pictures, waves, write_folder
+
+from antibackdoor.readers import write
+
+Call = Callable[..., tuple[int, str, str]]
+FAST = ["--epochs", "1", "--device", "cpu", "--precision", "fp32", "--confusion-steps", "2"]
+PLAIN = ["--defense", "none", "--epochs", "1", "--device", "cpu", "--precision", "fp32"]
+FORMATS = ["folder", "zip", "npz", "ts", "csv"]
+HERE = Path(__file__).parent
+
+
+def make_data(tmp_path: Path, format_: str) -> Path:
+    """A small data set in this format: 60 samples of 3 classes."""
+    if format_ == "folder":
+        return write_folder(pictures(60, 3), tmp_path / "data")
+    samples = pictures(60, 3) if format_ == "zip" else waves(60, 3)
+    return write(tmp_path / f"data.{format_}", samples, format=format_).path
+
+
+def network(format_: str) -> list[str]:
+    return ["--backbone", "wrn-10-1" if format_ in ("folder", "zip") else "fcn"]
+
+
+@pytest.fixture
+def trained(call: Call, tmp_path: Path) -> Path:
+    """A finished run on pictures."""
+    run = tmp_path / "run"
+    assert call("train", make_data(tmp_path, "folder"), "--out", run, *PLAIN, "--backbone", "wrn-10-1")[0] == 0
+    return run
+
+
+@pytest.mark.parametrize(
+    "command", ["", "train", "poison", "demo", "evaluate", "predict", "report", "attacks", "doctor"]
+)
+def test_help(call: Call, command: str) -> None:
+    code, out, err = call(*([command] if command else []), "--help")
+    assert (code, err) == (0, "")
+    assert "Usage" in out
+
+
+def test_help_shows_the_hyper_parameters_of_the_chosen_method(call: Call) -> None:
+    assert "--confusion-steps" in call("train", "--help")[1]
+    published = call("train", "--defense=e2abl-published", "--help")[1]
+    assert "--recovery-rate" in published and "--confusion-steps" not in published
+    assert "--recovery-rate" not in call("train", "--defense", "none", "--help")[1]
+    assert "--alpha" in call("poison", "--attack", "blend", "--help")[1]
+
+
+def test_lists(call: Call) -> None:
+    code, out, err = call("attacks")
+    assert (code, err) == (0, "") and "badnets" in out and len(out.splitlines()) == 18
+    code, out, err = call("doctor")
+    assert (code, err) == (0, "") and "wrn-16-1" in out and "torch" in out
+    assert call("--version")[1].strip().count(".") == 2
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_train_evaluate_predict_report(call: Call, tmp_path: Path, format_: str) -> None:
+    data, run = make_data(tmp_path, format_), tmp_path / "run"
+    code, out, err = call("train", data, "--out", run, *FAST, *network(format_))
+    assert (code, err) == (0, "")
+    assert "clean_accuracy" in out and "Report:" in out
+    expected = {"config.json", "log.jsonl", "model.safetensors", "model.json", "samples.parquet", "metrics.json",
+                "history.safetensors", "report.html", "gallery.npz"}  # fmt: skip
+    assert expected <= {path.name for path in run.iterdir()}
+    assert not (run / "skipped.csv").exists() and not (run / "checkpoint.pt").exists()
+
+    code, out, err = call("evaluate", run, "--data", data, "--device", "cpu", "--split", "all")
+    assert (code, err) == (0, "")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["n_test"] == 60 and metrics["clean_accuracy_low"] <= metrics["clean_accuracy"]
+
+    for name in ("said.csv", "said.parquet"):
+        code, out, err = call("predict", run, data, "--out", tmp_path / name, "--device", "cpu")
+        assert (code, err) == (0, "")
+    with (tmp_path / "said.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = pq.read_table(tmp_path / "said.parquet").to_pydict()
+    assert [row["id"] for row in rows] == table["id"] and len(rows) == 60
+    assert [row["prediction"] for row in rows] == table["prediction"]
+    assert set(table["prediction"]) <= {"class0", "class1", "class2"}
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(table["confidence"], abs=1e-6)
+
+    (run / "report.html").unlink()
+    assert call("report", run)[0] == 0
+    assert (run / "report.html").stat().st_size > 5000
+
+
+def test_predict_one_picture(call: Call, tmp_path: Path, trained: Path) -> None:
+    picture = next((tmp_path / "data" / "class0").iterdir())
+    assert call("predict", trained, picture, "--out", tmp_path / "one.csv", "--device", "cpu")[0] == 0
+    assert len((tmp_path / "one.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_poison_then_train_then_measure(call: Call, tmp_path: Path, format_: str) -> None:
+    data, dirty, run = make_data(tmp_path, format_), tmp_path / "dirty", tmp_path / "run"
+    attack = ["--attack", "badnets", "--cell", "1"] if format_ in ("folder", "zip") else ["--attack", "static"]
+    code, out, err = call("poison", data, "--out", dirty, *attack, "--rate", "0.2", "--target-label", "class1")
+    assert (code, err) == (0, "")
+    assert "n_poisoned                   12" in out
+    assert {"truth.parquet", "trigger.json", "trigger.safetensors"} <= {path.name for path in dirty.iterdir()}
+
+    code, _, err = call("train", dirty, "--out", run, *FAST, *network(format_))
+    assert (code, err) == (0, "")
+    code, _, err = call(
+        "evaluate", run, "--data", data, "--truth", dirty / "truth.parquet", "--trigger", dirty, "--device", "cpu"
+    )
+    assert (code, err) == (0, "")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["n_triggered"] == 40  # all but the target class
+    for name in ("attack_success_rate", "clean_accuracy_nontarget", "suspicion_auroc"):
+        assert 0 <= metrics[name] <= 1
+    assert {"isolation_precision", "isolation_recall", "n_poisoned", "n_missed"} <= metrics.keys()
+
+
+def test_the_file_that_poison_wrote_trains_too(call: Call, tmp_path: Path) -> None:
+    data, dirty = make_data(tmp_path, "npz"), tmp_path / "dirty"
+    assert call("poison", data, "--out", dirty, "--attack", "static")[0] == 0
+    assert call("train", dirty / "poisoned.npz", "--out", tmp_path / "run", *PLAIN, "--backbone", "fcn")[0] == 0
+
+
+def test_unreadable_samples_are_listed(call: Call, tmp_path: Path) -> None:
+    data, run = make_data(tmp_path, "folder"), tmp_path / "run"
+    (data / "class0" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
+    code, _, err = call("train", data, "--out", run, *PLAIN, "--backbone", "wrn-10-1", "--on-error", "skip")
+    assert (code, err) == (0, "")
+    with (run / "skipped.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["class0/broken.png"] and rows[0]["reason"]
+
+
+def test_finished_run_resumes_to_itself(call: Call, tmp_path: Path, trained: Path) -> None:
+    before = (trained / "model.safetensors").read_bytes()
+    code, out, err = call("train", tmp_path / "data", "--out", trained, *PLAIN, "--backbone", "wrn-10-1", "--resume")
+    assert (code, err) == (0, "") and "Report:" in out
+    assert (trained / "model.safetensors").read_bytes() == before
+
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def network(input_shape, n_classes):
+    return nn.Sequential(nn.Conv2d(input_shape[0], 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, n_classes))
+
+def five_outputs(input_shape):
+    return network(input_shape, 5)
+
+def no_network():
+    return 3
+
+not_callable = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of the user's in the current folder."""
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def test_own_network(call: Call, tmp_path: Path, own: str) -> None:
+    data, run = make_data(tmp_path, "folder"), tmp_path / "run"
+    code, _, err = call("train", data, "--out", run, *FAST, "--model", f"{own}:network", "--attach", "network.0")
+    assert (code, err) == (0, "")
+    assert call("evaluate", run, "--data", data, "--device", "cpu")[0] == 0
+
+
+def expect(result: tuple[int, str, str], *words: str) -> None:
+    code, _, err = result
+    assert code == 2, err
+    assert err.startswith("antibackdoor: ") and err.count("\n") == 1 and "Traceback" not in err
+    for word in words:
+        assert word in err, err
+
+
+def broken_folder(tmp_path: Path, what: str) -> Path:
+    data = tmp_path / what
+    if what == "missing":
+        return data
+    data.mkdir()
+    if what == "one":
+        shutil.copytree(make_data(tmp_path, "folder") / "class0", data / "class0")
+    if what == "corrupt":
+        shutil.copytree(make_data(tmp_path, "folder"), data, dirs_exist_ok=True)
+        (data / "class1" / "bad.png").write_bytes(b"no picture")
+    return data
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("missing", ["there is no file or folder"]),
+        ("empty", ["holds no images"]),
+        ("one", ["one class only"]),
+        ("corrupt", ["bad.png", "--on-error skip"]),
+    ],
+)
+def test_data_that_cannot_be_used(call: Call, tmp_path: Path, what: str, words: list[str]) -> None:
+    run = tmp_path / "run"
+    expect(call("train", broken_folder(tmp_path, what), "--out", run, *PLAIN, "--backbone", "wrn-10-1"), *words)
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_series_with_nan(call: Call, tmp_path: Path, value: float) -> None:
+    samples = waves(20)
+    inputs = samples.inputs.copy()
+    inputs[3, 0, 5] = value
+    np.savez(tmp_path / "data.npz", x_train=inputs, y_train=samples.labels)
+    expect(call("train", tmp_path / "data.npz", "--out", tmp_path / "run", *PLAIN), "data.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", "-1"], ["epochs is -1"]),
+        (["--epochs", "many"], ["many"]),
+        (["--learning-rate", "0"], ["learning_rate is 0"]),
+        (["--precision", "fp8"], ["fp8"]),
+        (["--augment", "rotate"], ["'rotate'", "crop"]),
+        (["--test-fraction", "1"], ["test_fraction is 1"]),
+        (["--image-size", "3"], ["3"]),
+        (["--nonsense", "1"], ["--nonsense"]),
+        (["--defense", "prayer"], ["prayer", "e2abl"]),
+        (["--backbone", "vgg"], ["'vgg' is not known", "wrn-16-1"]),
+        (["--backbone", "fcn"], ["for series data"]),
+        (["--attach", "nowhere"], ["nowhere"]),
+        (["--device", "tpu"], ["'tpu' is unknown", "cpu"]),
+        (["--devices", "3", "--batch-size", "32"], ["multiple of 3"]),
+        (["--model", "OWN:network", "--backbone", "wrn-10-1"], ["exclude each other"]),
+        (["--model", "no_such_module:network"], ["no_such_module", "cannot be imported"]),
+        (["--model", "OWN:nothing"], ["no function or class 'nothing'"]),
+        (["--model", "OWN:not_callable"], ["no function or class 'not_callable'"]),
+        (["--model", "OWN:no_network"], ["must return a torch.nn.Module"]),
+        (["--model", "OWN:five_outputs"], ["shape (2, 5)", "(2, 3)"]),
+        (["--model", "own.py"], ["module:"]),
+    ],
+)
+def test_wrong_settings(call: Call, tmp_path: Path, own: str, arguments: list[str], words: list[str]) -> None:
+    arguments = [argument.replace("OWN", own) for argument in arguments]
+    fast = [] if "--epochs" in arguments or "--defense" in arguments else ["--epochs", "1"]
+    expect(call("train", make_data(tmp_path, "folder"), "--out", tmp_path / "run", *fast, *arguments), *words)
+
+
+def test_a_mistake_in_the_settings_leaves_no_run_behind(call: Call, tmp_path: Path) -> None:
+    data, run = make_data(tmp_path, "folder"), tmp_path / "run"
+    expect(call("train", data, "--out", run, "--epochs", "1", "--attach", "nowhere", "--device", "cpu"), "nowhere")
+    # What went wrong is mended by the same command with another setting.
+    code, _, err = call("train", data, "--out", run, *PLAIN, "--backbone", "wrn-10-1")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["train", "poison", "evaluate", "predict", "report"])
+def test_missing_arguments(call: Call, command: str) -> None:
+    expect(call(command))
+
+
+def test_run_folders_that_do_not_fit(call: Call, tmp_path: Path, trained: Path) -> None:
+    data = tmp_path / "data"
+    expect(call("train", data, "--out", trained, *PLAIN, "--backbone", "wrn-10-1"), "holds a finished run")
+    expect(call("train", data, "--out", trained, *PLAIN, "--backbone", "wrn-16-1", "--resume"), "cannot resume")
+    expect(call("train", data, "--out", trained, *PLAIN, "--seed", "5", "--backbone", "wrn-10-1", "--resume"), "seed")
+    expect(call("train", data, "--out", data, *PLAIN), "holds files but no run")
+    expect(call("evaluate", data, "--data", data), "model.json")
+    expect(call("report", data), "no run")
+    expect(call("report", tmp_path / "nothing"), "no run")
+    expect(call("predict", data, data, "--out", tmp_path / "x.csv"), "model.json")
+    expect(call("predict", trained, data, "--out", tmp_path / "x.txt"), ".csv or .parquet")
+    expect(call("evaluate", trained, "--data", data, "--device", "tpu"), "'tpu'")
+    expect(call("evaluate", trained, "--data", tmp_path / "no"), "there is no file or folder")
+    expect(call("evaluate", trained, "--data", data, "--truth", data), "truth")
+    expect(call("evaluate", trained, "--data", data, "--trigger", data), "trigger")
+    whole = (trained / "model.safetensors").read_bytes()
+    (trained / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    expect(call("evaluate", trained, "--data", data), "model.safetensors", "corrupt")
+    expect(call("predict", trained, data, "--out", tmp_path / "x.csv"), "corrupt")
+    (trained / "model.safetensors").unlink()
+    expect(call("evaluate", trained, "--data", data), "model.safetensors")
+
+
+def test_wrong_poisons(call: Call, tmp_path: Path) -> None:
+    data, dirty = make_data(tmp_path, "folder"), tmp_path / "dirty"
+    expect(call("poison", data, "--out", dirty, "--attack", "magic"), "magic", "badnets")
+    expect(call("poison", data, "--out", dirty, "--rate", "2"), "rate is 2")
+    expect(call("poison", data, "--out", dirty, "--target-label", "dog"), "no class 'dog'", "class0")
+    expect(call("poison", data, "--out", dirty, "--source-label", "class0"), "--source-label")
+    expect(call("poison", data, "--out", dirty, "--attack", "static"), "series")
+    expect(call("poison", data, "--out", data), "exists already")
+    assert not dirty.exists()
+
+
+def test_the_user_is_warned_of_nothing_he_cannot_help(start: Callable[..., Any], tmp_path: Path) -> None:
+    """In a process of its own, since pytest swallows warnings: fcn has even kernels, the cache is read-only."""
+    for kind, backbone in (("folder", "wrn-10-1"), ("npz", "fcn")):
+        process = start(
+            "train", make_data(tmp_path, kind), "--out", tmp_path / f"run-{kind}", *FAST, "--backbone", backbone
+        )
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, "")
+        assert not any(line.strip() == "" for line in out.splitlines())
