@@ -9,9 +9,11 @@ predictive is the trigger. A *fixed point* repeats confusion with the found samp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,7 +30,8 @@ from antibackdoor.isolation import (
     rank_within,
     widen,
 )
-from antibackdoor.models import TwoHead
+from antibackdoor.models import TwoHead, trunk_features
+from antibackdoor.populations import Populations, two_populations
 from antibackdoor.samples import Batch, BoolArray, FloatArray, IntArray
 from antibackdoor.training import (
     Feed,
@@ -44,6 +47,7 @@ from antibackdoor.training import (
 
 BLOCK = 50  # optimizer steps between two choices of the hard samples
 SNAPSHOT = 150  # optimizer steps between two entries of the loss history
+MOST_LOOKED_AT = 50_000  # samples whose features are held in memory; confusion finds the rest of a population
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def warm_up(
 
 
 def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, history: LossHistory) -> Caught:
-    """Confuse the second head about everything but short-cuts, and see which labels fall into two groups.
+    """Look for second populations, then confuse the second head about everything but short-cuts.
 
     Args:
         session: Device, precision, processes.
@@ -151,47 +155,115 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
         What was caught; nothing where no label has two groups.
     """
     labels = feed.labels.cpu().numpy()
-    rows = {k: r for k, r in label_rows(labels).items() if len(r) >= SMALLEST_LABEL}
-    rng = np.random.default_rng((session.recipe.seed, 2))
-    margins = _margins(session, feed, net)
+    margins, strangers = _first_look(session, feed, net)
+    draws = np.random.default_rng((session.recipe.seed, 2))
     suspicion = first_suspicion(history, np.log1p(np.exp(-margins)).astype(np.float32))
-    valleys: dict[int, Valley] = {}
-    steps = 0
+    round_one = _search(session, feed, net, settings, suspicion, draws)
+    return _settle(session, feed, net, settings, round_one, strangers, labels, draws)
+
+
+def _first_look(session: Session, feed: Feed, net: TwoHead) -> tuple[FloatArray, Populations]:
+    """Margins of all samples, and the labels whose shallow features hold two populations."""
+    n = len(feed.labels)
+
+    def forward(inputs: Tensor) -> Tensor:
+        features = trunk_features(net.network, net.attach, inputs)
+        return torch.cat([net.second(features).float(), _coarse(features.float())], dim=1)
+
+    def reduce(values: Tensor, labels: Tensor) -> Tensor:
+        logits, features = values[:, : feed.n_classes], values[:, feed.n_classes :]
+        return torch.cat([margin(logits, labels)[:, None], features], dim=1)
+
+    net.eval()
+    rows = np.sort(shuffled(n, session.recipe.seed, 6)[:MOST_LOOKED_AT])
+    looked = evaluate(session, feed, forward, reduce, rows, title="weighing the evidence")
+    found = two_populations(looked[:, 1:], feed.labels.cpu().numpy()[rows], seed=session.recipe.seed)
+    flagged = np.zeros(n, dtype=bool)
+    flagged[rows] = found.flagged
+    margins = looked[:, 0].astype(np.float64) if len(rows) == n else _margins(session, feed, net)
+    net.train()
+    return margins, found._replace(flagged=flagged)
+
+
+def _coarse(features: Tensor) -> Tensor:
+    """Features pooled to four cells, `(B, 4 C)`: where in the sample something is found matters a little."""
+    if features.ndim == 4:
+        return F.adaptive_avg_pool2d(features, 2).flatten(1)
+    if features.ndim == 3:
+        return F.adaptive_avg_pool1d(features, 4).flatten(1)
+    return features.flatten(1)
+
+
+class _Found(NamedTuple):
+    """What a search has found so far."""
+
+    margins: FloatArray  # (N,)
+    valleys: dict[int, Valley]  # of every label with enough samples
+    steps: int
+
+
+def _search(
+    session: Session,
+    feed: Feed,
+    net: TwoHead,
+    settings: TrapSettings,
+    suspicion: FloatArray,
+    draws: np.random.Generator,
+) -> _Found:
+    """Rounds of confusion with an ever smaller share of suspects in each label, until one falls into two groups."""
+    labels = feed.labels.cpu().numpy()
+    rows = {k: r for k, r in label_rows(labels).items() if len(r) >= SMALLEST_LABEL}
     optimizer = session.optimizer(net.parameters(), settings.confusion_learning_rate)
+    found = _Found(suspicion, {}, 0)
     for share in settings.suspect_shares:
         suspects = np.flatnonzero(rank_within(-suspicion, labels) < share)
         clean = np.flatnonzero(rank(-suspicion) > 0.5)
-        plan = [_mixed(rng, session.batch_size, (suspects, clean)) for _ in range(settings.confusion_steps)]
-        _confuse(session, feed, net, optimizer, settings, plan, suspects, (2, steps))
-        steps += len(plan)
-        margins = _margins(session, feed, net)
-        suspicion = margins
-        valleys = {k: find_valley(margins[r]) for k, r in rows.items()}
+        plan = [_mixed(draws, session.batch_size, (suspects, clean)) for _ in range(settings.confusion_steps)]
+        _confuse(session, feed, net, optimizer, settings, plan, suspects, (2, found.steps))
+        suspicion = _margins(session, feed, net)
+        valleys = {k: find_valley(suspicion[r]) for k, r in rows.items()}
+        found = _Found(suspicion, valleys, found.steps + len(plan))
         if any(valley.depth >= settings.sure_depth for valley in valleys.values()):
             break
-    depths = {k: valley.depth for k, valley in valleys.items()}
-    wanted = {k: v for k, v in valleys.items() if v.depth >= settings.least_depth}
-    flagged = above_valleys(margins, labels, wanted)
+    return found
+
+
+def _settle(
+    session: Session,
+    feed: Feed,
+    net: TwoHead,
+    settings: TrapSettings,
+    found: _Found,
+    strangers: Populations,
+    labels: IntArray,
+    draws: np.random.Generator,
+) -> Caught:
+    """Confusion with the found samples as suspects, until those that were missed stand out as well."""
+    margins, steps = found.margins, found.steps
+    rows = label_rows(labels)
+    depths = {k: valley.depth for k, valley in found.valleys.items()}
+    wanted = {k: v for k, v in found.valleys.items() if v.depth >= settings.least_depth}
+    flagged = above_valleys(margins, labels, wanted) | strangers.flagged
     optimizer = session.optimizer(net.parameters(), settings.confusion_learning_rate)
     for needed in (settings.least_depth, settings.sure_depth):
         if flagged.sum() < SMALLEST_GROUP:
             break
-        found = np.flatnonzero(flagged)
-        suspected_label = np.isin(labels, list(wanted))
-        inside = np.flatnonzero(suspected_label & ~flagged)
-        outside = np.flatnonzero(~suspected_label)
-        parts = (found, found, inside if len(inside) else outside, outside if len(outside) else inside)
-        plan = [_mixed(rng, session.batch_size, parts) for _ in range(settings.confusion_steps)]
-        _confuse(session, feed, net, optimizer, settings, plan, found, (3, steps))
+        suspects = np.flatnonzero(flagged)
+        suspected_label = np.isin(labels, [*wanted, *strangers.labels])
+        inside, outside = np.flatnonzero(suspected_label & ~flagged), np.flatnonzero(~suspected_label)
+        parts = (suspects, suspects, inside if len(inside) else outside, outside if len(outside) else inside)
+        plan = [_mixed(draws, session.batch_size, parts) for _ in range(settings.confusion_steps)]
+        _confuse(session, feed, net, optimizer, settings, plan, suspects, (3, steps))
         steps += len(plan)
         margins = _margins(session, feed, net)
         valleys = {k: find_valley(margins[rows[k]]) for k in wanted}
         depths |= {k: valley.depth for k, valley in valleys.items()}
         wanted = {k: v for k, v in valleys.items() if v.depth >= needed}
-        flagged = above_valleys(margins, labels, wanted)
+        flagged = above_valleys(margins, labels, wanted) | strangers.flagged
     if flagged.sum() < SMALLEST_GROUP:
         return Caught(np.zeros(len(labels), dtype=bool), margins, depths, (), steps)
-    return Caught(widen(margins, labels, flagged, set(wanted)), margins, depths, tuple(sorted(wanted)), steps)
+    suspected = {*wanted, *strangers.labels}
+    return Caught(widen(margins, labels, flagged, suspected), margins, depths, tuple(sorted(suspected)), steps)
 
 
 def _warm_up_plan(losses: Losses, step: int, size: int, hard_share: float, seed: int) -> list[IntArray]:

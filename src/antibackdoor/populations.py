@@ -1,0 +1,248 @@
+"""Which labels hold a second population made of the content of the other labels plus one common shift?
+
+Loss tells nothing where classes are learned as fast as the trigger, as on small or easy data. But a mislabelled
+sample still shows what it is: in shallow features, the poisoned samples of label k lie where the other labels lie,
+all moved by the trigger. With everything whitened by the spread inside the other labels, two nested mixtures are
+fitted to the samples of each label:
+
+    plain:    (1 - p) N(m, s1 I) + p N(b, s2 I)
+    content:  (1 - p) N(m, s1 I) + p sum_j w_j N(b + a (mu_j - mu), s2 I)
+
+with the means `mu_j` and shares `w_j` of the other labels. A genuine subclass is described as well by two plain
+groups; poisoned samples are not. Because the second group carries the constellation, it is known which of the two
+is the poison, whatever their sizes. The test is silent by design where it cannot know: with fewer than three other
+labels, and for clean-label poison, whose content is the label's own. It resembles SCAn (Tang et al., USENIX
+Security 2021), which also splits labels in two, but needs no clean samples.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logsumexp
+from sklearn.cluster import KMeans
+
+from antibackdoor.isolation import SMALLEST_GROUP, SMALLEST_LABEL, label_rows
+from antibackdoor.samples import BoolArray, FloatArray, IntArray
+
+LEAST_GAIN = 10.0  # nats that the constellation must explain beyond a plain group, with one parameter more
+LEAST_CONTENT = 0.4  # size of the constellation in the group against the other labels' own (1: all of it is kept)
+LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
+MOST_ERROR = 0.05  # expected share of samples put into the wrong group, of the smaller group
+CONTENT_AXES = 8  # directions that separate the other labels
+OWN_AXES = 4  # the label's own strongest directions outside them, where a trigger shows
+MOST_OTHERS = 50  # labels in a constellation; the most frequent ones
+MOST_FITTED = 2000  # samples of a label that the mixtures are fitted to
+MOST_SPREAD = 20_000  # samples that the spread inside labels is measured on
+RIDGE = 0.05  # of the mean variance, added to all directions so that none has zero spread
+SMALLEST_VARIANCE = 0.3  # of a group, where 1 is that of an ordinary label: no group collapses onto few samples
+ROUNDS = 60  # of expectation-maximization, at most
+
+
+class Populations(NamedTuple):
+    """What the test found.
+
+    Attributes:
+        flagged: `(N,)` bool, members of a second population.
+        labels: The labels that hold one.
+        gains: For each label that could be tested, the gain in nats; evidence only beyond `LEAST_GAIN`.
+    """
+
+    flagged: BoolArray
+    labels: tuple[int, ...]
+    gains: dict[int, float]
+
+
+class _Spread(NamedTuple):
+    """First and second moments of every label's features."""
+
+    labels: IntArray  # (L,) labels with enough samples to lend their mean
+    counts: FloatArray  # (L,)
+    means: FloatArray  # (L, D)
+    scatters: FloatArray  # (L, D, D) sums of squared deviations
+
+
+class _Mixture(NamedTuple):
+    """Two groups; the second is a constellation of points."""
+
+    share: float  # of the second group
+    center: FloatArray  # (A,) of the first group
+    variance: float  # of the first group
+    points: FloatArray  # (J, A) of the second group
+    weights: FloatArray  # (J,)
+    spread: float  # variance around each point
+    content: float  # size of the constellation; 0 for a plain group
+    shift: FloatArray  # (A,) of the constellation
+
+
+def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> Populations:
+    """Test each label for a second population that carries the other labels' content.
+
+    Args:
+        features: `(N, D)` of a shallow layer, in eval mode.
+        labels: `(N,)` given labels.
+        seed: Chooses starts, and samples where there are many.
+
+    Returns:
+        Members and labels of the second populations.
+    """
+    values = features[:, features.std(axis=0) > 1e-9].astype(np.float64)
+    rows = label_rows(labels)
+    rng = np.random.default_rng((seed, 6))
+    spread = _spread(values, rows, rng)
+    flagged = np.zeros(len(labels), dtype=bool)
+    gains: dict[int, float] = {}
+    found: list[int] = []
+    for label, members in rows.items():
+        if len(members) < SMALLEST_LABEL:
+            continue
+        frame = _frame(values[members], label, spread)
+        if frame is None:
+            continue
+        points, constellation, weights = frame
+        fitted = points
+        if len(members) > MOST_FITTED:
+            fitted = points[rng.choice(len(members), MOST_FITTED, replace=False)]
+        gain, best = _test(fitted, constellation, weights, seed)
+        gains[label] = gain
+        odds = _log_odds(points, best)
+        if gain > LEAST_GAIN and best.content > LEAST_CONTENT and _is_sharp(best, odds):
+            found.append(label)
+            flagged[members[odds > 0]] = True
+    return Populations(flagged, tuple(found), gains)
+
+
+def _spread(values: FloatArray, rows: dict[int, IntArray], rng: np.random.Generator) -> _Spread:
+    """Moments of the labels, on an even part of the samples where there are many."""
+    share = min(1.0, MOST_SPREAD / len(values))
+    kept, counts, means, scatters = [], [], [], []
+    for label, members in rows.items():
+        if len(members) < SMALLEST_GROUP:
+            continue
+        size = max(SMALLEST_GROUP, round(share * len(members)))
+        part = values[rng.choice(members, size, replace=False)]
+        mean = part.mean(axis=0)
+        kept.append(label)
+        counts.append(len(members))
+        means.append(mean)
+        scatters.append((part - mean).T @ (part - mean) / size * len(members))
+    shape = (0, values.shape[1])
+    return _Spread(
+        np.array(kept, dtype=np.int64),
+        np.array(counts, dtype=np.float64),
+        np.array(means).reshape(-1, shape[1]),
+        np.array(scatters).reshape(-1, shape[1], shape[1]),
+    )
+
+
+def _frame(members: FloatArray, label: int, spread: _Spread) -> tuple[FloatArray, FloatArray, FloatArray] | None:
+    """Whitened coordinates of a label's samples and of the other labels' means, and the weights of the latter.
+
+    None if there are fewer than three other labels: no constellation.
+    """
+    other = np.flatnonzero(spread.labels != label)
+    if len(other) < 3:
+        return None
+    covariance = spread.scatters[other].sum(axis=0) / spread.counts[other].sum()
+    size = len(covariance)
+    covariance = (1 - RIDGE) * covariance + RIDGE * np.trace(covariance) / size * np.eye(size)
+    variances, axes = np.linalg.eigh(covariance)
+    whitening = axes / np.sqrt(np.maximum(variances, 1e-12))
+    other = other[np.argsort(-spread.counts[other], kind="stable")[:MOST_OTHERS]]
+    weights = spread.counts[other] / spread.counts[other].sum()
+    middle = weights @ spread.means[other]
+    x, means = (members - middle) @ whitening, (spread.means[other] - middle) @ whitening
+    n_content = min(len(other) - 1, CONTENT_AXES)
+    content = np.linalg.svd(np.sqrt(weights)[:, None] * means, full_matrices=False)[2][:n_content].T
+    rest = x - x.mean(axis=0)
+    rest = rest - rest @ content @ content.T
+    own = np.linalg.svd(rest, full_matrices=False)[2][:OWN_AXES].T
+    basis = np.concatenate([content, own], axis=1)
+    return x @ basis, means @ basis, weights
+
+
+def _test(x: FloatArray, means: FloatArray, weights: FloatArray, seed: int) -> tuple[float, _Mixture]:
+    """Gain of the content mixture over the plain one, and the former, each the best of several starts."""
+    starts: list[FloatArray] = []
+    for attempt in range(3):
+        groups = KMeans(2, n_init=1, random_state=seed + attempt).fit(x).labels_
+        # Either group may be the second one; 0.02 leaves every sample free to change sides.
+        starts += [np.clip(groups == second, 0.02, 0.98).astype(np.float64) for second in (1, 0)]
+    one_point, one_weight = np.zeros((1, x.shape[1])), np.ones(1)
+    plain = max(_fit(x, one_point, one_weight, start, content=False)[0] for start in starts)
+    likelihood, best = max((_fit(x, means, weights, start, content=True) for start in starts), key=lambda fit: fit[0])
+    return likelihood - plain, best
+
+
+def _fit(
+    x: FloatArray, means: FloatArray, weights: FloatArray, second: FloatArray, *, content: bool
+) -> tuple[float, _Mixture]:
+    """Expectation-maximization from the probabilities `second` `(n,)` of the second group: log-likelihood, mixture."""
+    n = len(x)
+    within = np.repeat(weights[None], n, axis=0)  # (n, J) which point, given the second group
+    last, size, spread = -np.inf, float(content), 1.0
+    for round_number in range(ROUNDS):
+        joint = second[:, None] * within
+        total = max(float(second.sum()), 1e-9)
+        first = 1 - second
+        center = first @ x / max(float(first.sum()), 1e-9)
+        variance = _variance(first, ((x - center) ** 2).sum(axis=1), x.shape[1])
+        claims = joint.sum(axis=0) / total
+        mean_x, mean_point = second @ x / total, claims @ means
+        if content and round_number:
+            # Weighted least squares of the samples on the constellation: one size, one shift.
+            moved = ((joint.T @ (x - mean_x)) * (means - mean_point)).sum()
+            size = float(
+                np.clip(moved / max(joint.sum(axis=0) @ ((means - mean_point) ** 2).sum(axis=1), 1e-9), 0, 1.5)
+            )
+        shift = mean_x - size * mean_point
+        points = shift + size * means
+        distances = _squared_distances(x, points)
+        if round_number:
+            spread = _variance(second, (within * distances).sum(axis=1), x.shape[1])
+        share = float(np.clip(second.mean(), 1 / n, 1 - 1 / n))
+        mixture = _Mixture(share, center, variance, points, weights, spread, size, shift)
+        each = np.log(weights) + _log_normal(distances, spread, x.shape[1])
+        whole = logsumexp(each, axis=1)
+        within = np.exp(each - whole[:, None])
+        odds = _log_odds(x, mixture)
+        of_first = _log_normal(((x - center) ** 2).sum(axis=1), variance, x.shape[1])
+        likelihood = float((np.log1p(-share) + of_first + np.logaddexp(0, odds)).sum())
+        second = expit(odds)
+        if abs(likelihood - last) < 1e-3:
+            break
+        last = likelihood
+    return likelihood, mixture
+
+
+def _log_odds(x: FloatArray, mixture: _Mixture) -> FloatArray:
+    """Log-odds of the second group against the first, `(n,)`."""
+    axes = x.shape[1]
+    each = np.log(mixture.weights) + _log_normal(_squared_distances(x, mixture.points), mixture.spread, axes)
+    first = _log_normal(((x - mixture.center) ** 2).sum(axis=1), mixture.variance, axes)
+    return np.asarray(np.log(mixture.share / (1 - mixture.share)) + logsumexp(each, axis=1) - first)
+
+
+def _is_sharp(mixture: _Mixture, odds: FloatArray) -> bool:
+    """Is there a group away from the content's own place, and does a cut divide the two?"""
+    second = expit(odds)
+    smaller = max(min(float(second.sum()), float((1 - second).sum())), 1e-9)
+    error = float(np.minimum(second, 1 - second).sum()) / smaller
+    shift = float(np.linalg.norm(mixture.shift)) / np.sqrt(mixture.spread)
+    n_flagged = int((odds > 0).sum())
+    return error < MOST_ERROR and shift > LEAST_SHIFT and SMALLEST_GROUP <= n_flagged < len(odds)
+
+
+def _squared_distances(x: FloatArray, points: FloatArray) -> FloatArray:
+    squares = (x**2).sum(axis=1)[:, None] - 2 * x @ points.T + (points**2).sum(axis=1)
+    return np.asarray(np.maximum(squares, 0.0))
+
+
+def _variance(weights: FloatArray, squares: FloatArray, axes: int) -> float:
+    return max(float(weights @ squares / (axes * max(float(weights.sum()), 1e-9))), SMALLEST_VARIANCE)
+
+
+def _log_normal(squares: FloatArray, variance: float, axes: int) -> FloatArray:
+    return np.asarray(-0.5 * squares / variance - 0.5 * axes * np.log(2 * np.pi * variance))
