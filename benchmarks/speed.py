@@ -185,9 +185,8 @@ def table(seconds: dict[str, list[float]], n_seen: int) -> tuple[str, dict[str, 
         rates = [n_seen / s for s in times]
         ratio = statistics.median(floor / s for floor, s in zip(seconds["bare"], times, strict=True))
         summary[name] = {"median": statistics.median(rates), "min": min(rates), "max": max(rates), "ratio": ratio}
-        rows.append(
-            f"| {TITLES.get(name, name)} | {statistics.median(rates):,.0f} | {min(rates):,.0f} - {max(rates):,.0f} | {ratio:.2f} |"
-        )
+        numbers = f"{statistics.median(rates):,.0f} | {min(rates):,.0f} - {max(rates):,.0f} | {ratio:.2f}"
+        rows.append(f"| {TITLES.get(name, name)} | {numbers} |")
     return "\n".join(rows), summary
 
 

@@ -1,0 +1,169 @@
+"""The documents say what is so: every command of the README parses, most are run, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from antibackdoor.cli import build_app, main
+from antibackdoor.defenses import PublishedE2ABL
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+DOCUMENTS += sorted((REPOSITORY / "docs").glob("*.md"))
+NAMES = [path.name for path in DOCUMENTS]
+
+
+def call(words: list[str]) -> None:
+    """Run a command; it ends with exit code 0."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code in (0, None), words
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The contents of the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of each `antibackdoor ...` in shell blocks, also at the end of a chain."""
+    lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
+    parts = [part.split("#")[0].strip() for line in lines for part in line.split("&&")]
+    called = [shlex.split(part) for part in parts]
+    return [words[1:] for words in called if words and words[0].rsplit("/", 1)[-1] == "antibackdoor"]
+
+
+def inline_commands(text: str) -> list[list[str]]:
+    """The same for `antibackdoor ...` in running text."""
+    return [shlex.split(found) for found in re.findall(r"`antibackdoor ([a-z][^`]*)`", text)]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_commands_parse(path: Path) -> None:
+    for words in commands(path.read_text(encoding="utf-8")):
+        build_app(words).parse_args(words, exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_commands_and_flags_in_the_text_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = path.read_text(encoding="utf-8")
+    helps = ""
+    for words in (["train"], ["train", "--defense", "e2abl-published"], ["poison"], ["evaluate"], ["predict"]):
+        call([*words, "--help"])
+        helps += capsys.readouterr().out
+    known = set(re.findall(r"--[a-z][a-z0-9-]*", helps)) | {"--help", "--memory"}
+    for flag in re.findall(r"`(--[a-z][a-z0-9-]*)", text):
+        assert flag in known, f"{path.name} names {flag}"
+    names = {name for name in build_app([]) if not name.startswith("-")}
+    for words in inline_commands(text):
+        assert words[0] in names, f"{path.name} names the command {words[0]}"
+
+
+def test_the_readme_has_the_two_commands() -> None:
+    lines = [line for block in blocks(README, "sh") for line in block.splitlines()]
+    assert "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/antibackdoor demo --out demo" in lines
+    assert [line for line in lines if line.startswith("python3 -m venv") and line.endswith("&& .venv/bin/pytest")]
+
+
+def test_readme_commands_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On 60 tiny pictures and for one epoch each; the demo and several devices have their own tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    draw_photos(tmp_path)
+    network = next(block for block in blocks(README, "python") if block.startswith("# networks.py"))
+    (tmp_path / "networks.py").write_text(network, encoding="utf-8")
+    for words in commands(README):
+        if words[0] == "demo" or "--devices" in words:
+            continue
+        call([*words, "--epochs", "1", "--device", "cpu"] if words[0] == "train" else words)
+    made = "run/report.html run/samples.parquet predictions.csv own_run/model.json poisoned/truth.parquet"
+    assert [name for name in made.split() if not (tmp_path / name).exists()] == []
+    assert "attack_success_rate" in capsys.readouterr().out
+
+
+def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    draw_photos(tmp_path)
+    snippet = next(block for block in blocks(README, "python") if "antibackdoor" in block)
+    compile(snippet, "README.md", "exec")
+    assert len([line for line in snippet.splitlines() if line]) <= 7
+    # The test names the lines of this repository's own README; nothing foreign is run.
+    exec(snippet, {})
+    assert (tmp_path / "python_run" / "report.html").exists()
+
+
+def draw_photos(folder: Path) -> None:
+    """`photos` with two classes in train and test, and `new_photos` without labels: bright and dark noise."""
+    rng = np.random.default_rng(0)
+    counts = {
+        "photos/train/cat": 24,
+        "photos/train/dog": 24,
+        "photos/test/cat": 4,
+        "photos/test/dog": 4,
+        "new_photos": 3,
+    }
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        low = 128 if name.endswith("cat") else 0
+        for number in range(count):
+            pixels = rng.integers(low, low + 128, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:03}.png")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
+        assert file.exists(), f"{path.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{path.name} links to {target}"
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that a Markdown file's headings have."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
+def test_files_and_modules_named_in_the_documents_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:benchmarks|tests|docs|report|defenses|attacks|readers)/[\w/.]+\.(?:py|md))`", text):
+        places = (REPOSITORY, REPOSITORY / "src" / "antibackdoor")
+        assert any((place / name).exists() for place in places), f"{path.name} names {name}"
+
+
+def test_the_architecture_names_every_part() -> None:
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for path in (REPOSITORY / "src" / "antibackdoor").iterdir():
+        if path.suffix == ".py" or (path / "__init__.py").exists():
+            name = f"`{path.stem}`" if path.suffix == ".py" else f"`{path.name}/`"
+            assert name in text, f"docs/architecture.md does not name {name}"
+
+
+def test_the_method_card_names_every_reading() -> None:
+    text = (REPOSITORY / "docs" / "e2abl.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| (A\d+) \|", text, flags=re.MULTILINE) == [f"A{n}" for n in range(1, 26)]
+    assert [field.name for field in fields(PublishedE2ABL) if f"`{field.name}`" not in text] == []
+
+
+def test_doctests_of_the_source_are_collected() -> None:
+    options = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"][
+        "ini_options"
+    ]
+    assert "src" in options["testpaths"] and "--doctest-modules" in options["addopts"]
