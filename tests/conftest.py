@@ -75,6 +75,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
             stderr=subprocess.PIPE,
             text=True,
             preexec_fn=_default_interrupt,
+            start_new_session=True,  # a group of its own, to which Ctrl-C can be sent
         )
 
     return run

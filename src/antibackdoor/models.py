@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from antibackdoor.batch_norm import CrossProcessBatchNorm
 from antibackdoor.errors import DataError, ModelError
 from antibackdoor.samples import FloatArray, Samples
 from antibackdoor.splitting import (
@@ -193,14 +194,16 @@ class TwoHead(nn.Module):
         Returns:
             Main logits `(M, K)` in the order of `main_rows`, and second logits `(B, K)`.
         """
-        if len(main_rows) == 0:
+        norms = [m for m in self.network.modules() if isinstance(m, _BatchNorm) and m.training]
+        # Layers that wait for other processes must be passed whether or not this one has rows for them.
+        shared = any(isinstance(m, CrossProcessBatchNorm) for m in norms)
+        if len(main_rows) == 0 and not shared:
             features = trunk_features(self.network, self.attach, x)
             second = self.second(features if trunk_grad == "joint" else features.detach())
             return second.new_zeros((0, second.shape[1])), second
         kept: list[Tensor] = []
         # Batch norm cannot train on a single value a channel; a row alone is normalized as in eval mode.
-        norms = [m for m in self.network.modules() if isinstance(m, _BatchNorm) and m.training]
-        alone = norms if len(main_rows) == 1 else []
+        alone = norms if len(main_rows) == 1 and not shared else []
 
         def select(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
             kept.append(output)

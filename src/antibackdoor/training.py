@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from rich.console import Console
@@ -402,8 +403,7 @@ def evaluate(
                 logits = forward(batch.inputs)
             part = reduce(logits.float(), batch.labels)
             if world > 1:
-                gathered: Any = session.fabric.all_gather(part)
-                part = gathered.reshape(-1, *part.shape[1:])[: len(chunk)]
+                part = _gather(part, world)[: len(chunk)]
             parts.append(part.cpu())
             advance(len(chunk))
     if not parts:
@@ -490,6 +490,13 @@ def _sum(fabric: Fabric, values: Tensor) -> Tensor:
     """The sum over all processes."""
     total: Any = fabric.all_reduce(values, reduce_op="sum")
     return torch.as_tensor(total)
+
+
+def _gather(part: Tensor, n_processes: int) -> Tensor:
+    """The parts of all processes, one after the other."""
+    parts = [torch.empty_like(part) for _ in range(n_processes)]
+    torch.distributed.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
 
 
 def _average_gradients(fabric: Fabric, model: nn.Module) -> None:
