@@ -143,6 +143,7 @@ def test_unreadable_samples_are_listed(call: Call, tmp_path: Path) -> None:
     with (run / "skipped.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == ["class0/broken.png"] and rows[0]["reason"]
+    assert str(tmp_path) not in (run / "skipped.csv").read_text()
 
 
 def test_finished_run_resumes_to_itself(call: Call, tmp_path: Path, trained: Path) -> None:

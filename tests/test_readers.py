@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -158,10 +159,14 @@ def test_another_path_for_the_test_samples(tmp_path: Path) -> None:
     assert data.test.labels.tolist() == [0, 1] and data.test.inputs[:, 0, 0, 0].tolist() == [66, 77]
 
 
-def test_progress_is_shown_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_on_a_terminal_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = as_folder(tmp_path / "data", many(2))
     read(root)
+    read(root, progress=True, image_size=24)
     assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     read(root, progress=True, image_size=16)
     out, err = capsys.readouterr()
     assert out == "" and "Decoding images" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,21 @@ def test_learning_rate_follows_the_plan() -> None:
     train_epoch(session, session.feed(samples), plan, net, classify(net), optimizer, seed=(0,), learning_rate=rate)
     assert met == [0, 0.25, 0.5, 0.75]
     assert net.weight.item() == 0.0
+
+
+def test_bar_is_shown_on_a_terminal_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = numbers([1.0] * 4, [1] * 4)
+
+    def run(progress: bool) -> tuple[str, str]:
+        session = small_session(samples, progress=progress)
+        evaluate(session, session.feed(samples), Slope(), lambda logits, _: logits[:, 0], title="weighing")
+        return capsys.readouterr()
+
+    assert run(True) == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run(False) == ("", "")
+    out, err = run(True)
+    assert out == "" and "weighing" in err
 
 
 def test_evaluate_keeps_the_order_of_the_rows() -> None:

@@ -1,1 +1,104 @@
-"""Train clean classifiers on data that may be poisoned."""
+"""Train a clean classifier on data that may be poisoned, and learn which samples to distrust.
+
+From a folder of images (or a `.zip`, `.npz`, `.ts`, `.csv`) to a clean model, a verdict on every sample and a report:
+
+    import antibackdoor
+
+    data = antibackdoor.read("photos")
+    result = antibackdoor.train(data, out="run")
+    suspects = result.table.ids[result.table.isolated]
+    model = result.model  # a torch.nn.Module in eval mode
+
+Settings, and a network of your own (any function that returns a `torch.nn.Module` with logits):
+
+    job = antibackdoor.Job(recipe=antibackdoor.Recipe(epochs=30), model=make_network)
+    antibackdoor.train(data, job, out="own_run")
+
+Without files: any arrays, and a defense by itself. `build` takes no arguments and makes the untrained network:
+
+    trained = antibackdoor.E2ABL().train(data.train, build, antibackdoor.Recipe(epochs=30))
+    trained.model, trained.suspicion, trained.isolated
+
+Attack a copy of the data before you trust a defense on them:
+
+    attack = antibackdoor.ATTACKS["badnets"]()
+    poisoned = antibackdoor.poison(data.train, attack, rate=0.1, target_label=0, seed=0)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from antibackdoor.artifacts import SamplesTable
+    from antibackdoor.attacks import ATTACKS, poison, trigger_test_set
+    from antibackdoor.backbones import BACKBONES, build_backbone
+    from antibackdoor.defenses import DEFENSES, E2ABL, PublishedE2ABL, Undefended
+    from antibackdoor.errors import AntibackdoorError, ConfigError, DataError, ModelError, RunError
+    from antibackdoor.metrics import attack_success_rate, clean_accuracy
+    from antibackdoor.pipeline import Job, Outcome, evaluate, load_model, train
+    from antibackdoor.protocols import Trained
+    from antibackdoor.readers import FORMATS, DataSet, read, read_inputs, read_samples, write
+    from antibackdoor.samples import Samples
+    from antibackdoor.training import Recipe
+
+__all__ = [
+    "ATTACKS",
+    "BACKBONES",
+    "DEFENSES",
+    "E2ABL",
+    "FORMATS",
+    "AntibackdoorError",
+    "ConfigError",
+    "DataError",
+    "DataSet",
+    "Job",
+    "ModelError",
+    "Outcome",
+    "PublishedE2ABL",
+    "Recipe",
+    "RunError",
+    "Samples",
+    "SamplesTable",
+    "Trained",
+    "Undefended",
+    "attack_success_rate",
+    "build_backbone",
+    "clean_accuracy",
+    "evaluate",
+    "load_model",
+    "poison",
+    "read",
+    "read_inputs",
+    "read_samples",
+    "train",
+    "trigger_test_set",
+    "write",
+]
+
+_HOMES = {
+    "artifacts": ("SamplesTable",),
+    "attacks": ("ATTACKS", "poison", "trigger_test_set"),
+    "backbones": ("BACKBONES", "build_backbone"),
+    "defenses": ("DEFENSES", "E2ABL", "PublishedE2ABL", "Undefended"),
+    "errors": ("AntibackdoorError", "ConfigError", "DataError", "ModelError", "RunError"),
+    "metrics": ("attack_success_rate", "clean_accuracy"),
+    "pipeline": ("Job", "Outcome", "evaluate", "load_model", "train"),
+    "protocols": ("Trained",),
+    "readers": ("FORMATS", "DataSet", "read", "read_inputs", "read_samples", "write"),
+    "samples": ("Samples",),
+    "training": ("Recipe",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used: `antibackdoor --help` needs no torch."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"antibackdoor.{home}"), name)
+    raise AttributeError(f"module 'antibackdoor' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -177,7 +177,7 @@ def run_train(
     )  # fmt: skip
     job = Job(defense, recipe, backbone, model)
     try:
-        outcome = train(loaded, job, out, resume=resume, command=["antibackdoor", *command])
+        outcome = train(loaded, job, out, resume=resume, command=["antibackdoor", *map(_portable, command)])
     except KeyboardInterrupt:
         stop(f"Stopped. Give the same command with --resume to go on with {out}.")
     if outcome is not None:
@@ -204,7 +204,7 @@ def demo(out: Path = Path("demo"), *, seed: int = 0, epochs: int = 0, device: st
     from antibackdoor.training import Recipe
 
     recipe = Recipe(epochs=epochs, device=device, seed=seed)
-    command = ["antibackdoor", "demo", "--out", str(out), "--seed", str(seed)]
+    command = ["antibackdoor", "demo", "--out", _portable(str(out)), "--seed", str(seed)]
     results = run_demo(out, recipe, command=command)
     for name, metrics in results.items():
         print(
@@ -345,6 +345,12 @@ def print_facts(facts: dict[str, Any]) -> None:
     """One `key value` line a fact."""
     for key, value in facts.items():
         print(f"{key:28} {value:.4f}" if isinstance(value, float) else f"{key:28} {value}")
+
+
+def _portable(argument: str) -> str:
+    """An argument for the record: run folders are passed on, so they keep no absolute path."""
+    flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    return flag + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def _yes(value: bool) -> str:

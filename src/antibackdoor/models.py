@@ -35,6 +35,7 @@ __all__ = [
     "HeadWidth",
     "Normalize",
     "TwoHead",
+    "adapt_factory",
     "channel_statistics",
     "check_attach",
     "check_network",
@@ -373,24 +374,34 @@ def load_factory(spec: str, input_shape: Sequence[int], n_classes: int) -> Calla
     >>> build()
     Identity()
     """
-    factory = _import_factory(spec)
+    return adapt_factory(_import_factory(spec), input_shape, n_classes, name=spec)
+
+
+def adapt_factory(
+    factory: Callable[..., nn.Module], input_shape: Sequence[int], n_classes: int, *, name: str
+) -> Callable[[], nn.Module]:
+    """A builder without arguments around the user's factory, as `load_factory` describes it.
+
+    Raises:
+        ModelError: If the factory raises, or its network does not fit the data; `name` leads the message.
+    """
     offered: dict[str, Any] = {"input_shape": tuple(input_shape), "n_classes": n_classes}
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):  # some compiled callables have no signature
         parameters = inspect.signature(load_factory).parameters
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        offered = {name: value for name, value in offered.items() if name in parameters}
+        offered = {key: value for key, value in offered.items() if key in parameters}
     build: Callable[[], nn.Module] = partial(factory, **offered)
     with torch.random.fork_rng(devices=[]):
         try:
             network = build()
         except Exception as error:
-            call = ", ".join(f"{name}={value}" for name, value in offered.items())
-            raise ModelError(f"{spec}({call}) fails: {_brief(error)}") from error
+            call = ", ".join(f"{key}={value}" for key, value in offered.items())
+            raise ModelError(f"{name}({call}) fails: {_brief(error)}") from error
         if not isinstance(network, nn.Module):
-            raise ModelError(f"{spec} returns a {type(network).__name__}; it must return a torch.nn.Module")
-        check_network(network, input_shape, n_classes, name=spec)
+            raise ModelError(f"{name} returns a {type(network).__name__}; it must return a torch.nn.Module")
+        check_network(network, input_shape, n_classes, name=name)
     return build
 
 

@@ -30,7 +30,7 @@ from antibackdoor.artifacts import (
 )
 from antibackdoor.attacks import load_trigger, read_truth, trigger_test_set
 from antibackdoor.backbones import build_backbone, default_backbone
-from antibackdoor.defenses import DEFENSES
+from antibackdoor.defenses import DEFENSES, E2ABL
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.metrics import (
     attack_success_rate,
@@ -42,7 +42,7 @@ from antibackdoor.metrics import (
     recovered_label_precision,
     wilson_interval,
 )
-from antibackdoor.models import channel_statistics, load_factory, normalized
+from antibackdoor.models import adapt_factory, channel_statistics, load_factory, normalized
 from antibackdoor.protocols import Trained, TrainingDefense
 from antibackdoor.readers import DataSet
 from antibackdoor.report import save_gallery, write_report
@@ -52,22 +52,25 @@ from antibackdoor.training import Predictions, Recipe, Session, predict
 
 GALLERY_SIZE = 48
 
+Factory = Callable[..., nn.Module]
+
 
 @dataclass(frozen=True)
 class Job:
     """What to train, apart from the data.
 
     Attributes:
-        defense: The defense with its hyper-parameters.
+        defense: The defense with its hyper-parameters; E2ABL by default.
         recipe: How to train.
         backbone: A key of `BACKBONES`; empty chooses by data and machine.
-        model: `package.module:factory` of the user's own network, in place of a backbone.
+        model: The user's own network in place of a backbone: `package.module:factory`, or the factory itself (it
+            may take `input_shape` and `n_classes`). To load a run of one that cannot be imported, give it again.
     """
 
-    defense: TrainingDefense
+    defense: TrainingDefense = field(default_factory=E2ABL)
     recipe: Recipe = field(default_factory=Recipe)
     backbone: str = ""
-    model: str = ""
+    model: str | Factory = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +79,18 @@ class Outcome:
 
     Attributes:
         trained: What the defense returned.
+        table: The verdict on every sample, as in `samples.parquet`.
         metrics: What stands in `metrics.json`.
     """
 
     trained: Trained
+    table: SamplesTable
     metrics: dict[str, Any]
+
+    @property
+    def model(self) -> nn.Module:
+        """The clean classifier, on the CPU, in eval mode; it takes images in [0, 1] or raw series."""
+        return self.trained.model
 
 
 class _Reader:
@@ -105,12 +115,19 @@ def is_helper() -> bool:
     return int(os.environ.get("LOCAL_RANK", "0")) > 0 or int(os.environ.get("RANK", "0")) > 0
 
 
-def train(data: DataSet, job: Job, out: Path, *, resume: bool = False, command: Sequence[str] = ()) -> Outcome | None:
+def train(
+    data: DataSet,
+    job: Job | None = None,
+    out: str | Path = "run",
+    *,
+    resume: bool = False,
+    command: Sequence[str] = (),
+) -> Outcome | None:
     """Train with a defense and write the run folder.
 
     Args:
         data: Training samples, and test samples if there are any.
-        job: Defense, recipe, network.
+        job: Defense, recipe, network; E2ABL with its defaults if not given.
         out: The run folder.
         resume: Go on with the run in `out` from its last checkpoint.
         command: The command line, for the report.
@@ -121,8 +138,9 @@ def train(data: DataSet, job: Job, out: Path, *, resume: bool = False, command: 
     Raises:
         AntibackdoorError: If settings, data or folder do not fit.
     """
+    job, out = job or Job(), Path(out)
     spec = describe_model(data.train, job, data.notes.get("image_size"))
-    build = builder(spec)
+    build = builder(spec, None if isinstance(job.model, str) else job.model)
     if is_helper():
         job.defense.train(data.train, build, job.recipe, journal=_Reader(out))
         return None
@@ -134,22 +152,24 @@ def train(data: DataSet, job: Job, out: Path, *, resume: bool = False, command: 
         started = time.perf_counter()
         trained = job.defense.train(data.train, build, job.recipe, journal=run)
         seconds = time.perf_counter() - started
-        metrics = _write(out, data, job, spec, trained, seconds)
+        table, metrics = _write(out, data, job, spec, trained, seconds)
         run.finish(metrics)
     write_report(out)
-    return Outcome(trained, metrics)
+    return Outcome(trained, table, metrics)
 
 
 def describe_model(samples: Samples, job: Job, image_size: str | None) -> ModelSpec:
     """Which network is to be trained on these samples."""
     if job.backbone and job.model:
         raise ConfigError("--backbone and --model exclude each other: give one of them")
-    if job.model and ":" not in job.model:
+    own = job.model if isinstance(job.model, str) else _factory_name(job.model)
+    if own and ":" not in own:
         raise ConfigError(f"--model {job.model} names no factory: write package.module:factory, without a path or .py")
     gpu = job.recipe.device in ("auto", "cuda") and torch.cuda.is_available()
-    name = job.model or job.backbone or default_backbone(samples.kind, samples.shape, len(samples), gpu)
+    name = own or job.backbone or default_backbone(samples.kind, samples.shape, len(samples), gpu)
     mean, std = channel_statistics(samples)
-    defense = next(key for key, kind in DEFENSES.items() if isinstance(job.defense, kind))
+    own_name = type(job.defense).__name__  # of a defense that is in no table
+    defense = next((key for key, kind in DEFENSES.items() if type(job.defense) is kind), own_name)
     return ModelSpec(
         backbone=name,
         kind=samples.kind,
@@ -163,23 +183,35 @@ def describe_model(samples: Samples, job: Job, image_size: str | None) -> ModelS
     )
 
 
-def builder(spec: ModelSpec) -> Callable[[], nn.Module]:
-    """Makes the untrained network of a description, its normalization inside."""
+def _factory_name(factory: Factory) -> str:
+    return f"{factory.__module__}:{getattr(factory, '__qualname__', type(factory).__name__)}"
+
+
+def builder(spec: ModelSpec, factory: Factory | None = None) -> Callable[[], nn.Module]:
+    """Makes the untrained network of a description, its normalization inside; `factory` is the user's, if given."""
     n_classes = len(spec.class_names)
+    if factory is not None:
+        make = adapt_factory(factory, spec.input_shape, n_classes, name=spec.backbone)
+        return lambda: normalized(make(), spec.mean, spec.std)
     if ":" in spec.backbone:
         factory = load_factory(spec.backbone, spec.input_shape, n_classes)
         return lambda: normalized(factory(), spec.mean, spec.std)
     return lambda: normalized(build_backbone(spec.backbone, spec.input_shape, n_classes), spec.mean, spec.std)
 
 
-def load_model(run: Path) -> tuple[nn.Module, ModelSpec]:
+def load_model(run: str | Path, factory: Factory | None = None) -> tuple[nn.Module, ModelSpec]:
     """The delivered model of a run, in eval mode on the CPU, and its description.
+
+    Args:
+        run: The run folder.
+        factory: Of the user's own network, where it cannot be imported by its name.
 
     Raises:
         ModelError: If the files are missing, damaged or do not fit each other.
     """
+    run = Path(run)
     spec = load_model_spec(run)
-    model = builder(spec)()
+    model = builder(spec, factory)()
     load_weights(run, model)
     return model.eval(), spec
 
@@ -214,7 +246,9 @@ def fingerprint(samples: Samples) -> str:
     return digest.hexdigest()
 
 
-def _write(out: Path, data: DataSet, job: Job, spec: ModelSpec, trained: Trained, seconds: float) -> dict[str, Any]:
+def _write(
+    out: Path, data: DataSet, job: Job, spec: ModelSpec, trained: Trained, seconds: float
+) -> tuple[SamplesTable, dict[str, Any]]:
     """Everything of the run folder except `metrics.json` and the report."""
     samples = data.train
     session = Session(replace(job.recipe, devices=1), len(samples), images=samples.kind == "image")
@@ -227,10 +261,11 @@ def _write(out: Path, data: DataSet, job: Job, spec: ModelSpec, trained: Trained
         metrics["n_test"] = len(data.test)
     save_model(out, model.cpu(), spec)
     write_history(out, trained.history, "float16" if trained.history.losses.size > 1 << 26 else "float32")
-    write_samples_table(out, verdict_table(samples, trained, verdicts))
+    table = verdict_table(samples, trained, verdicts)
+    write_samples_table(out, table)
     write_skipped(out, [(skipped.id, skipped.reason) for skipped in data.skipped])
     save_gallery(out, samples, np.argsort(-trained.suspicion, kind="stable")[:GALLERY_SIZE])
-    return metrics
+    return table, metrics
 
 
 def verdict_table(samples: Samples, trained: Trained, verdicts: Predictions) -> SamplesTable:
@@ -269,12 +304,13 @@ def facts(samples: Samples, trained: Trained, job: Job, spec: ModelSpec, seconds
 
 
 def evaluate(
-    run: Path,
+    run: str | Path,
     samples: Samples,
     *,
     truth: Path | None = None,
     trigger: Path | None = None,
     device: str = "auto",
+    factory: Factory | None = None,
 ) -> dict[str, Any]:
     """Measure the model of a run, and write the numbers into its `metrics.json`.
 
@@ -284,11 +320,13 @@ def evaluate(
         truth: `truth.parquet` of the poisoned training data, to measure the isolation.
         trigger: Folder of a saved trigger, to measure the attack success rate.
         device: Where to compute.
+        factory: Of the user's own network, where it cannot be imported by its name.
 
     Returns:
         The new metrics.
     """
-    model, spec = load_model(run)
+    run = Path(run)
+    model, spec = load_model(run, factory)
     session = Session(Recipe(device=device), len(samples), images=spec.kind == "image")
     model = session.prepare(model)
     predicted = predict(session, model, samples).labels

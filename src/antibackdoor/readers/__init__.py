@@ -5,6 +5,7 @@ A format is one module with `matches`, `open_source` and `write`, and one line i
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,7 +122,10 @@ def read(
     if given is not None:
         _refuse_new_classes(given, train, test or path)
         test_samples = _samples([given], names, shape, faults, kept_in, test or path, progress)
-    return DataSet(train_samples, test_samples, name, tuple(faults.skipped), notes)
+    # The list goes into run folders, which are passed on: it tells names, not where they lay on this machine.
+    places = [str(Path(place).parent) + os.sep for place in (path, test) if place is not None]
+    skipped = [Skipped(fault.id, _without(places, fault.reason)) for fault in faults.skipped]
+    return DataSet(train_samples, test_samples, name, tuple(skipped), notes)
 
 
 def read_samples(
@@ -210,6 +214,13 @@ def write(path: str | Path, train: Samples, test: Samples | None = None, *, form
         return FORMATS[format].write(Path(path), train, test)
     except OSError as error:
         raise DataError(f"cannot write to {path} ({error.strerror or error}); choose another path") from error
+
+
+def _without(places: list[str], reason: str) -> str:
+    for place in places:
+        if len(place) > 2:  # neither "./" nor "/"
+            reason = reason.replace(place, "")
+    return reason
 
 
 def _open(path: str | Path, faults: Faults, *, labelled: bool = True) -> tuple[str, Source]:
