@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import antibackdoor
 from antibackdoor.cli import build_app, main
 from antibackdoor.defenses import PublishedE2ABL
 
@@ -97,8 +98,8 @@ def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     draw_photos(tmp_path)
     snippet = next(block for block in blocks(README, "python") if "antibackdoor" in block)
-    compile(snippet, "README.md", "exec")
-    assert len([line for line in snippet.splitlines() if line]) <= 7
+    documented = (antibackdoor.__doc__ or "").replace('out="run"', 'out="python_run"')
+    assert [line for line in snippet.splitlines() if line not in documented] == []
     # The test names the lines of this repository's own README; nothing foreign is run.
     exec(snippet, {})
     assert (tmp_path / "python_run" / "report.html").exists()
