@@ -9,12 +9,10 @@ predictive is the trigger. A *fixed point* repeats confusion with the found samp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from antibackdoor.history import Losses, LossHistory
@@ -47,7 +45,8 @@ from antibackdoor.training import (
 
 BLOCK = 50  # optimizer steps between two choices of the hard samples
 SNAPSHOT = 150  # optimizer steps between two entries of the loss history
-MOST_LOOKED_AT = 50_000  # samples whose features are held in memory; confusion finds the rest of a population
+SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
+SEARCHED_PER_LABEL = 200  # at least so many for each label
 
 
 @dataclass(frozen=True)
@@ -144,6 +143,9 @@ def warm_up(
 def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, history: LossHistory) -> Caught:
     """Look for second populations, then confuse the second head about everything but short-cuts.
 
+    The search works on a sample of large data, since a population shows in a part of its members; only the last
+    look goes over all rows.
+
     Args:
         session: Device, precision, processes.
         feed: The data.
@@ -154,35 +156,122 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     Returns:
         What was caught; nothing where no label has two groups.
     """
-    labels = feed.labels.cpu().numpy()
-    margins, strangers = _first_look(session, feed, net)
-    draws = np.random.default_rng((session.recipe.seed, 2))
-    suspicion = first_suspicion(history, np.log1p(np.exp(-margins)).astype(np.float32))
-    round_one = _search(session, feed, net, settings, suspicion, draws)
-    return _settle(session, feed, net, settings, round_one, strangers, labels, draws)
+    n, seed = len(feed.labels), session.recipe.seed
+    size = min(n, max(SEARCHED, SEARCHED_PER_LABEL * feed.n_classes))
+    search = _Search(session, feed, net, settings, np.sort(shuffled(n, seed, 6)[:size]))
+    strangers = search.first_look()
+    search.suspect(history)
+    return search.settle(strangers)
 
 
-def _first_look(session: Session, feed: Feed, net: TwoHead) -> tuple[FloatArray, Populations]:
-    """Margins of all samples, and the labels whose shallow features hold two populations."""
-    n = len(feed.labels)
+class _Search:
+    """The state of one search: optimizer steps taken, random draws, and the margins of the rows searched."""
 
-    def forward(inputs: Tensor) -> Tensor:
-        features = trunk_features(net.network, net.attach, inputs)
-        return torch.cat([net.second(features).float(), _coarse(features.float())], dim=1)
+    def __init__(self, session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, rows: IntArray) -> None:
+        self.session, self.feed, self.net, self.settings, self.rows = session, feed, net, settings, rows
+        self.all_labels = feed.labels.cpu().numpy()
+        self.labels = self.all_labels[rows]
+        self.draws = np.random.default_rng((session.recipe.seed, 2))
+        self.margins: FloatArray = np.zeros(len(rows))
+        self.valleys: dict[int, Valley] = {}
+        self.steps = 0
 
-    def reduce(values: Tensor, labels: Tensor) -> Tensor:
-        logits, features = values[:, : feed.n_classes], values[:, feed.n_classes :]
-        return torch.cat([margin(logits, labels)[:, None], features], dim=1)
+    def first_look(self) -> Populations:
+        """Margins, and the labels whose shallow features hold two populations."""
+        n_classes = self.feed.n_classes
 
-    net.eval()
-    rows = np.sort(shuffled(n, session.recipe.seed, 6)[:MOST_LOOKED_AT])
-    looked = evaluate(session, feed, forward, reduce, rows, title="weighing the evidence")
-    found = two_populations(looked[:, 1:], feed.labels.cpu().numpy()[rows], seed=session.recipe.seed)
-    flagged = np.zeros(n, dtype=bool)
-    flagged[rows] = found.flagged
-    margins = looked[:, 0].astype(np.float64) if len(rows) == n else _margins(session, feed, net)
-    net.train()
-    return margins, found._replace(flagged=flagged)
+        def forward(inputs: Tensor) -> Tensor:
+            features = trunk_features(self.net.network, self.net.attach, inputs)
+            return torch.cat([self.net.second(features).float(), _coarse(features.float())], dim=1)
+
+        def reduce(values: Tensor, labels: Tensor) -> Tensor:
+            return torch.cat([margin(values[:, :n_classes], labels)[:, None], values[:, n_classes:]], dim=1)
+
+        self.net.eval()
+        looked = evaluate(self.session, self.feed, forward, reduce, self.rows, title="weighing the evidence")
+        self.margins = looked[:, 0].astype(np.float64)
+        return two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
+
+    def suspect(self, history: LossHistory) -> None:
+        """Rounds of confusion with ever fewer suspects in each label, until one falls into two groups."""
+        losses = np.logaddexp(0, -self.margins).astype(np.float32)
+        suspicion = first_suspicion(LossHistory(history.losses[:, self.rows], history.steps), losses)
+        optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
+        for share in self.settings.suspect_shares:
+            suspects = self.rows[rank_within(-suspicion, self.labels) < share]
+            clean = self.rows[rank(-suspicion) > 0.5]
+            self.confuse(optimizer, suspects, (suspects, clean))
+            self.margins = suspicion = self.look(self.rows)
+            self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
+            if any(valley.depth >= self.settings.sure_depth for valley in self.valleys.values()):
+                return
+
+    def settle(self, strangers: Populations) -> Caught:
+        """Confusion with the found samples as suspects, until those that were missed stand out as well."""
+        depths = {label: valley.depth for label, valley in self.valleys.items()}
+        wanted = {k: v for k, v in self.valleys.items() if v.depth >= self.settings.least_depth}
+        suspected = {*wanted, *strangers.labels}
+        flagged = np.zeros(len(self.all_labels), dtype=bool)
+        flagged[self.rows] = above_valleys(self.margins, self.labels, wanted) | strangers.flagged
+        optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
+        margins: FloatArray | None = None
+        for rows, needed in (
+            (self.rows, self.settings.least_depth),
+            (np.arange(len(self.all_labels)), self.settings.sure_depth),
+        ):
+            if flagged.sum() < SMALLEST_GROUP:
+                break
+            of_label = np.isin(self.all_labels, list(suspected))
+            searched = np.zeros(len(flagged), dtype=bool)
+            searched[self.rows] = True
+            inside = np.flatnonzero(searched & of_label & ~flagged)
+            outside = np.flatnonzero(searched & ~of_label)
+            suspects = np.flatnonzero(flagged)
+            quiet = (inside if len(inside) else outside, outside if len(outside) else inside)
+            self.confuse(optimizer, suspects, (suspects, suspects, *quiet))
+            margins = self.look(rows)
+            valleys = self.find_valleys(margins, self.all_labels[rows], suspected)
+            depths |= {label: valley.depth for label, valley in valleys.items()}
+            wanted = {k: v for k, v in valleys.items() if v.depth >= needed}
+            suspected = {*wanted, *strangers.labels}
+            flagged = np.zeros(len(flagged), dtype=bool)
+            flagged[self.rows] = strangers.flagged
+            flagged[rows] |= above_valleys(margins, self.all_labels[rows], wanted)
+        if margins is None or flagged.sum() < SMALLEST_GROUP:
+            everything = self.look(np.arange(len(self.all_labels)))
+            return Caught(np.zeros(len(flagged), dtype=bool), everything, depths, (), self.steps)
+        isolated = widen(margins, self.all_labels, flagged, suspected)
+        return Caught(isolated, margins, depths, tuple(sorted(suspected)), self.steps)
+
+    def confuse(self, optimizer: torch.optim.Optimizer, suspects: IntArray, parts: tuple[IntArray, ...]) -> None:
+        """One round: the suspects keep their label, the other rows of the parts are to have none."""
+        keeps_label = torch.zeros(len(self.all_labels), dtype=torch.bool, device=self.session.device)
+        keeps_label[torch.as_tensor(suspects, device=self.session.device)] = True
+        size = self.session.batch_size
+        plan = [_mixed(self.draws, size, parts) for _ in range(self.settings.confusion_steps)]
+        train_epoch(
+            self.session,
+            self.feed,
+            plan,
+            self.net,
+            confusion(self.net, keeps_label, self.settings.confusion_weight),
+            optimizer,
+            seed=(self.session.recipe.seed, 2, self.steps),
+            augmented=False,
+            title="setting the trap",
+        )
+        self.steps += len(plan)
+
+    def look(self, rows: IntArray) -> FloatArray:
+        """Log-odds of each row's own label under the second head."""
+        self.net.eval()
+        title = "weighing the evidence"
+        return evaluate(self.session, self.feed, self.net.second_logits, margin, rows, title=title).astype(np.float64)
+
+    def find_valleys(self, margins: FloatArray, labels: IntArray, wanted: set[int]) -> dict[int, Valley]:
+        """The valley in the margins of each wanted label that has enough samples."""
+        members = {k: r for k, r in label_rows(labels).items() if k in wanted and len(r) >= SMALLEST_LABEL}
+        return {label: find_valley(margins[rows]) for label, rows in members.items()}
 
 
 def _coarse(features: Tensor) -> Tensor:
@@ -192,78 +281,6 @@ def _coarse(features: Tensor) -> Tensor:
     if features.ndim == 3:
         return F.adaptive_avg_pool1d(features, 4).flatten(1)
     return features.flatten(1)
-
-
-class _Found(NamedTuple):
-    """What a search has found so far."""
-
-    margins: FloatArray  # (N,)
-    valleys: dict[int, Valley]  # of every label with enough samples
-    steps: int
-
-
-def _search(
-    session: Session,
-    feed: Feed,
-    net: TwoHead,
-    settings: TrapSettings,
-    suspicion: FloatArray,
-    draws: np.random.Generator,
-) -> _Found:
-    """Rounds of confusion with an ever smaller share of suspects in each label, until one falls into two groups."""
-    labels = feed.labels.cpu().numpy()
-    rows = {k: r for k, r in label_rows(labels).items() if len(r) >= SMALLEST_LABEL}
-    optimizer = session.optimizer(net.parameters(), settings.confusion_learning_rate)
-    found = _Found(suspicion, {}, 0)
-    for share in settings.suspect_shares:
-        suspects = np.flatnonzero(rank_within(-suspicion, labels) < share)
-        clean = np.flatnonzero(rank(-suspicion) > 0.5)
-        plan = [_mixed(draws, session.batch_size, (suspects, clean)) for _ in range(settings.confusion_steps)]
-        _confuse(session, feed, net, optimizer, settings, plan, suspects, (2, found.steps))
-        suspicion = _margins(session, feed, net)
-        valleys = {k: find_valley(suspicion[r]) for k, r in rows.items()}
-        found = _Found(suspicion, valleys, found.steps + len(plan))
-        if any(valley.depth >= settings.sure_depth for valley in valleys.values()):
-            break
-    return found
-
-
-def _settle(
-    session: Session,
-    feed: Feed,
-    net: TwoHead,
-    settings: TrapSettings,
-    found: _Found,
-    strangers: Populations,
-    labels: IntArray,
-    draws: np.random.Generator,
-) -> Caught:
-    """Confusion with the found samples as suspects, until those that were missed stand out as well."""
-    margins, steps = found.margins, found.steps
-    rows = label_rows(labels)
-    depths = {k: valley.depth for k, valley in found.valleys.items()}
-    wanted = {k: v for k, v in found.valleys.items() if v.depth >= settings.least_depth}
-    flagged = above_valleys(margins, labels, wanted) | strangers.flagged
-    optimizer = session.optimizer(net.parameters(), settings.confusion_learning_rate)
-    for needed in (settings.least_depth, settings.sure_depth):
-        if flagged.sum() < SMALLEST_GROUP:
-            break
-        suspects = np.flatnonzero(flagged)
-        suspected_label = np.isin(labels, [*wanted, *strangers.labels])
-        inside, outside = np.flatnonzero(suspected_label & ~flagged), np.flatnonzero(~suspected_label)
-        parts = (suspects, suspects, inside if len(inside) else outside, outside if len(outside) else inside)
-        plan = [_mixed(draws, session.batch_size, parts) for _ in range(settings.confusion_steps)]
-        _confuse(session, feed, net, optimizer, settings, plan, suspects, (3, steps))
-        steps += len(plan)
-        margins = _margins(session, feed, net)
-        valleys = {k: find_valley(margins[rows[k]]) for k in wanted}
-        depths |= {k: valley.depth for k, valley in valleys.items()}
-        wanted = {k: v for k, v in valleys.items() if v.depth >= needed}
-        flagged = above_valleys(margins, labels, wanted) | strangers.flagged
-    if flagged.sum() < SMALLEST_GROUP:
-        return Caught(np.zeros(len(labels), dtype=bool), margins, depths, (), steps)
-    suspected = {*wanted, *strangers.labels}
-    return Caught(widen(margins, labels, flagged, suspected), margins, depths, tuple(sorted(suspected)), steps)
 
 
 def _warm_up_plan(losses: Losses, step: int, size: int, hard_share: float, seed: int) -> list[IntArray]:
@@ -301,32 +318,6 @@ def _mixed(rng: np.random.Generator, size: int, parts: tuple[IntArray, ...]) -> 
     return np.concatenate([_draw(rng, part, size // len(parts)) for part in parts])
 
 
-def _confuse(
-    session: Session,
-    feed: Feed,
-    net: TwoHead,
-    optimizer: torch.optim.Optimizer,
-    settings: TrapSettings,
-    plan: list[IntArray],
-    suspects: IntArray,
-    seed: tuple[int, ...],
-) -> None:
-    """Train the suspects towards their label and all other rows of the plan towards no label."""
-    keeps_label = torch.zeros(len(feed.labels), dtype=torch.bool, device=session.device)
-    keeps_label[torch.as_tensor(suspects, device=session.device)] = True
-    train_epoch(
-        session,
-        feed,
-        plan,
-        net,
-        confusion(net, keeps_label, settings.confusion_weight),
-        optimizer,
-        seed=(session.recipe.seed, *seed),
-        augmented=False,
-        title="setting the trap",
-    )
-
-
 def confusion(net: TwoHead, keeps_label: Tensor, weight: float) -> Objective:
     """Cross-entropy for the rows that keep their label, distance from the uniform distribution for the others.
 
@@ -341,14 +332,6 @@ def confusion(net: TwoHead, keeps_label: Tensor, weight: float) -> Objective:
         return torch.where(keeps_label[batch.rows], 2 * losses, 2 * weight * undecided), losses
 
     return objective
-
-
-def _margins(session: Session, feed: Feed, net: TwoHead) -> FloatArray:
-    """Log-odds of each sample's own label under the second head, `(N,)`."""
-    net.eval()
-    values: NDArray[np.float32] = evaluate(session, feed, net.second_logits, margin, title="weighing the evidence")
-    net.train()
-    return values.astype(np.float64)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from antibackdoor.history import LossHistory
 from antibackdoor.models import HeadWidth, TwoHead, split_network
@@ -64,7 +64,6 @@ class E2ABL:
     least_depth: float = 2.0
     sure_depth: float = 3.0
     recovery_confidence: float = 0.9
-    fresh: bool = False
 
     def train(self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None) -> Trained:
         """Isolate what the second head finds to be a short-cut, and train the main head on the rest."""
@@ -79,20 +78,22 @@ class E2ABL:
             settings = self._trap(session, len(samples))
             history = warm_up(session, feed, net, settings, journal, state)
             caught = spring(session, feed, net, settings, history)
+            steps = int(history.steps[-1]) + caught.steps
+            history = history.append(np.logaddexp(0, -caught.margins).astype(np.float32), steps)
             journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
-            if self.fresh:
-                net = self._two_heads(session, samples, build)
-        labels = self._train_main(session, feed, net, caught, history, journal, state)
+        # The trunk of the trap knows the trigger, so the delivered network starts from fresh weights.
+        model = session.prepare(seeded(build, recipe.seed))
+        labels = self._train_main(session, feed, model, caught, history, journal, state)
         recovered = caught.isolated & (labels != samples.labels)
         return Trained(
-            model=session.finished(net.deliver(), build),
+            model=session.finished(model, build),
             history=history,
             suspicion=caught.margins,
             isolated=caught.isolated,
             recovered=recovered,
             labels=labels,
             backdoor_labels=caught.labels,
-            notes={"depth": max(caught.depths.values(), default=0.0), "warmup_steps": int(history.steps[-1])},
+            notes={"depth": max(caught.depths.values(), default=0.0), "search_steps": caught.steps},
         )
 
     def _two_heads(self, session: Session, samples: Samples, build: Build) -> TwoHead:
@@ -124,7 +125,7 @@ class E2ABL:
         self,
         session: Session,
         feed: Feed,
-        net: TwoHead,
+        model: nn.Module,
         caught: Caught,
         history: LossHistory,
         journal: Journal,
@@ -132,19 +133,18 @@ class E2ABL:
     ) -> IntArray:
         """Train the main head on what was not isolated, and on what it gives another label itself."""
         recipe = session.recipe
-        n_epochs = self._main_epochs(session, len(feed.labels), caught, history)
-        model = net.network
+        n_epochs = self._main_epochs(session, len(feed.labels), history)
         optimizer = session.optimizer(model.parameters(), recipe.learning_rate)
         given = feed.labels.cpu().numpy()
         labels, weights, first = given.copy(), np.ones(len(given), dtype=np.float32), 0
         if state.get("phase") == "main":
-            net.load_state_dict(state["model"])
+            model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             labels, first = np.asarray(state["labels"]), state["epoch"]
             weights = np.asarray(state["weights"])
         for epoch in range(first, n_epochs):
             if caught.isolated.any() and epoch in (n_epochs // 2, 3 * n_epochs // 4):
-                labels, weights = self._recover(session, feed, net, caught.isolated, given)
+                labels, weights = self._recover(session, feed, model, caught.isolated, given)
             usable = np.flatnonzero(~caught.isolated | (labels != given))
             order = usable[shuffled(len(usable), recipe.seed, 4, epoch)]
             plan = batches(order, session.batch_size)
@@ -153,7 +153,7 @@ class E2ABL:
                 feed._replace(labels=torch.from_numpy(labels)),
                 plan,
                 model,
-                _weighted(net, torch.from_numpy(weights).to(session.device)),
+                _weighted(model, torch.from_numpy(weights).to(session.device)),
                 optimizer,
                 seed=(recipe.seed, 4, epoch),
                 learning_rate=on_triangle(recipe.learning_rate, epoch, n_epochs),
@@ -163,7 +163,7 @@ class E2ABL:
             journal.save(
                 {
                     "phase": "main",
-                    "model": net.state_dict(),
+                    "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "history": history.state(),
                     "labels": labels,
@@ -174,15 +174,16 @@ class E2ABL:
             )
         return labels
 
-    def _main_epochs(self, session: Session, n: int, caught: Caught, history: LossHistory) -> int:
+    def _main_epochs(self, session: Session, n: int, history: LossHistory) -> int:
         """Passes left for the main head, so that the whole costs no more than plain training."""
         total = session.recipe.passes(n)
-        steps = int(history.steps[-1]) + caught.steps
-        spent = SHALLOW_COST * (steps * session.batch_size / n + 2.0)  # evaluations cost about two passes
+        spent = SHALLOW_COST * (
+            int(history.steps[-1]) * session.batch_size / n + 1.0
+        )  # the looks cost about one such pass
         return max(total - math.ceil(spent), math.ceil(total / 2))
 
     def _recover(
-        self, session: Session, feed: Feed, net: TwoHead, isolated: BoolArray, given: IntArray
+        self, session: Session, feed: Feed, model: nn.Module, isolated: BoolArray, given: IntArray
     ) -> tuple[IntArray, NDArray[np.float32]]:
         """Labels for isolated samples that the main head, which never saw them, is sure are something else.
 
@@ -190,9 +191,8 @@ class E2ABL:
         label), and the remaining samples of that label stand in for it by their weight.
         """
         rows = np.flatnonzero(isolated)
-        net.eval()
-        values = evaluate(session, feed, net, _most_probable, rows, title="recovering labels")
-        net.train()
+        model.eval()
+        values = evaluate(session, feed, model, _most_probable, rows, title="recovering labels")
         predicted, confidence = values[:, 0].astype(np.int64), values[:, 1]
         labels = given.copy()
         other = (predicted != given[rows]) & (confidence >= self.recovery_confidence)
@@ -204,9 +204,9 @@ class E2ABL:
         return labels, weights
 
 
-def _weighted(net: TwoHead, weights: Tensor) -> Objective:
+def _weighted(model: nn.Module, weights: Tensor) -> Objective:
     def objective(batch: Batch) -> tuple[Tensor, Tensor]:
-        losses = cross_entropy(net(batch.inputs), batch.labels)
+        losses = cross_entropy(model(batch.inputs), batch.labels)
         return losses * weights[batch.rows], losses
 
     return objective
