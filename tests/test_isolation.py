@@ -94,7 +94,7 @@ def test_above_valleys() -> None:
 
 
 def test_widen() -> None:
-    lower = np.array([-2.2, -2.1, -2.0, -1.9, -1.8, 0.5])
+    lower = np.array([-2.2, -2.1, -2.0, -1.9, -1.8, -0.5])
     margins = np.concatenate([lower, [7.0, 8.0], lower])
     labels = np.array([0] * 8 + [1] * 6)
     flagged = margins > 5

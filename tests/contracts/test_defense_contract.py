@@ -253,3 +253,21 @@ def test_resumed_at_every_checkpoint_it_ends_the_same(name: str, kind: str) -> N
         assert (resumed.isolated == unbroken.isolated).all() and (resumed.labels == unbroken.labels).all()
         assert resumed.backdoor_labels == unbroken.backdoor_labels and resumed.notes == unbroken.notes
         assert broken.n_saved + rest.n_saved == whole.n_saved
+
+
+def test_resumed_within_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small data warm up for one snapshot only, so snapshots are made shorter here."""
+    monkeypatch.setattr("antibackdoor.trap.BLOCK", 5)
+    monkeypatch.setattr("antibackdoor.trap.SNAPSHOT", 10)
+    monkeypatch.setattr("antibackdoor.defenses.e2abl.SNAPSHOT", 10)
+    samples = make_samples("image")
+    recipe = dataclasses.replace(RECIPE, epochs=30, batch_size=8)
+    whole = Ledger()
+    unbroken = make("e2abl").train(samples, builder(samples), recipe, journal=whole)
+    assert [line["phase"] for line in whole.lines[:3]] == ["warm-up"] * 3
+    broken = Ledger(stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        make("e2abl").train(samples, builder(samples), recipe, journal=broken)
+    resumed = make("e2abl").train(samples, builder(samples), recipe, journal=Ledger(broken.kept))
+    assert weights(resumed) == weights(unbroken)
+    assert resumed.history.losses.tobytes() == unbroken.history.losses.tobytes()
