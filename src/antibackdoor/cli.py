@@ -28,6 +28,17 @@ class Nothing:
     """The hyper-parameters of a method that has none."""
 
 
+@dataclass(frozen=True)
+class NoSecondHead:
+    """The hyper-parameters of plain training.
+
+    Attributes:
+        attach: Not used; it is there so that the same flags work with and without a defense.
+    """
+
+    attach: str = ""
+
+
 def build_app(arguments: Sequence[str]) -> App:
     """The commands; `train` and `poison` show the hyper-parameters of the method that the arguments name."""
     # Only the command that is called needs its settings, and torch, which they import, is slow to load.
@@ -44,7 +55,7 @@ def build_app(arguments: Sequence[str]) -> App:
 
         attack_type = _chosen(arguments, "--attack", ATTACKS, "badnets")
     # A method without hyper-parameters has nothing to parse.
-    defense_fields: Any = defense_type if fields(defense_type) else Nothing
+    defense_fields: Any = defense_type if fields(defense_type) else NoSecondHead
     app = App(
         name="antibackdoor",
         help="Train a clean classifier on data that may be poisoned, and learn which samples to distrust.",
@@ -96,7 +107,7 @@ def build_app(arguments: Sequence[str]) -> App:
         resume
             Go on with a run that was stopped.
         """
-        method = defense_type() if isinstance(hyper, Nothing) else hyper
+        method = defense_type() if isinstance(hyper, NoSecondHead) else hyper
         run_train(
             data, out, method, recipe, test=test, test_fraction=test_fraction, backbone=backbone, model=model,
             image_size=image_size, on_error=on_error, cache=cache, resume=resume, command=arguments,

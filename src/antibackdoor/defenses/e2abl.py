@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from antibackdoor.defenses.e2abl_published import PublishedE2ABL
+from antibackdoor.errors import ConfigError
 from antibackdoor.history import LossHistory
 from antibackdoor.models import HeadWidth, TwoHead, split_network
 from antibackdoor.protocols import Build, Trained
@@ -39,6 +41,16 @@ SHALLOW_COST = 0.6  # of a pass through the whole network; it only sets how many
 class E2ABL:
     """Trains a classifier on data that may be poisoned, and tells which samples to distrust.
 
+    A second head on the shallow layers learns everything for a while and records how the loss of each sample falls.
+    Two witnesses then look for labels with two kinds of samples: the features, for content that belongs to other
+    labels (`antibackdoor.populations`), and the second head itself, made to forget the classes so that it believes
+    in short-cuts alone (`antibackdoor.trap`). The samples found are kept from the main head, which starts from fresh
+    weights; those that it later knows to be something else come back under that label. Nothing is isolated where
+    neither witness speaks.
+
+    The form of the paper is `E2ABL.as_published()`; `docs/e2abl.md` tells what differs and why. After Jiang et al.,
+    "End-to-End Anti-Backdoor Learning on Images and Time Series", arXiv 2401.03215.
+
     Attributes:
         attach: Layer after which the second head sits; empty for about the middle of the convolutions.
         head_width: Channels of the second head; 0 for as many as the layer has, at least 64.
@@ -66,7 +78,23 @@ class E2ABL:
     recovery_confidence: float = 0.9
 
     def train(self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None) -> Trained:
-        """Isolate what the second head finds to be a short-cut, and train the main head on the rest."""
+        """Isolate what the second head finds to be a short-cut, and train the main head on the rest.
+
+        Args:
+            samples: The training set.
+            build: Makes the untrained network.
+            recipe: Epochs, batch size, learning rate, device, seed. The warm-up counts as part of the epochs.
+            journal: Keeps checkpoints; nothing is kept by default.
+
+        Returns:
+            The clean model and a verdict for every sample; `suspicion` is the log-odds that the second head gives
+            to a sample's own label.
+
+        Raises:
+            ConfigError: If a hyper-parameter is out of range or the recipe does not fit.
+            ModelError: If the network cannot be split.
+        """
+        self._check()
         journal = journal or NoJournal()
         session = Session(recipe, len(samples), images=samples.kind == "image")
         feed = session.feed(samples)
@@ -95,6 +123,25 @@ class E2ABL:
             backdoor_labels=caught.labels,
             notes={"depth": max(caught.depths.values(), default=0.0), "search_steps": caught.steps},
         )
+
+    @staticmethod
+    def as_published() -> PublishedE2ABL:
+        """The method with the constants of the paper, its ambiguities as fields."""
+        return PublishedE2ABL()
+
+    def _check(self) -> None:
+        for name in ("hard_share", "recovery_confidence"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a fraction above 0 and up to 1")
+        for name in ("warmup_steps", "confusion_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a number of optimizer steps, 1 or more")
+        rates = ("warmup_learning_rate", "confusion_learning_rate")
+        for name in (*rates, "confusion_weight", "least_depth", "sure_depth"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a number above 0")
+        if self.head_width < 0:
+            raise ConfigError(f"head_width is {self.head_width}; give a number of channels, or 0 to choose")
 
     def _two_heads(self, session: Session, samples: Samples, build: Build) -> TwoHead:
         def both() -> TwoHead:
