@@ -1,0 +1,92 @@
+"""Second populations in synthetic features, whose truth is known."""
+
+import numpy as np
+import pytest
+
+from antibackdoor.populations import two_populations
+
+K, PER_LABEL, AXES = 6, 120, 16
+
+
+def classes(seed: int, n_classes: int = K, distance: float = 8.0) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian classes of unit spread around means `distance` from the origin."""
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(n_classes, AXES))
+    means *= distance / np.linalg.norm(means, axis=1, keepdims=True)
+    labels = np.repeat(np.arange(n_classes), PER_LABEL)
+    return (means[labels] + rng.normal(size=(len(labels), AXES))).astype(np.float32), labels.astype(np.int64)
+
+
+def mislabel(
+    features: np.ndarray, labels: np.ndarray, *, target: int, count: int, shift: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Samples of other classes under the target's label, all moved by one vector: features, labels, rows."""
+    rng = np.random.default_rng(seed)
+    rows = rng.choice(np.flatnonzero(labels != target), count, replace=False)
+    direction = rng.normal(size=AXES)
+    moved = features.copy()
+    moved[rows] += (shift * direction / np.linalg.norm(direction)).astype(np.float32)
+    given = labels.copy()
+    given[rows] = target
+    return moved, given, rows
+
+
+@pytest.mark.parametrize("count", [15, 60, 120, 240])
+@pytest.mark.parametrize("target", [0, 4])
+def test_poison_is_found_whatever_its_share(count: int, target: int) -> None:
+    features, labels = classes(1)
+    moved, given, rows = mislabel(features, labels, target=target, count=count, shift=8.0, seed=2)
+    found = two_populations(moved, given, seed=0)
+    assert found.labels == (target,)
+    truth = np.zeros(len(labels), dtype=bool)
+    truth[rows] = True
+    assert (truth & ~found.flagged).sum() <= 1
+    assert (found.flagged & ~truth).sum() <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_clean_data_are_left_alone(seed: int) -> None:
+    features, labels = classes(seed)
+    found = two_populations(features, labels, seed=seed)
+    assert found.labels == ()
+    assert not found.flagged.any()
+
+
+def test_a_genuine_subclass_is_left_alone() -> None:
+    features, labels = classes(3)
+    rng = np.random.default_rng(4)
+    half = np.flatnonzero(labels == 2)[: PER_LABEL // 2]
+    features[half] += (8 * rng.normal(size=AXES) / np.sqrt(AXES)).astype(np.float32)
+    found = two_populations(features, labels, seed=0)
+    assert not found.flagged.any()
+
+
+def test_mislabelled_samples_without_a_common_shift_are_no_backdoor() -> None:
+    features, labels = classes(5)
+    moved, given, _ = mislabel(features, labels, target=1, count=60, shift=0.0, seed=6)
+    assert two_populations(moved, given, seed=0).labels == ()
+
+
+def test_too_few_other_labels_give_no_verdict() -> None:
+    features, labels = classes(7, n_classes=3)
+    moved, given, _ = mislabel(features, labels, target=0, count=40, shift=8.0, seed=8)
+    found = two_populations(moved, given, seed=0)
+    assert found.labels == () and found.gains == {}
+
+
+def test_the_order_of_the_rows_does_not_matter() -> None:
+    features, labels = classes(9)
+    moved, given, _ = mislabel(features, labels, target=3, count=60, shift=8.0, seed=10)
+    order = np.random.default_rng(11).permutation(len(labels))
+    found, shuffled = two_populations(moved, given, seed=0), two_populations(moved[order], given[order], seed=0)
+    assert found.labels == shuffled.labels == (3,)
+    np.testing.assert_array_equal(found.flagged[order], shuffled.flagged)
+
+
+def test_features_that_never_vary_do_no_harm() -> None:
+    features, labels = classes(12)
+    moved, given, rows = mislabel(features, labels, target=5, count=60, shift=8.0, seed=13)
+    constant = np.concatenate([moved, np.ones((len(moved), 3), dtype=np.float32)], axis=1)
+    found = two_populations(constant, given, seed=0)
+    assert found.labels == (5,)
+    assert found.flagged[rows].mean() > 0.98
