@@ -127,3 +127,16 @@ def test_clean_data_stay_whole(seed: int) -> None:
     with torch.no_grad():
         answers = trained.model(torch.from_numpy(samples.inputs / np.float32(255))).argmax(1).numpy()
     assert (answers == samples.labels).mean() > 0.9
+
+
+def test_demo(call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    code, said, err = call("demo", "--out", out, "--epochs", "1", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert re.search(r"undefended: clean accuracy .*%, attack success rate .*%", said) and "e2abl:" in said
+    for run in ("undefended", "e2abl"):
+        assert json.loads((out / run / "metrics.json").read_text())["n_poisoned"] > 100
+        assert (out / run / "report.html").exists()
+    assert "E2ABL" in (out / "report.html").read_text()
+    code, again, _ = call("demo", "--out", out, "--epochs", "1", "--device", "cpu")  # finished runs are kept
+    assert code == 0 and again == said

@@ -204,7 +204,9 @@ class Session:
             inputs = inputs.float().div_(255)
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return Batch(inputs, feed.labels[index].to(self.device), index.to(self.device))
+        # Labels that a defense has changed may lie elsewhere than the inputs.
+        labels = feed.labels[index.to(feed.labels.device)]
+        return Batch(inputs, labels.to(self.device), index.to(self.device))
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Lower precision where it is faster."""

@@ -100,6 +100,7 @@ class PublishedE2ABL:
     def _check(self) -> None:
         check_ranges(
             self,
+            head_width="[0, inf)",
             warmup_epochs="[0, inf)",
             warmup_learning_rate="(0, 100)",
             learning_rate="(0, 100)",
