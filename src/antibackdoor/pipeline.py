@@ -286,9 +286,8 @@ def verdict_table(samples: Samples, trained: Trained, verdicts: Predictions) -> 
 def facts(samples: Samples, trained: Trained, job: Job, spec: ModelSpec, seconds: float) -> dict[str, Any]:
     """What the training itself knows, as flat metrics."""
     names = [str(samples.class_names[label]) for label in trained.backdoor_labels]
-    found = {} if spec.defense == "none" else {"poisoned": bool(trained.isolated.any())}
     return {
-        **found,
+        "poisoned": trained.poisoned,
         "backdoor_label": names[0] if names else None,
         "backdoor_labels": names,
         "n_samples": len(samples),

@@ -31,6 +31,7 @@ class Trained:
         recovered: `(N,)` bool, those of the isolated samples that came back under another label.
         labels: `(N,)` int64, the label suggested for each sample; the given one where nothing else is known.
         backdoor_labels: The labels that the evidence names as backdoor targets; empty if none.
+        poisoned: Whether the evidence says that the data are poisoned; None if the defense does not judge.
         notes: Flat facts about the run for `metrics.json` and the report (plain numbers and strings).
     """
 
@@ -41,6 +42,7 @@ class Trained:
     recovered: BoolArray
     labels: IntArray
     backdoor_labels: tuple[int, ...] = ()
+    poisoned: bool | None = None
     notes: dict[str, Any] | None = None
 
 

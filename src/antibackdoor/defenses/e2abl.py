@@ -121,6 +121,7 @@ class E2ABL:
             recovered=recovered,
             labels=labels,
             backdoor_labels=caught.labels,
+            poisoned=bool(caught.isolated.any()),
             notes={"depth": max(caught.depths.values(), default=0.0), "search_steps": caught.steps},
         )
 

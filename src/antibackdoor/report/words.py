@@ -84,7 +84,7 @@ def verdict(metrics: Facts | None) -> Verdict:
         return Verdict("open", "This run is not finished.", ("Below is what it has written so far.",))
     labels = _labels(metrics)
     poisoned = metrics.get("poisoned")
-    if poisoned is None and ("backdoor_label" in metrics or "backdoor_labels" in metrics):
+    if "poisoned" not in metrics and ("backdoor_label" in metrics or "backdoor_labels" in metrics):
         poisoned = bool(labels)
     if poisoned is None:
         return Verdict("open", "This run gives no verdict on the data set.", tuple(_what_was_done(metrics)))
