@@ -121,7 +121,9 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     from antibackdoor.defenses import DEFENSES
     from antibackdoor.pipeline import Job, builder, describe_model
     from antibackdoor.readers import read
-    from antibackdoor.training import Recipe, Session, predict
+    from antibackdoor.recipe import Recipe
+    from antibackdoor.session import Session
+    from antibackdoor.training import predict
 
     data = read(folder / cell.data, seed=cell.seed)
     train, test = (thinned(samples, cell.limit) for samples in (data.train, data.test))

@@ -32,7 +32,9 @@ def clean(seed: int, epochs: int) -> dict[str, dict[str, Any]]:
     from antibackdoor.demo import BACKBONE, digits
     from antibackdoor.metrics import clean_accuracy
     from antibackdoor.pipeline import Job, builder, describe_model
-    from antibackdoor.training import Recipe, Session, predict
+    from antibackdoor.recipe import Recipe
+    from antibackdoor.session import Session
+    from antibackdoor.training import predict
 
     data = digits(seed)
     assert data.test is not None

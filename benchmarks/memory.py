@@ -62,8 +62,8 @@ def _train(path: Path, defense: str, network: str) -> dict[str, float]:
     """Train one pass here, and watch."""
     from antibackdoor.defenses import DEFENSES
     from antibackdoor.pipeline import Job, builder, describe_model
+    from antibackdoor.recipe import Recipe
     from antibackdoor.samples import Samples
-    from antibackdoor.training import Recipe
 
     inputs = np.load(path, mmap_mode="r")
     n = len(inputs)

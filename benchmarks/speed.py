@@ -33,8 +33,10 @@ from antibackdoor.backbones import build_backbone
 from antibackdoor.defenses import E2ABL, Undefended
 from antibackdoor.models import channel_statistics, normalized
 from antibackdoor.readers import read
+from antibackdoor.recipe import Recipe
 from antibackdoor.samples import Samples
-from antibackdoor.training import Recipe, Session, seeded, shuffled
+from antibackdoor.session import Session, seeded
+from antibackdoor.training import shuffled
 
 Contestant = Callable[[Samples, Recipe, Callable[[], nn.Module]], None]
 

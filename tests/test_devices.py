@@ -23,8 +23,10 @@ from torch import nn
 from antibackdoor.backbones import build_backbone
 from antibackdoor.batch_norm import CrossProcessBatchNorm, synchronize_batch_norm
 from antibackdoor.defenses import E2ABL, PublishedE2ABL
+from antibackdoor.recipe import Recipe
 from antibackdoor.samples import Samples
-from antibackdoor.training import Recipe, Session, classify, evaluate, predict, train_epoch
+from antibackdoor.session import Session
+from antibackdoor.training import classify, evaluate, predict, train_epoch
 
 Start = Callable[..., subprocess.Popen[str]]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills processes and looks them up in /proc")

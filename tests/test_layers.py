@@ -23,9 +23,10 @@ ROOT = Path(antibackdoor.__file__).parent
 LAYERS = (
     ("errors",),
     ("samples", "atomic", "ranges", "augmentation", "batch_norm", "splitting"),
-    ("history", "models", "metrics", "readers"),
-    ("isolation", "training", "backbones", "artifacts"),
-    ("populations", "protocols", "run_folder"),
+    ("history", "models", "metrics", "readers", "recipe"),
+    ("isolation", "session", "backbones", "artifacts"),
+    ("populations", "training", "run_folder"),
+    ("protocols",),
     ("trap", "attacks", "report"),
     ("defenses", "red_team"),
     ("pipeline",),

@@ -14,20 +14,17 @@ from torch import Tensor, nn
 
 from antibackdoor.augmentation import AUGMENTATIONS, augment
 from antibackdoor.errors import ConfigError
+from antibackdoor.recipe import Recipe, augmentation_names
 from antibackdoor.samples import Batch, Samples
+from antibackdoor.session import Session, has_fast_bf16, seeded
 from antibackdoor.training import (
     EVALUATION_BATCH,
-    Recipe,
-    Session,
-    augmentation_names,
     batches,
     classify,
     cross_entropy,
     evaluate,
-    has_fast_bf16,
     on_triangle,
     predict,
-    seeded,
     shuffled,
     train_epoch,
 )

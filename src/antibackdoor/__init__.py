@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from antibackdoor.pipeline import Job, Outcome, evaluate, load_model, train
     from antibackdoor.protocols import Trained
     from antibackdoor.readers import FORMATS, DataSet, read, read_inputs, read_samples, write
+    from antibackdoor.recipe import Recipe
     from antibackdoor.samples import Samples
-    from antibackdoor.training import Recipe
 
 __all__ = [
     "ATTACKS",
@@ -87,8 +87,8 @@ _HOMES = {
     "pipeline": ("Job", "Outcome", "evaluate", "load_model", "train"),
     "protocols": ("Trained",),
     "readers": ("FORMATS", "DataSet", "read", "read_inputs", "read_samples", "write"),
+    "recipe": ("Recipe",),
     "samples": ("Samples",),
-    "training": ("Recipe",),
 }
 
 

@@ -47,7 +47,7 @@ def build_app(arguments: Sequence[str]) -> App:
     attack_type: Any = Nothing
     if arguments[:1] == ["train"]:
         from antibackdoor.defenses import DEFENSES
-        from antibackdoor.training import Recipe
+        from antibackdoor.recipe import Recipe
 
         recipe_type, defense_type = Recipe, _chosen(arguments, "--defense", DEFENSES, "e2abl")
     if arguments[:1] == ["poison"]:
@@ -212,7 +212,7 @@ def demo(out: Path = Path("demo"), *, seed: int = 0, epochs: int = 0, device: st
         auto, cpu, cuda or mps.
     """
     from antibackdoor.demo import run_demo
-    from antibackdoor.training import Recipe
+    from antibackdoor.recipe import Recipe
 
     recipe = Recipe(epochs=epochs, device=device, seed=seed)
     command = ["antibackdoor", "demo", "--out", _portable(str(out)), "--seed", str(seed)]
@@ -334,7 +334,7 @@ def doctor() -> None:
     import torch
 
     from antibackdoor.backbones import BACKBONES
-    from antibackdoor.training import has_fast_bf16
+    from antibackdoor.session import has_fast_bf16
 
     print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ("antibackdoor", "torch", "lightning-fabric", "numpy", "scikit-learn", "pyarrow", "safetensors"):

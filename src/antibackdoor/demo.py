@@ -16,9 +16,9 @@ from antibackdoor.pipeline import Job, evaluate, train
 from antibackdoor.protocols import TrainingDefense
 from antibackdoor.readers import DataSet
 from antibackdoor.readers.held_out import hold_out
+from antibackdoor.recipe import Recipe
 from antibackdoor.report import write_comparison
 from antibackdoor.samples import Samples
-from antibackdoor.training import Recipe
 
 BACKBONE = "wrn-16-1"
 

@@ -45,10 +45,12 @@ from antibackdoor.metrics import (
 from antibackdoor.models import adapt_factory, channel_statistics, load_factory, normalized
 from antibackdoor.protocols import Trained, TrainingDefense
 from antibackdoor.readers import DataSet
+from antibackdoor.recipe import Recipe
 from antibackdoor.report import save_gallery, write_report
 from antibackdoor.run_folder import RunFolder, read_checkpoint
 from antibackdoor.samples import InputArray, Samples, StrArray
-from antibackdoor.training import Predictions, Recipe, Session, predict
+from antibackdoor.session import Session
+from antibackdoor.training import Predictions, predict
 
 GALLERY_SIZE = 48
 

@@ -22,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
-from sklearn.cluster import KMeans
 
 from antibackdoor.isolation import SMALLEST_GROUP, SMALLEST_LABEL, label_rows
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
@@ -165,6 +164,8 @@ def _frame(members: FloatArray, label: int, spread: _Spread) -> tuple[FloatArray
 
 def _test(x: FloatArray, means: FloatArray, weights: FloatArray, seed: int) -> tuple[float, _Mixture]:
     """Gain of the content mixture over the plain one, and the former, each the best of several starts."""
+    from sklearn.cluster import KMeans  # slow to import, and most commands need none
+
     starts: list[FloatArray] = []
     for attempt in range(3):
         groups = KMeans(2, n_init=1, random_state=seed + attempt).fit(x).labels_

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Protocol
 from torch import nn
 
 from antibackdoor.history import LossHistory
+from antibackdoor.recipe import Recipe
 from antibackdoor.samples import BoolArray, FloatArray, InputArray, IntArray, Samples
-from antibackdoor.training import Journal, Recipe
+from antibackdoor.training import Journal
 
 Build = Callable[[], nn.Module]
 

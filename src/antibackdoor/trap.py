@@ -31,17 +31,8 @@ from antibackdoor.isolation import (
 from antibackdoor.models import TwoHead, trunk_features
 from antibackdoor.populations import Populations, two_populations
 from antibackdoor.samples import Batch, BoolArray, FloatArray, IntArray
-from antibackdoor.training import (
-    Feed,
-    Journal,
-    Objective,
-    Session,
-    classify,
-    cross_entropy,
-    evaluate,
-    shuffled,
-    train_epoch,
-)
+from antibackdoor.session import Feed, Session
+from antibackdoor.training import Journal, Objective, classify, cross_entropy, evaluate, shuffled, train_epoch
 
 BLOCK = 50  # optimizer steps between two choices of the hard samples
 SNAPSHOT = 150  # optimizer steps between two entries of the loss history

@@ -19,8 +19,8 @@ from antibackdoor.backbones import build_backbone
 from antibackdoor.defenses import DEFENSES
 from antibackdoor.errors import AntibackdoorError, ConfigError, ModelError
 from antibackdoor.protocols import Build, Trained
+from antibackdoor.recipe import Recipe
 from antibackdoor.samples import Samples
-from antibackdoor.training import Recipe
 
 # Small budgets; the defaults are for real data.
 QUICK: dict[str, dict[str, Any]] = {

@@ -13,19 +13,10 @@ from antibackdoor.history import Losses, LossHistory
 from antibackdoor.isolation import highest, loss_drop
 from antibackdoor.models import HeadWidth, TrunkGrad, TwoHead, split_network
 from antibackdoor.protocols import Build, Trained
+from antibackdoor.recipe import Recipe
 from antibackdoor.samples import Batch, BoolArray, IntArray, Samples
-from antibackdoor.training import (
-    Journal,
-    Objective,
-    Recipe,
-    Session,
-    batches,
-    cross_entropy,
-    evaluate,
-    seeded,
-    shuffled,
-    train_epoch,
-)
+from antibackdoor.session import Session, seeded
+from antibackdoor.training import Journal, Objective, batches, cross_entropy, evaluate, shuffled, train_epoch
 
 if TYPE_CHECKING:
     from antibackdoor.defenses.e2abl_published import PublishedE2ABL

@@ -12,23 +12,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from antibackdoor.defenses.e2abl_published import PublishedE2ABL
-from antibackdoor.errors import ConfigError
+from antibackdoor.errors import DataError
 from antibackdoor.history import LossHistory
 from antibackdoor.models import HeadWidth, TwoHead, split_network
 from antibackdoor.protocols import Build, Trained
+from antibackdoor.ranges import check_ranges
+from antibackdoor.recipe import Recipe
 from antibackdoor.samples import Batch, BoolArray, IntArray, Samples
+from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import (
-    Feed,
     Journal,
     NoJournal,
     Objective,
-    Recipe,
-    Session,
     batches,
     cross_entropy,
     evaluate,
     on_triangle,
-    seeded,
     shuffled,
     train_epoch,
 )
@@ -108,6 +107,8 @@ class E2ABL:
             caught = spring(session, feed, net, settings, history)
             steps = int(history.steps[-1]) + caught.steps
             history = history.append(np.logaddexp(0, -caught.margins).astype(np.float32), steps)
+            if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
+                raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
             journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
         # The trunk of the trap knows the trigger, so the delivered network starts from fresh weights.
         model = session.prepare(seeded(build, recipe.seed))
@@ -131,18 +132,19 @@ class E2ABL:
         return PublishedE2ABL()
 
     def _check(self) -> None:
-        for name in ("hard_share", "recovery_confidence"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give a fraction above 0 and up to 1")
-        for name in ("warmup_steps", "confusion_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give a number of optimizer steps, 1 or more")
-        rates = ("warmup_learning_rate", "confusion_learning_rate")
-        for name in (*rates, "confusion_weight", "least_depth", "sure_depth"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give a number above 0")
-        if self.head_width < 0:
-            raise ConfigError(f"head_width is {self.head_width}; give a number of channels, or 0 to choose")
+        check_ranges(
+            self,
+            head_width="[0, inf)",
+            warmup_steps="[1, inf)",
+            warmup_learning_rate="(0, inf)",
+            hard_share="(0, 1]",
+            confusion_steps="[1, inf)",
+            confusion_learning_rate="(0, inf)",
+            confusion_weight="(0, inf)",
+            least_depth="(0, inf)",
+            sure_depth="(0, inf)",
+            recovery_confidence="(0, 1]",
+        )
 
     def _two_heads(self, session: Session, samples: Samples, build: Build) -> TwoHead:
         def both() -> TwoHead:

@@ -8,8 +8,9 @@ from typing import Literal
 from antibackdoor.defenses.algorithm_1 import Algorithm1
 from antibackdoor.protocols import Build, Trained
 from antibackdoor.ranges import check_choices, check_ranges
+from antibackdoor.recipe import Recipe
 from antibackdoor.samples import Samples
-from antibackdoor.training import Journal, NoJournal, Recipe
+from antibackdoor.training import Journal, NoJournal
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,10 @@ import numpy as np
 
 from antibackdoor.history import LossHistory
 from antibackdoor.protocols import Build, Trained
+from antibackdoor.recipe import Recipe
 from antibackdoor.samples import Samples
-from antibackdoor.training import (
-    Journal,
-    NoJournal,
-    Recipe,
-    Session,
-    batches,
-    classify,
-    on_triangle,
-    seeded,
-    shuffled,
-    train_epoch,
-)
+from antibackdoor.session import Session, seeded
+from antibackdoor.training import Journal, NoJournal, batches, classify, on_triangle, shuffled, train_epoch
 
 
 @dataclass(frozen=True)
