@@ -227,15 +227,14 @@ class E2ABL:
     def _main_epochs(self, session: Session, n: int, history: LossHistory) -> int:
         """Passes left for the main head, so that the whole costs no more than plain training."""
         total = session.recipe.passes(n)
-        spent = SHALLOW_COST * (
-            int(history.steps[-1]) * session.batch_size / n + 1.0
-        )  # the looks cost about one such pass
+        looking = 1.0  # what the evaluations of the search cost, in passes
+        spent = SHALLOW_COST * (int(history.steps[-1]) * session.batch_size / n + looking)
         return max(total - math.ceil(spent), math.ceil(total / 2))
 
     def _recover(
         self, session: Session, feed: Feed, model: nn.Module, isolated: BoolArray, given: IntArray
     ) -> tuple[IntArray, NDArray[np.float32]]:
-        """Labels for isolated samples that the main head, which never saw them, is sure are something else.
+        """Labels for isolated samples that the main head, which never saw them as given, is sure are something else.
 
         Where the main head agrees with the given label the sample stays out (its trigger is the danger, not its
         label), and the remaining samples of that label stand in for it by their weight.
