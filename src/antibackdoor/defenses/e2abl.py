@@ -102,11 +102,7 @@ class E2ABL:
         if state.get("phase") == "main":
             caught, history = _caught_from(state), LossHistory.from_state(state["history"])
         else:
-            settings = self._trap(session, len(samples))
-            history = warm_up(session, feed, net, settings, journal, state)
-            caught = spring(session, feed, net, settings, history)
-            steps = int(history.steps[-1]) + caught.steps
-            history = history.append(np.logaddexp(0, -caught.margins).astype(np.float32), steps)
+            caught, history = self._find(session, feed, net, journal, state)
             if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
                 raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
             journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
@@ -125,6 +121,33 @@ class E2ABL:
             poisoned=bool(caught.isolated.any()),
             notes={"depth": max(caught.depths.values(), default=0.0), "search_steps": caught.steps},
         )
+
+    def isolate(self, samples: Samples, build: Build, recipe: Recipe) -> Caught:
+        """The search alone, without training a main head; the same as `train` does first.
+
+        Args:
+            samples: The training set.
+            build: Makes the untrained network.
+            recipe: As for `train`; its epochs set how long the warm-up may be.
+
+        Raises:
+            ConfigError: If a hyper-parameter is out of range or the recipe does not fit.
+            ModelError: If the network cannot be split.
+        """
+        self._check()
+        session = Session(recipe, len(samples), images=samples.kind == "image")
+        net = self._two_heads(session, samples, build)
+        return self._find(session, session.feed(samples), net, NoJournal(), {})[0]
+
+    def _find(
+        self, session: Session, feed: Feed, net: TwoHead, journal: Journal, state: dict[str, Any]
+    ) -> tuple[Caught, LossHistory]:
+        """What the second head finds, and the losses that it went by."""
+        settings = self._trap(session, len(feed.labels))
+        history = warm_up(session, feed, net, settings, journal, state)
+        caught = spring(session, feed, net, settings, history)
+        steps = int(history.steps[-1]) + caught.steps
+        return caught, history.append(np.logaddexp(0, -caught.margins).astype(np.float32), steps)
 
     @staticmethod
     def as_published() -> PublishedE2ABL:

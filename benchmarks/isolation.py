@@ -1,0 +1,136 @@
+"""What E2ABL isolates, by data, attack, rate and seed; no main head is trained, so a cell takes seconds to minutes.
+
+    python benchmarks/isolation.py                                  all cells; goes on where it was stopped
+    python benchmarks/isolation.py --cells 'digits/*'               some of them
+    python benchmarks/isolation.py --table                          the table of what is there
+
+Digits need no files; `cifar10.zip` and the `.npz` series are read from ANTIBACKDOOR_DATA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import cells
+import numpy as np
+
+RATES = (0.0, 0.1, 0.05, 0.02, 0.01, 0.2)
+# Data, file (none for digits), samples (0: all), network, passes that the warm-up is measured by, attacks.
+DATA = (
+    ("digits", "", 0, "wrn-16-1", 0, ("badnets", "blend", "sig")),
+    ("ecg5000", "ecg5000.npz", 0, "series-resnet", 0, ("static", "powerline")),
+    ("arabicdigits", "arabicdigits.npz", 0, "series-resnet", 20, ("static", "powerline")),
+    ("cifar10-2000", "cifar10.zip", 2000, "wrn-16-1", 20, ("badnets", "blend", "sig")),
+    ("cifar10-10000", "cifar10.zip", 10_000, "wrn-16-1", 20, ("badnets", "blend", "sig", "wanet")),
+    ("cifar10-50000", "cifar10.zip", 0, "wrn-16-1", 20, ("badnets", "blend", "sig", "wanet")),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One search."""
+
+    data: str
+    attack: str  # empty for clean data
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For `--cells`: data/attack/rate/seed."""
+        return f"{self.data}/{self.attack or 'clean'}/{self.rate:g}/{self.seed}"
+
+
+def all_cells(n_seeds: int) -> list[Cell]:
+    """Seed by seed, common rates first, small data first: a fair picture early."""
+    found: dict[Cell, None] = {}
+    for seed in range(n_seeds):
+        for rate in RATES:
+            for name, _, _, _, _, attacks in DATA:
+                for attack in attacks if rate else ("",):
+                    found[Cell(name, attack, rate, seed)] = None
+    return list(found)
+
+
+def measure(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Read, poison, search, compare with the truth."""
+    from antibackdoor.attacks import ATTACKS, poison
+    from antibackdoor.defenses import E2ABL
+    from antibackdoor.demo import digits
+    from antibackdoor.metrics import auroc
+    from antibackdoor.pipeline import Job, builder, describe_model
+    from antibackdoor.readers import read
+    from antibackdoor.recipe import Recipe
+
+    _, file, size, network, epochs, _ = next(row for row in DATA if row[0] == cell.data)
+    data = read(folder / file, seed=cell.seed) if file else digits(cell.seed)
+    train = data.train
+    if size:
+        train = train.take(np.sort(np.random.default_rng(cell.seed).permutation(len(train))[:size]))
+    is_poisoned, target = np.zeros(len(train), dtype=bool), None
+    if cell.attack:
+        poisoned = poison(train, ATTACKS[cell.attack](), seed=cell.seed, rate=cell.rate)
+        train, is_poisoned = poisoned.samples, poisoned.truth.is_poisoned
+        target = getattr(poisoned.plan, "target_label", None)
+    recipe = Recipe(epochs=epochs, seed=cell.seed)
+    build = builder(describe_model(train, Job(E2ABL(), recipe, backbone=network), None))
+    started = time.perf_counter()
+    caught = E2ABL().isolate(train, build, recipe)
+    return {
+        "n_train": len(train),
+        "n_poisoned": int(is_poisoned.sum()),
+        "n_missed": int((is_poisoned & ~caught.isolated).sum()),
+        "n_false": int((caught.isolated & ~is_poisoned).sum()),
+        "labels": list(caught.labels),
+        "target": target,
+        "auroc": auroc(caught.margins, is_poisoned),
+        "depths": {str(label): round(depth, 2) for label, depth in caught.depths.items()},
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Every cell, failures too: `missed of poisoned / false` for each seed."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for line in lines:
+        data, attack, rate, _ = line["name"].split("/")
+        m = line["metrics"]
+        groups.setdefault((data, attack, rate), []).append(f"{m['n_missed']} of {m['n_poisoned']} / {m['n_false']}")
+    rows = ["| data | attack | rate | missed of poisoned / false, by seed |", "| --- | --- | ---: | --- |"]
+    rows += [f"| {d} | {a} | {r} | {'; '.join(found)} |" for (d, a, r), found in sorted(groups.items())]
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Parse, measure what is not measured yet, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cells", default="*", help="only these, such as 'digits/*,*/clean/*'")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    parser.add_argument("--out", type=Path, default=cells.RESULTS / "isolation.jsonl")
+    parser.add_argument("--data", type=Path, default=cells.data_folder())
+    options = parser.parse_args()
+    patterns = options.cells.split(",")
+    chosen = [c for c in all_cells(options.seeds) if any(fnmatchcase(c.name, pattern) for pattern in patterns)]
+    done = {json.dumps(line["cell"], sort_keys=True) for line in cells.read_lines(options.out)}
+    for cell in [] if options.table else chosen:
+        if json.dumps(asdict(cell), sort_keys=True) in done:
+            continue
+        metrics = measure(cell, options.data)
+        line = {"name": cell.name, "cell": asdict(cell), "metrics": metrics, **cells.provenance()}
+        cells.append_line(options.out, {**line, "command": cells.command()})
+        brief = f"{metrics['n_missed']} of {metrics['n_poisoned']} missed, {metrics['n_false']} false"
+        print(f"{cell.name}: {brief}, {metrics['seconds']} s", file=sys.stderr, flush=True)
+    names = {cell.name for cell in chosen}
+    print(table([line for line in cells.read_lines(options.out) if line["name"] in names]))
+
+
+if __name__ == "__main__":
+    main()
