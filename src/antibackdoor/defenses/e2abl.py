@@ -206,7 +206,7 @@ class E2ABL:
     ) -> IntArray:
         """Train the main head on what was not isolated, and on what it gives another label itself."""
         recipe = session.recipe
-        n_epochs = self._main_epochs(session, len(feed.labels), history)
+        n_epochs = self._main_epochs(session, caught.isolated, history)
         optimizer = session.optimizer(model.parameters(), recipe.learning_rate)
         given = feed.labels.cpu().numpy()
         labels, weights, first = given.copy(), np.ones(len(given), dtype=np.float32), 0
@@ -247,12 +247,14 @@ class E2ABL:
             )
         return labels
 
-    def _main_epochs(self, session: Session, n: int, history: LossHistory) -> int:
-        """Passes left for the main head, so that the whole costs no more than plain training."""
+    def _main_epochs(self, session: Session, isolated: BoolArray, history: LossHistory) -> int:
+        """Passes over the rest that cost what plain training would, less the search."""
+        n = len(isolated)
         total = session.recipe.passes(n)
         looking = 1.0  # what the evaluations of the search cost, in passes
         spent = SHALLOW_COST * (int(history.steps[-1]) * session.batch_size / n + looking)
-        return max(total - math.ceil(spent), math.ceil(total / 2))
+        left = (total - spent) * n / (n - int(isolated.sum()))
+        return max(math.floor(left), math.ceil(total / 2))
 
     def _recover(
         self, session: Session, feed: Feed, model: nn.Module, isolated: BoolArray, given: IntArray
