@@ -33,6 +33,7 @@ from antibackdoor.training import (
 )
 from antibackdoor.trap import SNAPSHOT, Caught, TrapSettings, spring, warm_up
 
+ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
 SHALLOW_COST = 0.6  # of a pass through the whole network; it only sets how many passes the main head gives up
 
 
@@ -53,7 +54,8 @@ class E2ABL:
     Attributes:
         attach: Layer after which the second head sits; empty for about the middle of the convolutions.
         head_width: Channels of the second head; 0 for as many as the layer has, at least 64.
-        warmup_steps: Most optimizer steps before the first look; a fifth of the training at most.
+        warmup_steps: Most optimizer steps before the first look; a fifth of the training where that is fewer, but 450
+            at least.
         warmup_learning_rate: Learning rate of the second head's warm-up.
         hard_share: Share of the samples, those with the largest loss, that fill half of each warm-up batch.
         confusion_steps: Optimizer steps in each round of confusion.
@@ -181,7 +183,7 @@ class E2ABL:
 
     def _trap(self, session: Session, n: int) -> TrapSettings:
         total = session.recipe.passes(n) * n // session.batch_size
-        steps = min(self.warmup_steps, total // 5)
+        steps = min(self.warmup_steps, max(ENOUGH_STEPS, total // 5))
         return TrapSettings(
             warmup_steps=max(SNAPSHOT, steps // SNAPSHOT * SNAPSHOT),
             warmup_learning_rate=self.warmup_learning_rate,
