@@ -147,12 +147,17 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     Returns:
         What was caught; nothing where no label has two groups.
     """
-    n, seed = len(feed.labels), session.recipe.seed
-    size = min(n, max(SEARCHED, SEARCHED_PER_LABEL * feed.n_classes))
-    search = _Search(session, feed, net, settings, np.sort(shuffled(n, seed, 6)[:size]))
+    n = len(feed.labels)
+    rows = shuffled(n, session.recipe.seed, 6)[: n_searched(n, feed.n_classes)]
+    search = _Search(session, feed, net, settings, np.sort(rows))
     strangers = search.first_look()
     search.suspect(history)
     return search.settle(strangers)
+
+
+def n_searched(n_samples: int, n_classes: int) -> int:
+    """How many samples of a data set the search works on."""
+    return min(n_samples, max(SEARCHED, SEARCHED_PER_LABEL * n_classes))
 
 
 class _Search:

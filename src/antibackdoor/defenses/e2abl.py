@@ -31,7 +31,7 @@ from antibackdoor.training import (
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import SNAPSHOT, Caught, TrapSettings, spring, warm_up
+from antibackdoor.trap import SNAPSHOT, Caught, TrapSettings, n_searched, spring, warm_up
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
 SHALLOW_COST = 0.6  # of a pass through the whole network; it only sets how many passes the main head gives up
@@ -208,7 +208,7 @@ class E2ABL:
     ) -> IntArray:
         """Train the main head on what was not isolated, and on what it gives another label itself."""
         recipe = session.recipe
-        n_epochs = self._main_epochs(session, caught.isolated, history)
+        n_epochs = self._main_epochs(session, caught.isolated, feed.n_classes, history)
         optimizer = session.optimizer(model.parameters(), recipe.learning_rate)
         given = feed.labels.cpu().numpy()
         labels, weights, first = given.copy(), np.ones(len(given), dtype=np.float32), 0
@@ -249,11 +249,13 @@ class E2ABL:
             )
         return labels
 
-    def _main_epochs(self, session: Session, isolated: BoolArray, history: LossHistory) -> int:
+    def _main_epochs(self, session: Session, isolated: BoolArray, n_classes: int, history: LossHistory) -> int:
         """Passes over the rest that cost what plain training would, less the search."""
         n = len(isolated)
         total = session.recipe.passes(n)
-        looking = 1.0  # what the evaluations of the search cost, in passes
+        # The search evaluates its part of the data about four times and tests it for populations; a last look at
+        # everything costs half a pass of training.
+        looking = 2.8 * n_searched(n, n_classes) / n + 0.5
         spent = SHALLOW_COST * (int(history.steps[-1]) * session.batch_size / n + looking)
         left = (total - spent) * n / (n - int(isolated.sum()))
         return max(math.floor(left), math.ceil(total / 2))
