@@ -199,7 +199,8 @@ class _Search:
             self.confuse(optimizer, suspects, (suspects, clean))
             self.margins = suspicion = self.look(self.rows)
             self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
-            if any(valley.depth >= self.settings.sure_depth for valley in self.valleys.values()):
+            # Fewer suspects only dilute a frequent backdoor: the rest of it is trained towards no label.
+            if any(valley.depth >= self.settings.least_depth for valley in self.valleys.values()):
                 return
 
     def settle(self, strangers: Populations) -> Caught:
