@@ -199,8 +199,9 @@ class _Search:
             self.confuse(optimizer, suspects, (suspects, clean))
             self.margins = suspicion = self.look(self.rows)
             self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
-            # Fewer suspects only dilute a frequent backdoor: the rest of it is trained towards no label.
-            if any(valley.depth >= self.settings.least_depth for valley in self.valleys.values()):
+            # Fewer suspects blur a frequent backdoor (the rest of it is trained towards no label), but on tiny data
+            # the first round shows valleys of 2 by chance, so only a clear one ends the search.
+            if any(valley.depth >= self.settings.sure_depth for valley in self.valleys.values()):
                 return
 
     def settle(self, strangers: Populations) -> Caught:
