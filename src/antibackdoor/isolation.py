@@ -18,6 +18,7 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
 SMALLEST_GROUP = 5  # fewer samples than this are no evidence of a second group
 SMALLEST_LABEL = 20  # a label with fewer samples has no shape to speak of
+SMOOTHING = 2  # bins of a quarter of a nat
 
 
 class Valley(NamedTuple):
@@ -103,7 +104,7 @@ def label_rows(labels: IntArray) -> dict[int, IntArray]:
     """The rows of each label that occurs."""
     order = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[order], return_index=True)
-    return dict(zip(present.tolist(), np.split(order, starts[1:]), strict=True))
+    return dict(zip(present.tolist(), np.split(order, starts)[1:], strict=True))
 
 
 def first_suspicion(history: LossHistory, losses: NDArray[np.float32]) -> FloatArray:
@@ -128,7 +129,8 @@ def find_valley(margins: NDArray[np.floating]) -> Valley:
     """The deepest valley in the distribution of one label's margins.
 
     A kernel density (a fine histogram smoothed by a Gaussian of half a nat) is scanned for the point with high
-    peaks on both sides. Only groups whose median margin is positive count as an upper group: they must believe
+    peaks on both sides; peaks count one standard error less than they are and floors one more, since a few samples
+    make valleys by chance. Only groups whose median margin is positive count as an upper group: they must believe
     their label. The cut is moved to the left flank of a clear valley, since missing a poisoned sample costs more
     than isolating a clean one.
 
@@ -144,11 +146,12 @@ def find_valley(margins: NDArray[np.floating]) -> Valley:
         return Valley(0.0, np.inf)
     edges = np.arange(low, high + width, width)
     counts, _ = np.histogram(np.clip(margins, low, high - 1e-6), edges)
-    density = gaussian_filter1d(counts.astype(np.float64), 2)
+    density = gaussian_filter1d(counts.astype(np.float64), SMOOTHING)
     centers = (edges[:-1] + edges[1:]) / 2
     left = np.maximum.accumulate(density)
     right = np.maximum.accumulate(density[::-1])[::-1]
-    depth = np.minimum(left, right) / (density + 0.5)
+    peak = np.minimum(left, right)
+    depth = np.maximum(peak - _standard_error(peak), 0) / (density + _standard_error(density) + 0.5)
     depth[~_believed(margins, centers)] = 0.0
     deepest = float(depth.max())
     if deepest <= 0:
@@ -198,6 +201,11 @@ def widen(margins: NDArray[np.floating], labels: IntArray, flagged: BoolArray, w
             spread = 1.4826 * np.median(np.abs(lower - middle))
             wider[members[margins[members] > middle + max(6 * spread, 0.2)]] = True
     return wider
+
+
+def _standard_error(density: FloatArray) -> FloatArray:
+    """Of a Poisson count smoothed by a Gaussian of `SMOOTHING` bins."""
+    return np.asarray(np.sqrt(density / (2 * np.sqrt(np.pi) * SMOOTHING)))
 
 
 def _believed(margins: NDArray[np.floating], cuts: FloatArray) -> BoolArray:

@@ -3,7 +3,8 @@
 Three phases, all on the trunk and the second head alone. A *warm-up* trains on everything and records how the
 loss of each sample falls. *Confusion* then keeps training the most suspicious samples of each label towards that
 label and surely clean ones towards no label at all: what the classes look like is forgotten, and what remains
-predictive is the trigger. A *fixed point* repeats confusion with the found samples until they are all found.
+predictive is the trigger. The *settlement* confuses twice more, first with half of the found samples, since a
+short-cut carries over to the other half and a memory does not, then with all, so that the missed ones join them.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from antibackdoor.training import Journal, Objective, classify, cross_entropy, e
 BLOCK = 50  # optimizer steps between two choices of the hard samples
 SNAPSHOT = 150  # optimizer steps between two entries of the loss history
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
+LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 SEARCHED_PER_LABEL = 200  # at least so many for each label
 
 
@@ -199,47 +201,56 @@ class _Search:
             self.confuse(optimizer, suspects, (suspects, clean))
             self.margins = suspicion = self.look(self.rows)
             self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
-            # Fewer suspects blur a frequent backdoor (the rest of it is trained towards no label), but on tiny data
-            # the first round shows valleys of 2 by chance, so only a clear one ends the search.
-            if any(valley.depth >= self.settings.sure_depth for valley in self.valleys.values()):
+            # Fewer suspects blur a frequent backdoor: the rest of it is trained towards no label.
+            if any(valley.depth >= self.settings.least_depth for valley in self.valleys.values()):
                 return
 
     def settle(self, strangers: Populations) -> Caught:
-        """Confusion with the found samples as suspects, until those that were missed stand out as well."""
+        """Keep the labels whose finding repeats itself, then let the samples that were missed stand out as well."""
+        everything = np.arange(len(self.all_labels))
         depths = {label: valley.depth for label, valley in self.valleys.items()}
         wanted = {k: v for k, v in self.valleys.items() if v.depth >= self.settings.least_depth}
-        suspected = {*wanted, *strangers.labels}
-        flagged = np.zeros(len(self.all_labels), dtype=bool)
+        flagged: BoolArray = np.zeros(len(everything), dtype=bool)
         flagged[self.rows] = above_valleys(self.margins, self.labels, wanted) | strangers.flagged
-        optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
-        margins: FloatArray | None = None
-        for rows, needed in (
-            (self.rows, self.settings.least_depth),
-            (np.arange(len(self.all_labels)), self.settings.sure_depth),
-        ):
+        suspected, margins = {*wanted, *strangers.labels}, self.margins
+        for rows, needed in ((self.rows, self.settings.least_depth), (everything, self.settings.sure_depth)):
             if flagged.sum() < SMALLEST_GROUP:
                 break
-            of_label = np.isin(self.all_labels, list(suspected))
-            searched = np.zeros(len(flagged), dtype=bool)
-            searched[self.rows] = True
-            inside = np.flatnonzero(searched & of_label & ~flagged)
-            outside = np.flatnonzero(searched & ~of_label)
-            suspects = np.flatnonzero(flagged)
-            quiet = (inside if len(inside) else outside, outside if len(outside) else inside)
-            self.confuse(optimizer, suspects, (suspects, suspects, *quiet))
+            found = np.flatnonzero(flagged)
+            held_out = self.half(found) if rows is self.rows else found[:0]
+            self.reinforce(np.setdiff1d(found, held_out), flagged, suspected)
             margins = self.look(rows)
             valleys = self.find_valleys(margins, self.all_labels[rows], suspected)
             depths |= {label: valley.depth for label, valley in valleys.items()}
-            wanted = {k: v for k, v in valleys.items() if v.depth >= needed}
+            refuted = self.refuted(held_out, margins)
+            wanted = {k: v for k, v in valleys.items() if v.depth >= needed and k not in refuted}
             suspected = {*wanted, *strangers.labels}
-            flagged = np.zeros(len(flagged), dtype=bool)
+            flagged = np.zeros(len(everything), dtype=bool)
             flagged[self.rows] = strangers.flagged
             flagged[rows] |= above_valleys(margins, self.all_labels[rows], wanted)
-        if margins is None or flagged.sum() < SMALLEST_GROUP:
-            everything = self.look(np.arange(len(self.all_labels)))
-            return Caught(np.zeros(len(flagged), dtype=bool), everything, depths, (), self.steps)
+        if flagged.sum() < SMALLEST_GROUP:
+            margins = margins if len(margins) == len(everything) else self.look(everything)
+            return Caught(np.zeros(len(everything), dtype=bool), margins, depths, (), self.steps)
         isolated = widen(margins, self.all_labels, flagged, suspected)
         return Caught(isolated, margins, depths, tuple(sorted(suspected)), self.steps)
+
+    def half(self, rows: IntArray) -> IntArray:
+        """Half of the rows of each label, drawn at random."""
+        return rows[rank_within(self.draws.random(len(rows)), self.all_labels[rows]) >= 0.5]
+
+    def refuted(self, held_out: IntArray, margins: FloatArray) -> set[int]:
+        """Labels whose found samples are not believed in once they are not trained on: a memory, not a short-cut."""
+        believed = margins[np.searchsorted(self.rows, held_out)] > 0
+        members = label_rows(self.all_labels[held_out])
+        return {label for label, rows in members.items() if believed[rows].mean() < LEAST_REPEATED}
+
+    def reinforce(self, suspects: IntArray, flagged: BoolArray, suspected: set[int]) -> None:
+        """A round of confusion with found samples as suspects against the rest of their labels and other labels."""
+        of_label = np.isin(self.all_labels[self.rows], list(suspected))
+        inside, outside = self.rows[of_label & ~flagged[self.rows]], self.rows[~of_label]
+        quiet = (inside if len(inside) else outside, outside if len(outside) else inside)
+        optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
+        self.confuse(optimizer, suspects, (suspects, suspects, *quiet))
 
     def confuse(self, optimizer: torch.optim.Optimizer, suspects: IntArray, parts: tuple[IntArray, ...]) -> None:
         """One round: the suspects keep their label, the other rows of the parts are to have none."""
