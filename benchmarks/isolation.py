@@ -82,7 +82,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     recipe = Recipe(epochs=epochs, seed=cell.seed)
     build = builder(describe_model(train, Job(E2ABL(), recipe, backbone=network), None))
     started = time.perf_counter()
-    caught = E2ABL().isolate(train, build, recipe)
+    caught, _ = E2ABL().isolate(train, build, recipe)
     return {
         "n_train": len(train),
         "n_poisoned": int(is_poisoned.sum()),

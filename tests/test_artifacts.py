@@ -61,6 +61,7 @@ def a_table(n: int = 10) -> SamplesTable:
         prediction=rng.integers(0, 3, n),
         confidence=rng.random(n),
         class_names=np.array(["cat", "dog", "frog"]),
+        evidence=np.where(rng.random(n) < 0.2, "shortcut", ""),
     )
 
 
@@ -127,6 +128,21 @@ def test_samples_table_comes_back(tmp_path: Path) -> None:
     columns, names = read_sample_columns(tmp_path, ["id", "suspicion"], np.array([3, 1]))
     assert list(columns["id"]) == ["a/3.png", "a/1.png"]
     assert names == ("cat", "dog", "frog")
+
+
+def test_samples_table_of_a_scan_has_no_predictions(tmp_path: Path) -> None:
+    table = replace(a_table(), prediction=None, confidence=None)
+    write_samples_table(tmp_path, table)
+    back = read_samples_table(tmp_path)
+    assert back.prediction is None and back.confidence is None
+    columns, _ = read_sample_columns(tmp_path, ["verdict"])
+    assert columns["verdict"].tolist() == table.verdict.tolist()
+
+
+def test_verdicts_of_the_samples_table() -> None:
+    flags = np.array([False, True, True])
+    table = replace(a_table(3), isolated=flags, recovered=np.array([False, False, True]))
+    assert table.verdict.tolist() == ["clean", "isolated", "recovered"]
 
 
 def test_samples_table_holds_hostile_names(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_the_poison_is_isolated_and_the_delivered_model_does_not_know_the_trigge
 
 def test_the_search_alone_finds_what_training_finds(dirty: Poisoned) -> None:
     build = builder(dirty.samples)
-    caught = E2ABL().isolate(dirty.samples, build, RECIPE)
+    caught, _ = E2ABL().isolate(dirty.samples, build, RECIPE)
     np.testing.assert_array_equal(caught.isolated, E2ABL().train(dirty.samples, build, RECIPE).isolated)
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from antibackdoor.readers import FORMATS, DataSet, read, read_inputs, read_samples, write
     from antibackdoor.recipe import Recipe
     from antibackdoor.samples import Samples
+    from antibackdoor.scanning import scan
 
 __all__ = [
     "ATTACKS",
@@ -72,6 +73,7 @@ __all__ = [
     "read",
     "read_inputs",
     "read_samples",
+    "scan",
     "train",
     "trigger_test_set",
     "write",
@@ -89,6 +91,7 @@ _HOMES = {
     "readers": ("FORMATS", "DataSet", "read", "read_inputs", "read_samples", "write"),
     "recipe": ("Recipe",),
     "samples": ("Samples",),
+    "scanning": ("scan",),
 }
 
 

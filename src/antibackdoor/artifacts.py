@@ -156,9 +156,10 @@ class SamplesTable:
         isolated: `(N,)` bool, kept from the delivered model under its given label.
         recovered: `(N,)` bool, isolated but used under the suggested label.
         suggested_label: `(N,)` int64; the given one where nothing else is known.
-        prediction: `(N,)` int64, what the delivered model says.
-        confidence: `(N,)` float64 in [0, 1], the probability of that prediction.
         class_names: The K classes in label order.
+        prediction: `(N,)` int64, what the delivered model says; None if there is no model, as after a scan.
+        confidence: `(N,)` float64 in [0, 1], the probability of that prediction, or None.
+        evidence: `(N,)` str, what speaks against an isolated sample (`antibackdoor.verdict.evidence`), or None.
     """
 
     ids: StrArray
@@ -167,9 +168,15 @@ class SamplesTable:
     isolated: BoolArray
     recovered: BoolArray
     suggested_label: IntArray
-    prediction: IntArray
-    confidence: FloatArray
     class_names: StrArray
+    prediction: IntArray | None = None
+    confidence: FloatArray | None = None
+    evidence: StrArray | None = None
+
+    @property
+    def verdict(self) -> StrArray:
+        """`(N,)` of `clean` (nothing found), `isolated` and `recovered`."""
+        return np.where(self.recovered, "recovered", np.where(self.isolated, "isolated", "clean"))
 
 
 _SCHEMA = pa.schema(
@@ -182,6 +189,8 @@ _SCHEMA = pa.schema(
         ("suggested_label", pa.int64()),
         ("prediction", pa.int64()),
         ("confidence", pa.float64()),
+        ("verdict", pa.string()),
+        ("evidence", pa.string()),
     ]
 )
 
@@ -194,12 +203,14 @@ def write_samples_table(run: Path, table: SamplesTable) -> None:
     Raises:
         RunError: Columns differ in length, or the folder cannot be written.
     """
-    columns = [table.ids, *(getattr(table, name) for name in _SCHEMA.names[1:])]
+    given = {"id": table.ids, **{name: getattr(table, name) for name in _SCHEMA.names[1:]}}
+    known = [field for field in _SCHEMA if given[field.name] is not None]
+    columns = [given[field.name] for field in known]
     if len({len(column) for column in columns}) != 1:
-        lengths = ", ".join(f"{name} {len(column)}" for name, column in zip(_SCHEMA.names, columns, strict=True))
+        lengths = ", ".join(f"{name} {len(column)}" for name, column in given.items() if column is not None)
         raise RunError(f"the columns of {SAMPLES} differ in length: {lengths}")
     names = json.dumps([str(name) for name in table.class_names])
-    schema = _SCHEMA.with_metadata({"class_names": names})
+    schema = pa.schema(known, metadata={"class_names": names})
     with replacing(run / SAMPLES) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for start in range(0, max(len(table.ids), 1), _ROW_GROUP):
             chunk = [column[start : start + _ROW_GROUP] for column in columns]
@@ -214,10 +225,21 @@ def read_samples_table(run: Path) -> SamplesTable:
     Raises:
         RunError: It is missing, corrupt or of another make.
     """
-    columns, class_names = read_sample_columns(run, _SCHEMA.names)
+    try:
+        present = set(pq.read_schema(run / SAMPLES).names)
+    except OSError as error:
+        raise RunError(cannot("read", run / SAMPLES, error)) from error
+    except pa.ArrowException as error:
+        raise RunError(f"{run / SAMPLES} is damaged: {one_line(error)}") from error
+    wanted = [name for name in _SCHEMA.names if name in present and name != "verdict"]
+    columns, class_names = read_sample_columns(run, wanted)
+    texts: dict[str, Any] = {
+        name: np.asarray(columns.pop(name), dtype=np.str_) for name in ("evidence",) if name in columns
+    }
     return SamplesTable(
         ids=np.asarray(columns.pop("id"), dtype=np.str_),
         class_names=np.asarray(class_names, np.str_),
+        **texts,
         **columns,
     )
 

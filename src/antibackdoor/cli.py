@@ -45,6 +45,11 @@ def build_app(arguments: Sequence[str]) -> App:
     recipe_type: Any = Nothing
     defense_type: Any = Nothing
     attack_type: Any = Nothing
+    if arguments[:1] == ["scan"]:
+        from antibackdoor.defenses import E2ABL
+        from antibackdoor.recipe import Recipe
+
+        recipe_type, defense_type = Recipe, E2ABL
     if arguments[:1] == ["train"]:
         from antibackdoor.defenses import DEFENSES
         from antibackdoor.recipe import Recipe
@@ -111,6 +116,49 @@ def build_app(arguments: Sequence[str]) -> App:
         run_train(
             data, out, method, recipe, test=test, test_fraction=test_fraction, backbone=backbone, model=model,
             image_size=image_size, on_error=on_error, cache=cache, resume=resume, command=arguments,
+        )  # fmt: skip
+
+    @app.command
+    def scan(
+        data: Path,
+        *,
+        out: Path,
+        power: bool = True,
+        backbone: str = "",
+        model: str = "",
+        image_size: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        cache: Path | None = None,
+        resume: bool = False,
+        recipe: Annotated[recipe_type, Flat] = recipe_type(),
+        hyper: Annotated[defense_fields, Flat] = defense_fields(),
+    ) -> None:
+        """Say whether DATA is poisoned, which samples are, and what could have been seen; no model is delivered.
+
+        Parameters
+        ----------
+        data
+            Folder or zip of class folders, .npz, .ts, .csv or .tsv; its training split is looked at.
+        out
+            The run folder to write.
+        power
+            Also measure, with planted triggers, the smallest poisoning rate that would have been found.
+        backbone
+            The network; chosen by data and machine if not given (`antibackdoor doctor` lists all).
+        model
+            Your own network, as package.module:factory.
+        image_size
+            Side in pixels to which images are resized.
+        on_error
+            Whether an unreadable sample stops the scan, or is skipped and listed in the run folder.
+        cache
+            Where decoded images are kept.
+        resume
+            Go on with a scan that was stopped.
+        """
+        run_scan(
+            data, out, hyper, recipe, power=power, backbone=backbone, model=model, image_size=image_size,
+            on_error=on_error, cache=cache, resume=resume, command=arguments,
         )  # fmt: skip
 
     @app.command
@@ -195,6 +243,45 @@ def run_train(
         print_facts(outcome.metrics)
     if not is_helper():
         print(f"Report: {out / 'report.html'}")
+
+
+def run_scan(
+    data: Path,
+    out: Path,
+    defense: Any,
+    recipe: Any,
+    *,
+    power: bool,
+    backbone: str,
+    model: str,
+    image_size: int | None,
+    on_error: Literal["raise", "skip"],
+    cache: Path | None,
+    resume: bool,
+    command: Sequence[str],
+) -> None:
+    """Read, search, tell."""
+    from antibackdoor.pipeline import Job
+    from antibackdoor.readers import read
+    from antibackdoor.scanning import scan
+
+    loaded = read(
+        data, test_fraction=0, image_size=image_size, on_error=on_error, cache=cache, seed=recipe.seed,
+        progress=recipe.progress,
+    )  # fmt: skip
+    job = Job(defense, recipe, backbone, model)
+    portable = ["antibackdoor", *map(_portable, command)]
+    try:
+        facts = scan(loaded, job, out, power=power, resume=resume, command=portable, tell=_tell)
+    except KeyboardInterrupt:
+        stop(f"Stopped. Give the same command with --resume to go on with {out}.")
+    if facts is not None:
+        print_facts(facts)
+    print(f"Report: {out / 'report.html'}")
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def demo(out: Path = Path("demo"), *, seed: int = 0, epochs: int = 0, device: str = "auto") -> None:

@@ -281,6 +281,7 @@ def verdict_table(samples: Samples, trained: Trained, verdicts: Predictions) -> 
         suggested_label=np.where(trained.isolated & ~trained.recovered, verdicts.labels, trained.labels),
         prediction=verdicts.labels,
         confidence=verdicts.confidence.astype(np.float64),
+        evidence=trained.evidence,
         class_names=samples.class_names,
     )
 
@@ -292,6 +293,7 @@ def facts(samples: Samples, trained: Trained, job: Job, spec: ModelSpec, seconds
         "poisoned": trained.poisoned,
         "backdoor_label": names[0] if names else None,
         "backdoor_labels": names,
+        "target_labels": names,
         "n_samples": len(samples),
         "n_isolated": int(trained.isolated.sum()),
         "n_recovered": int(trained.recovered.sum()),

@@ -14,7 +14,7 @@ from torch import nn
 
 from antibackdoor.history import LossHistory
 from antibackdoor.recipe import Recipe
-from antibackdoor.samples import BoolArray, FloatArray, InputArray, IntArray, Samples
+from antibackdoor.samples import BoolArray, FloatArray, InputArray, IntArray, Samples, StrArray
 from antibackdoor.training import Journal
 
 Build = Callable[[], nn.Module]
@@ -33,6 +33,7 @@ class Trained:
         labels: `(N,)` int64, the label suggested for each sample; the given one where nothing else is known.
         backdoor_labels: The labels that the evidence names as backdoor targets; empty if none.
         poisoned: Whether the evidence says that the data are poisoned; None if the defense does not judge.
+        evidence: `(N,)` str, what speaks against each isolated sample; None if the defense does not tell.
         notes: Flat facts about the run for `metrics.json` and the report (plain numbers and strings).
     """
 
@@ -44,6 +45,7 @@ class Trained:
     labels: IntArray
     backdoor_labels: tuple[int, ...] = ()
     poisoned: bool | None = None
+    evidence: StrArray | None = None
     notes: dict[str, Any] | None = None
 
 

@@ -63,15 +63,22 @@ class Caught:
 
     Attributes:
         isolated: `(N,)` bool.
+        core: `(N,)` bool, those of them that lie in a second group; the others were added to be safe.
+        content: `(N,)` bool, those of them for which the content of other labels speaks.
         margins: `(N,)` float64, log-odds that the second head gives to each sample's own label.
-        depths: Depth of the valley in the margins of each label with enough samples.
+        depths: `(K,)` float64, the valley in the margins of each label at the moment that decided; nan for labels
+            with too few samples.
+        gains: `(K,)` float64, nats that other labels' content explains in each label; nan where it was not asked.
         labels: Labels with two groups: the suspected targets.
         steps: Optimizer steps taken.
     """
 
     isolated: BoolArray
+    core: BoolArray
+    content: BoolArray
     margins: FloatArray
-    depths: dict[int, float]
+    depths: FloatArray
+    gains: FloatArray
     labels: tuple[int, ...]
     steps: int
 
@@ -208,10 +215,11 @@ class _Search:
     def settle(self, strangers: Populations) -> Caught:
         """Keep the labels whose finding repeats itself, then let the samples that were missed stand out as well."""
         everything = np.arange(len(self.all_labels))
-        depths = {label: valley.depth for label, valley in self.valleys.items()}
         wanted = {k: v for k, v in self.valleys.items() if v.depth >= self.settings.least_depth}
-        flagged: BoolArray = np.zeros(len(everything), dtype=bool)
-        flagged[self.rows] = above_valleys(self.margins, self.labels, wanted) | strangers.flagged
+        content: BoolArray = np.zeros(len(everything), dtype=bool)
+        content[self.rows] = strangers.flagged
+        flagged = content.copy()
+        flagged[self.rows] |= above_valleys(self.margins, self.labels, wanted)
         suspected, margins = {*wanted, *strangers.labels}, self.margins
         for rows, needed in ((self.rows, self.settings.least_depth), (everything, self.settings.sure_depth)):
             if flagged.sum() < SMALLEST_GROUP:
@@ -221,18 +229,28 @@ class _Search:
             self.reinforce(np.setdiff1d(found, held_out), flagged, suspected)
             margins = self.look(rows)
             valleys = self.find_valleys(margins, self.all_labels[rows], suspected)
-            depths |= {label: valley.depth for label, valley in valleys.items()}
             refuted = self.refuted(held_out, margins)
             wanted = {k: v for k, v in valleys.items() if v.depth >= needed and k not in refuted}
             suspected = {*wanted, *strangers.labels}
-            flagged = np.zeros(len(everything), dtype=bool)
-            flagged[self.rows] = strangers.flagged
+            flagged = content.copy()
             flagged[rows] |= above_valleys(margins, self.all_labels[rows], wanted)
         if flagged.sum() < SMALLEST_GROUP:
             margins = margins if len(margins) == len(everything) else self.look(everything)
-            return Caught(np.zeros(len(everything), dtype=bool), margins, depths, (), self.steps)
-        isolated = widen(margins, self.all_labels, flagged, suspected)
-        return Caught(isolated, margins, depths, tuple(sorted(suspected)), self.steps)
+            flagged, content, suspected = flagged & False, content & False, set()
+        return Caught(
+            isolated=widen(margins, self.all_labels, flagged, suspected),
+            core=flagged,
+            content=content,
+            margins=margins,
+            depths=self.by_label({label: valley.depth for label, valley in self.valleys.items()}),
+            gains=self.by_label(strangers.gains),
+            labels=tuple(sorted(suspected)),
+            steps=self.steps,
+        )
+
+    def by_label(self, values: dict[int, float]) -> FloatArray:
+        """A value for each label, `(K,)`; nan where there is none."""
+        return np.array([values.get(label, np.nan) for label in range(self.feed.n_classes)])
 
     def half(self, rows: IntArray) -> IntArray:
         """Half of the rows of each label, drawn at random."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from antibackdoor.training import (
     NoJournal,
     Objective,
     batches,
+    classify,
     cross_entropy,
     evaluate,
     on_triangle,
@@ -32,8 +34,10 @@ from antibackdoor.training import (
     train_epoch,
 )
 from antibackdoor.trap import SNAPSHOT, Caught, TrapSettings, n_searched, spring, warm_up
+from antibackdoor.verdict import evidence, judge
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
+TIMED_STEPS = 5  # to estimate how long a search takes
 SHALLOW_COST = 0.6  # of a pass through the whole network; it only sets how many passes the main head gives up
 
 
@@ -101,13 +105,9 @@ class E2ABL:
         feed = session.feed(samples)
         net = self._two_heads(session, samples, build)
         state = journal.load() or {}
-        if state.get("phase") == "main":
-            caught, history = _caught_from(state), LossHistory.from_state(state["history"])
-        else:
-            caught, history = self._find(session, feed, net, journal, state)
-            if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
-                raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
-            journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
+        caught, history = self._find(session, feed, net, journal, state)
+        if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
+            raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
         # The trunk of the trap knows the trigger, so the delivered network starts from fresh weights.
         model = session.prepare(seeded(build, recipe.seed))
         labels = self._train_main(session, feed, model, caught, history, journal, state)
@@ -121,35 +121,66 @@ class E2ABL:
             labels=labels,
             backdoor_labels=caught.labels,
             poisoned=bool(caught.isolated.any()),
-            notes={"depth": max(caught.depths.values(), default=0.0), "search_steps": caught.steps},
+            evidence=evidence(caught),
+            notes={**judge(caught), "search_steps": caught.steps},
         )
 
-    def isolate(self, samples: Samples, build: Build, recipe: Recipe) -> Caught:
+    def isolate(
+        self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None
+    ) -> tuple[Caught, LossHistory]:
         """The search alone, without training a main head; the same as `train` does first.
 
         Args:
             samples: The training set.
             build: Makes the untrained network.
             recipe: As for `train`; its epochs set how long the warm-up may be.
+            journal: Keeps checkpoints; nothing is kept by default.
+
+        Returns:
+            What was caught, and the losses that it went by.
 
         Raises:
             ConfigError: If a hyper-parameter is out of range or the recipe does not fit.
             ModelError: If the network cannot be split.
         """
         self._check()
+        journal = journal or NoJournal()
         session = Session(recipe, len(samples), images=samples.kind == "image")
         net = self._two_heads(session, samples, build)
-        return self._find(session, session.feed(samples), net, NoJournal(), {})[0]
+        return self._find(session, session.feed(samples), net, journal, journal.load() or {})
+
+    def search_seconds(self, samples: Samples, build: Build, recipe: Recipe) -> float:
+        """About how long `isolate` takes here: a few of its steps are timed on a network that is thrown away."""
+        self._check()
+        session = Session(recipe, len(samples), images=samples.kind == "image")
+        feed, net = session.feed(samples), self._two_heads(session, samples, build)
+        settings, n = self._trap(session, len(samples)), len(samples)
+        rows = [shuffled(n, recipe.seed)[: session.batch_size]] * TIMED_STEPS
+        optimizer = session.optimizer(net.parameters(), settings.warmup_learning_rate)
+        objective = classify(net.second_logits)
+        # The first steps are slow: memory is laid out, kernels are chosen.
+        train_epoch(session, feed, rows[:2], net, objective, optimizer, seed=(0,), augmented=False, title="timing")
+        started = time.perf_counter()
+        train_epoch(session, feed, rows, net, objective, optimizer, seed=(0,), augmented=False, title="timing")
+        a_step = (time.perf_counter() - started) / TIMED_STEPS
+        looks = (4 * n_searched(n, samples.n_classes) + n) / session.batch_size / 3
+        rounds = len(settings.suspect_shares) + 2
+        return a_step * (settings.warmup_steps + rounds * settings.confusion_steps + looks)
 
     def _find(
         self, session: Session, feed: Feed, net: TwoHead, journal: Journal, state: dict[str, Any]
     ) -> tuple[Caught, LossHistory]:
         """What the second head finds, and the losses that it went by."""
+        if "caught" in state:
+            return _caught_from(state), LossHistory.from_state(state["history"])
         settings = self._trap(session, len(feed.labels))
         history = warm_up(session, feed, net, settings, journal, state)
         caught = spring(session, feed, net, settings, history)
         steps = int(history.steps[-1]) + caught.steps
-        return caught, history.append(np.logaddexp(0, -caught.margins).astype(np.float32), steps)
+        history = history.append(np.logaddexp(0, -caught.margins).astype(np.float32), steps)
+        journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
+        journal.save({"phase": "found", "caught": vars(caught), "history": history.state()})
+        return caught, history
 
     @staticmethod
     def as_published() -> PublishedE2ABL:
@@ -244,7 +275,7 @@ class E2ABL:
                     "labels": labels,
                     "weights": weights,
                     "epoch": epoch + 1,
-                    "caught": _state_of(caught),
+                    "caught": vars(caught),
                 }
             )
         return labels
@@ -295,23 +326,9 @@ def _most_probable(logits: Tensor, _labels: Tensor) -> Tensor:
     return torch.stack([predicted.float(), probability], dim=1)
 
 
-def _state_of(caught: Caught) -> dict[str, Any]:
-    return {
-        "isolated": caught.isolated,
-        "margins": caught.margins,
-        "depth_labels": list(caught.depths),
-        "depths": list(caught.depths.values()),
-        "labels": list(caught.labels),
-        "steps": caught.steps,
-    }
-
-
 def _caught_from(state: dict[str, Any]) -> Caught:
-    kept = state["caught"]
-    return Caught(
-        np.asarray(kept["isolated"], dtype=bool),
-        np.asarray(kept["margins"], dtype=np.float64),
-        dict(zip(kept["depth_labels"], kept["depths"], strict=True)),
-        tuple(kept["labels"]),
-        kept["steps"],
-    )
+    """What a checkpoint holds of `Caught`; arrays come back as tensors."""
+    kept: dict[str, Any] = {
+        key: value.numpy() if isinstance(value, Tensor) else value for key, value in state["caught"].items()
+    }
+    return Caught(**{**kept, "labels": tuple(kept["labels"])})

@@ -93,7 +93,11 @@ def verdict(metrics: Facts | None) -> Verdict:
         return Verdict(
             "poisoned",
             "This data set is very probably poisoned.",
-            (f"{_how_many(metrics)} carry a shortcut{target}.", *_what_was_done(metrics, "They")),
+            (
+                f"{_how_many(metrics)} carry a shortcut{target}.",
+                *_what_it_is_worth(metrics),
+                *_what_was_done(metrics, "They"),
+            ),
         )
     return Verdict(
         "quiet",
@@ -101,6 +105,7 @@ def verdict(metrics: Facts | None) -> Verdict:
         (
             "This is no proof of cleanliness: an attack that touches very few samples, or that the network "
             "learns no faster than the rest, leaves no trace that this method can see.",
+            *_what_it_is_worth(metrics),
             *_what_was_done(metrics),
         ),
     )
@@ -113,6 +118,9 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
         ("n_samples", "Samples", count, ""),
         ("n_isolated", "Isolated", count, "kept from the model under their label"),
         ("n_recovered", "Recovered", count, "isolated, but used under another label"),
+        ("estimated_poisoning_rate", "Poisoning rate", percent, ""),
+        ("false_alarm_probability", "False alarm", percent, "probability of such evidence in clean data"),
+        ("smallest_visible_rate", "Smallest visible rate", percent, "of a planted patch that the scan found"),
         ("clean_accuracy", "Clean accuracy", percent, "on untouched test data"),
         (
             "attack_success_rate",
@@ -131,7 +139,13 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
         if value is None:
             continue
         if key == "n_isolated" and value and n_samples:
-            note = f"{percent(value / n_samples)} of the samples, {note}"
+            what = "suspected" if metrics.get("defense") == "scan" else note
+            note = f"{percent(value / n_samples)} of the samples, {what}"
+        if key == "estimated_poisoning_rate":
+            low, high = (_number(metrics, f"{key}_{end}") for end in ("low", "high"))
+            if low is None or high is None:
+                continue
+            note = f"95% interval {percent(low)} to {percent(high)}"
         numbers.append(KeyNumber(name, show(value), note))
     labels = _labels(metrics)
     if labels:
@@ -157,7 +171,7 @@ def comparison_headline(runs: Sequence[tuple[str, Facts]]) -> str:
 
 
 def _labels(metrics: Facts) -> list[str]:
-    labels = metrics.get("backdoor_labels")
+    labels = metrics.get("backdoor_labels", metrics.get("target_labels"))
     if not isinstance(labels, list) or not labels:
         labels = [metrics.get("backdoor_label")]
     return [str(label) for label in labels if label is not None]
@@ -180,8 +194,28 @@ def _how_many(metrics: Facts) -> str:
     return f"{count(isolated)} of {count(total)} samples ({percent(isolated / total)})"
 
 
+def _what_it_is_worth(metrics: Facts) -> list[str]:
+    """How rare such evidence is among clean data, and what planted backdoors show of the method's sight."""
+    sentences = []
+    chance = _number(metrics, "false_alarm_probability")
+    if chance is not None and metrics.get("poisoned"):
+        sentences.append(f"Clean data would show evidence as strong as this with a probability of {percent(chance)}.")
+    if "smallest_visible_rate" in metrics:
+        visible = _number(metrics, "smallest_visible_rate")
+        sentences.append(
+            "Of the patches that were planted in a copy of these data to test the scan itself, not even the most "
+            "frequent was found: its silence means nothing here."
+            if visible is None
+            else f"Patches that were planted in a copy of these data to test the scan itself were found from "
+            f"{percent(visible)} of the samples on; rarer or softer triggers may have been missed."
+        )
+    return sentences
+
+
 def _what_was_done(metrics: Facts, who: str = "") -> list[str]:
     isolated, recovered = _number(metrics, "n_isolated"), _number(metrics, "n_recovered")
+    if metrics.get("defense") == "scan":
+        return ["This scan delivers no model; train on these data to get one."] if isolated else []
     if not isolated:
         return []
     done = [

@@ -1,0 +1,86 @@
+"""From what the search caught to a statement about the data set. Numpy and scipy only.
+
+Nothing here decides: the search isolates or it does not. These numbers say how much that is worth.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import t as student
+
+from antibackdoor.metrics import wilson_interval
+from antibackdoor.samples import FloatArray, StrArray
+from antibackdoor.trap import Caught
+
+LEAST_NULL = 3  # labels without a finding that a false-alarm probability needs
+DEPTH_SPREAD = 0.1  # least standard deviation of log depths; fewer samples than that are not measured better
+GAIN_SPREAD = 5.0  # the same for gains, in nats
+
+
+def judge(caught: Caught) -> dict[str, float | None]:
+    """Flat facts about a search: estimated poisoning rate with a 95% interval, and how rare such evidence is.
+
+    The rate counts the samples in second groups. Its interval is Wilson's around that count, and reaches up to that
+    around all isolated samples, some of which were added to be safe.
+
+    Returns:
+        `estimated_poisoning_rate`, `estimated_poisoning_rate_low`, `estimated_poisoning_rate_high` in [0, 1] (0 and
+        no interval where nothing was isolated: what could have been seen is another question), and
+        `false_alarm_probability`, None where too few labels can be compared.
+    """
+    n, found = len(caught.isolated), bool(caught.isolated.any())
+    core, isolated = int(caught.core.sum()), int(caught.isolated.sum())
+    return {
+        "estimated_poisoning_rate": core / n,
+        "estimated_poisoning_rate_low": wilson_interval(core, n)[0] if found else None,
+        "estimated_poisoning_rate_high": wilson_interval(isolated, n)[1] if found else None,
+        "false_alarm_probability": false_alarm_probability(caught),
+    }
+
+
+def evidence(caught: Caught) -> StrArray:
+    """What speaks against each sample, `(N,)`: empty for those that were not isolated.
+
+    `shortcut`: the second head believes in it for something other than its class. `content`: its features are those
+    of another label, moved by a shift that many samples share. `near`: it stands out of its label towards the found
+    group, and was isolated to be safe.
+    """
+    kinds = np.where(caught.content, "content", np.where(caught.core, "shortcut", "near"))
+    return np.where(caught.isolated, kinds, "")
+
+
+def false_alarm_probability(caught: Caught) -> float | None:
+    """Probability that a clean data set shows a label with evidence as strong as the strongest here.
+
+    The other labels of the same data are the null: their log depths, and their gains, are taken as normal with
+    unknown mean and spread, so the strongest label follows Student's t shifted by theirs. Both kinds of evidence and
+    all labels are paid for by Bonferroni's inequality.
+
+    Returns:
+        In (0, 1]; None if neither kind of evidence has three labels without a finding to compare with.
+    """
+    tails = [
+        tail
+        for tail in (
+            _tail(np.log(np.maximum(caught.depths, 0.1)), caught.labels, DEPTH_SPREAD),
+            _tail(caught.gains, caught.labels, GAIN_SPREAD),
+        )
+        if tail is not None
+    ]
+    return min(1.0, len(tails) * min(tails)) if tails else None
+
+
+def _tail(values: FloatArray, found: tuple[int, ...], least_spread: float) -> float | None:
+    """How probable it is that one of so many labels lies as far above the others as the highest does."""
+    known = ~np.isnan(values)
+    if not known.any():
+        return None
+    highest = np.isin(np.arange(len(values)), found) & known
+    if not highest.any():
+        highest[np.nanargmax(values)] = True
+    null = values[known & ~highest]
+    if len(null) < LEAST_NULL:
+        return None
+    spread = max(float(null.std(ddof=1)), least_spread) * np.sqrt(1 + 1 / len(null))
+    distance = (float(values[highest].max()) - float(null.mean())) / spread
+    return float(min(1.0, known.sum() * student.sf(distance, len(null) - 1)))
