@@ -31,7 +31,8 @@ LAYERS = (
     ("verdict",),
     ("defenses", "red_team"),
     ("pipeline",),
-    ("demo", "scanning"),
+    ("evaluation", "scanning"),
+    ("demo",),
     ("__init__", "cli"),
     ("__main__",),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from antibackdoor.trap import Caught
 from antibackdoor.verdict import evidence, false_alarm_probability, judge
@@ -51,13 +50,16 @@ def test_strong_evidence_is_rare_among_clean_data() -> None:
     assert strong < 0.001 < weak
 
 
-def test_either_kind_of_evidence_counts_and_both_are_paid_for() -> None:
+def test_either_kind_of_evidence_counts() -> None:
     flat, gains = [0.9] * 6, [0.0, 1.0, 2.0, 0.5, 0.0, 300.0]
-    by_gain = false_alarm_probability(caught(flat, gains, labels=(5,)))
-    by_depth = false_alarm_probability(caught([*flat[:5], 9.0], labels=(5,)))
-    both = false_alarm_probability(caught([*flat[:5], 9.0], [0.0] * 6, labels=(5,)))
+    refused = false_alarm_probability(caught(flat, gains))
+    assert refused is not None and refused > 0.1, "a gain that the search did not accept is no evidence"
+    accepted = caught(flat, gains, labels=(5,), core=50)
+    accepted.content[:50] = True
+    by_gain = false_alarm_probability(accepted)
+    by_depth = false_alarm_probability(caught([*flat[:5], 9.0], gains, labels=(5,)))
     assert by_gain is not None and by_gain < 1e-3
-    assert by_depth is not None and both == pytest.approx(2 * by_depth)
+    assert by_depth is not None and by_depth < 1e-3
 
 
 def test_too_few_labels_give_no_probability() -> None:
@@ -70,7 +72,7 @@ def test_it_is_calibrated_where_its_assumption_holds() -> None:
     rng = np.random.default_rng(0)
     found = [false_alarm_probability(caught(np.exp(rng.normal(0, 0.3, 10)).tolist())) for _ in range(400)]
     values = np.array(found, dtype=np.float64)
-    assert (values < 0.05).mean() < 0.08 and (values < 0.2).mean() > 0.02
+    assert (values < 0.05).mean() < 0.06 and (values < 0.5).mean() > 0.02
 
 
 def test_evidence_names_what_spoke() -> None:

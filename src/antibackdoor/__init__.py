@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from antibackdoor.backbones import BACKBONES, build_backbone
     from antibackdoor.defenses import DEFENSES, E2ABL, PublishedE2ABL, Undefended
     from antibackdoor.errors import AntibackdoorError, ConfigError, DataError, ModelError, RunError
+    from antibackdoor.evaluation import evaluate
     from antibackdoor.metrics import attack_success_rate, clean_accuracy
-    from antibackdoor.pipeline import Job, Outcome, evaluate, load_model, train
+    from antibackdoor.pipeline import Job, Outcome, load_model, train
     from antibackdoor.protocols import Trained
     from antibackdoor.readers import FORMATS, DataSet, read, read_inputs, read_samples, write
     from antibackdoor.recipe import Recipe
@@ -85,8 +86,9 @@ _HOMES = {
     "backbones": ("BACKBONES", "build_backbone"),
     "defenses": ("DEFENSES", "E2ABL", "PublishedE2ABL", "Undefended"),
     "errors": ("AntibackdoorError", "ConfigError", "DataError", "ModelError", "RunError"),
+    "evaluation": ("evaluate",),
     "metrics": ("attack_success_rate", "clean_accuracy"),
-    "pipeline": ("Job", "Outcome", "evaluate", "load_model", "train"),
+    "pipeline": ("Job", "Outcome", "load_model", "train"),
     "protocols": ("Trained",),
     "readers": ("FORMATS", "DataSet", "read", "read_inputs", "read_samples", "write"),
     "recipe": ("Recipe",),

@@ -6,6 +6,7 @@
     model.safetensors     weights            model.json             what is needed to rebuild the network
     samples.parquet       one row a sample   history.safetensors    the loss of each sample over time
     gallery.npz           pictures           metrics.json           the run's results; its presence = finished
+    classes.csv           accuracy and attack success of each class, after an evaluation
     skipped.csv           only with --on-error skip: what could not be read, and why
 
 Each file is written atomically and none holds an absolute path, so a folder may be copied or moved.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray, StrArray
 
 MODEL, SPEC = "model.safetensors", "model.json"
 SAMPLES, HISTORY, METRICS = "samples.parquet", "history.safetensors", "metrics.json"
-SKIPPED = "skipped.csv"
+SKIPPED, CLASSES = "skipped.csv", "classes.csv"
 
 Scalar = float | int | str | bool | None
 Metrics = Mapping[str, Scalar | Sequence[Scalar]]
@@ -338,11 +339,24 @@ def write_skipped(run: Path, skipped: Sequence[tuple[str, str]]) -> None:
     """
     if not skipped:
         return
+    _write_csv(run / SKIPPED, [("id", "reason"), *skipped])
+
+
+def write_classes(run: Path, class_names: StrArray, columns: Mapping[str, Sequence[Scalar]]) -> None:
+    """Write `classes.csv`: one row for each of the K classes, each column of K values; None is left empty.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+    _write_csv(run / CLASSES, [("class", *columns), *zip(class_names.tolist(), *columns.values(), strict=True)])
+
+
+def _write_csv(path: Path, rows: Iterable[Iterable[Scalar]]) -> None:
     with (
-        replacing(run / SKIPPED) as temporary,
+        replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        csv.writer(file).writerows([("id", "reason"), *skipped])
+        csv.writer(file).writerows(rows)
 
 
 def write_metrics(run: Path, metrics: Metrics) -> None:

@@ -341,7 +341,7 @@ def evaluate(
     cache
         Where decoded images are kept.
     """
-    from antibackdoor import pipeline
+    from antibackdoor import evaluation
     from antibackdoor.artifacts import load_model_spec
     from antibackdoor.readers import read_samples
 
@@ -349,7 +349,7 @@ def evaluate(
     samples = read_samples(
         data, class_names=list(spec.class_names), shape=spec.input_shape, split=split, cache=cache, progress=True
     )
-    print_facts(pipeline.evaluate(run, samples, truth=truth, trigger=trigger, device=device))
+    print_facts(evaluation.evaluate(run, samples, truth=truth, trigger=trigger, device=device))
 
 
 def predict(run: Path, data: Path, *, out: Path, device: str = "auto", cache: Path | None = None) -> None:

@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 
 from antibackdoor.attacks import BadNets, poison, save_trigger, write_truth
 from antibackdoor.defenses import E2ABL, Undefended
-from antibackdoor.pipeline import Job, evaluate, train
+from antibackdoor.evaluation import evaluate
+from antibackdoor.pipeline import Job, train
 from antibackdoor.protocols import TrainingDefense
 from antibackdoor.readers import DataSet
 from antibackdoor.readers.held_out import hold_out

@@ -20,27 +20,16 @@ from antibackdoor.artifacts import (
     SamplesTable,
     load_model_spec,
     load_weights,
-    read_metrics,
-    read_sample_columns,
     save_model,
     write_history,
-    write_metrics,
     write_samples_table,
     write_skipped,
 )
-from antibackdoor.attacks import load_trigger, read_truth, trigger_test_set
 from antibackdoor.backbones import build_backbone, default_backbone
 from antibackdoor.defenses import DEFENSES, E2ABL
-from antibackdoor.errors import ConfigError, DataError
+from antibackdoor.errors import ConfigError
 from antibackdoor.metrics import (
-    attack_success_rate,
-    auroc,
     clean_accuracy,
-    clean_accuracy_nontarget,
-    isolation_precision,
-    isolation_recall,
-    recovered_label_precision,
-    wilson_interval,
 )
 from antibackdoor.models import adapt_factory, channel_statistics, load_factory, normalized
 from antibackdoor.protocols import Trained, TrainingDefense
@@ -303,94 +292,6 @@ def facts(samples: Samples, trained: Trained, job: Job, spec: ModelSpec, seconds
         "seconds": round(seconds, 2),
         "seed": job.recipe.seed,
         **(trained.notes or {}),
-    }
-
-
-def evaluate(
-    run: str | Path,
-    samples: Samples,
-    *,
-    truth: Path | None = None,
-    trigger: Path | None = None,
-    device: str = "auto",
-    factory: Factory | None = None,
-) -> dict[str, Any]:
-    """Measure the model of a run, and write the numbers into its `metrics.json`.
-
-    Args:
-        run: The run folder.
-        samples: Clean labelled test samples, mapped to the run's classes.
-        truth: `truth.parquet` of the poisoned training data, to measure the isolation.
-        trigger: Folder of a saved trigger, to measure the attack success rate.
-        device: Where to compute.
-        factory: Of the user's own network, where it cannot be imported by its name.
-
-    Returns:
-        The new metrics.
-    """
-    run = Path(run)
-    model, spec = load_model(run, factory)
-    session = Session(Recipe(device=device), len(samples), images=spec.kind == "image")
-    model = session.prepare(model)
-    predicted = predict(session, model, samples).labels
-    measured: dict[str, Any] = {
-        "clean_accuracy": clean_accuracy(predicted, samples.labels),
-        "n_test": len(samples),
-    }
-    low, high = wilson_interval(int((predicted == samples.labels).sum()), len(samples))
-    measured |= {"clean_accuracy_low": low, "clean_accuracy_high": high}
-    if trigger is not None:
-        measured |= _attack_metrics(session, model, samples, predicted, trigger)
-    if truth is not None:
-        measured |= _truth_metrics(run, truth)
-    write_metrics(run, {**read_metrics(run), **measured})
-    write_report(run)
-    return measured
-
-
-def _attack_metrics(
-    session: Session, model: nn.Module, samples: Samples, predicted: Any, folder: Path
-) -> dict[str, Any]:
-    saved = load_trigger(folder)
-    triggered = trigger_test_set(samples, saved.trigger, saved.plan)
-    if not len(triggered):
-        raise DataError("the data hold no sample that the attack aims at; give test data of all classes")
-    answers = predict(session, model, triggered).labels
-    goal = saved.plan.goal(triggered.labels)
-    rate = attack_success_rate(answers, np.ones(len(triggered), dtype=bool), goal)
-    low, high = wilson_interval(int((answers == goal).sum()), len(triggered))
-    measured: dict[str, Any] = {
-        "attack_success_rate": rate,
-        "attack_success_rate_low": low,
-        "attack_success_rate_high": high,
-        "n_triggered": len(triggered),
-    }
-    target = getattr(saved.plan, "target_label", None)
-    if isinstance(target, int):
-        measured["clean_accuracy_nontarget"] = clean_accuracy_nontarget(predicted, samples.labels, target)
-    return measured
-
-
-def _truth_metrics(run: Path, path: Path) -> dict[str, Any]:
-    columns, _ = read_sample_columns(
-        run, ["id", "isolated", "recovered", "suggested_label", "suspicion", "given_label"]
-    )
-    ids, truth = read_truth(path)
-    place = {name: row for row, name in enumerate(ids.tolist())}
-    missing = next((name for name in columns["id"] if name not in place), None)
-    if missing is not None:
-        raise DataError(f"{path} says nothing of the sample {missing!r}; give the truth of the data trained on")
-    rows = np.array([place[name] for name in columns["id"]], dtype=np.int64)
-    is_poisoned, true_labels = truth.is_poisoned[rows], truth.true_labels[rows]
-    return {
-        "isolation_precision": isolation_precision(columns["isolated"], is_poisoned),
-        "isolation_recall": isolation_recall(columns["isolated"], is_poisoned),
-        "recovered_label_precision": recovered_label_precision(
-            columns["suggested_label"], true_labels, columns["recovered"], is_poisoned
-        ),
-        "suspicion_auroc": auroc(columns["suspicion"], is_poisoned),
-        "n_poisoned": int(is_poisoned.sum()),
-        "n_missed": int((is_poisoned & ~columns["isolated"]).sum()),
     }
 
 

@@ -12,7 +12,10 @@ from antibackdoor.attacks import Poisoned, poison, save_trigger, write_truth
 from antibackdoor.errors import ConfigError
 from antibackdoor.protocols import Attack, Plan
 from antibackdoor.readers import FORMATS, DataSet, write
+from antibackdoor.report import Changes, write_card
 from antibackdoor.samples import StrArray
+
+CARD_SAMPLES = 200  # poisoned samples that the card measures how visible they are on
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def poison_data_set(data: DataSet, attack: Attack, aim: Aim, out: Path, *, seed:
         attack: Trigger and plan.
         aim: Rate and labels in place of the plan's own.
         out: A new folder: the data in the format it was read from, `truth.parquet`, `trigger.safetensors` and
-            `trigger.json`.
+            `trigger.json`, `card.html`.
         seed: Chooses rows and trigger.
 
     Returns:
@@ -64,7 +67,29 @@ def poison_data_set(data: DataSet, attack: Attack, aim: Aim, out: Path, *, seed:
     written = write(target, poisoned.samples, data.test, format=data.format)
     write_truth(out / "truth.parquet", written.train_ids, poisoned.truth)
     save_trigger(out, poisoned.trigger, poisoned.plan, attack=attack)
-    return {"data": written.path.name if suffixes else ".", **_counts(poisoned, names)}
+    counts = _counts(poisoned, names)
+    write_card(out, type(attack).__name__, {**counts, **_settings(attack)}, _changes(data, poisoned, seed))
+    return {"data": written.path.name if suffixes else ".", **counts}
+
+
+def _settings(attack: Attack) -> dict[str, Any]:
+    """Fields of an attack that fit on a card."""
+    values = {field.name: getattr(attack, field.name) for field in fields(attack)}
+    return {name: value for name, value in values.items() if isinstance(value, str | int | float | bool)}
+
+
+def _changes(data: DataSet, poisoned: Poisoned, seed: int) -> Changes:
+    """Some poisoned samples, drawn evenly, before and after."""
+    rows = np.flatnonzero(poisoned.truth.is_poisoned)
+    rows = np.random.default_rng(seed).permutation(rows)[:CARD_SAMPLES]
+    return Changes(
+        clean=np.asarray(data.train.inputs[rows]),
+        poisoned=np.asarray(poisoned.samples.inputs[rows]),
+        ids=data.train.ids[rows],
+        true_labels=data.train.labels[rows],
+        labels=poisoned.samples.labels[rows],
+        class_names=data.train.class_names,
+    )
 
 
 def _aimed(plan: Plan, aim: Aim, names: StrArray) -> Plan:

@@ -59,15 +59,11 @@ def false_alarm_probability(caught: Caught) -> float | None:
     Returns:
         In (0, 1]; None if neither kind of evidence has three labels without a finding to compare with.
     """
-    tails = [
-        tail
-        for tail in (
-            _tail(np.log(np.maximum(caught.depths, 0.1)), caught.labels, DEPTH_SPREAD),
-            _tail(caught.gains, caught.labels, GAIN_SPREAD),
-        )
-        if tail is not None
-    ]
-    return min(1.0, len(tails) * min(tails)) if tails else None
+    by_depth = _tail(np.log(np.maximum(caught.depths, 0.1)), caught.labels, DEPTH_SPREAD)
+    # A gain alone is no evidence (genuine subclasses have gains too), so it counts where the search accepted it.
+    by_gain = _tail(caught.gains, caught.labels, GAIN_SPREAD) if caught.content.any() else None
+    tails = [tail for tail in (by_depth, by_gain) if tail is not None]
+    return min(1.0, 2 * min(tails)) if tails else None
 
 
 def _tail(values: FloatArray, found: tuple[int, ...], least_spread: float) -> float | None:

@@ -37,6 +37,7 @@ from antibackdoor.trap import SNAPSHOT, Caught, TrapSettings, n_searched, spring
 from antibackdoor.verdict import evidence, judge
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
+SUSPECT_SHARES = (0.2, 0.1, 0.05, 0.05, 0.05, 0.05, 0.05)  # of each label, in the rounds of confusion
 TIMED_STEPS = 5  # to estimate how long a search takes
 SHALLOW_COST = 0.6  # of a pass through the whole network; it only sets how many passes the main head gives up
 
@@ -222,7 +223,7 @@ class E2ABL:
             confusion_steps=self.confusion_steps,
             confusion_learning_rate=self.confusion_learning_rate,
             confusion_weight=self.confusion_weight,
-            suspect_shares=(0.2, 0.1, 0.05),
+            suspect_shares=SUSPECT_SHARES,
             least_depth=self.least_depth,
             sure_depth=self.sure_depth,
         )
@@ -239,7 +240,7 @@ class E2ABL:
     ) -> IntArray:
         """Train the main head on what was not isolated, and on what it gives another label itself."""
         recipe = session.recipe
-        n_epochs = self._main_epochs(session, caught.isolated, feed.n_classes, history)
+        n_epochs = self._main_epochs(session, caught, feed.n_classes, history)
         optimizer = session.optimizer(model.parameters(), recipe.learning_rate)
         given = feed.labels.cpu().numpy()
         labels, weights, first = given.copy(), np.ones(len(given), dtype=np.float32), 0
@@ -280,15 +281,16 @@ class E2ABL:
             )
         return labels
 
-    def _main_epochs(self, session: Session, isolated: BoolArray, n_classes: int, history: LossHistory) -> int:
+    def _main_epochs(self, session: Session, caught: Caught, n_classes: int, history: LossHistory) -> int:
         """Passes over the rest that cost what plain training would, less the search."""
-        n = len(isolated)
+        n = len(caught.isolated)
         total = session.recipe.passes(n)
-        # The search evaluates its part of the data about four times and tests it for populations; a last look at
-        # everything costs half a pass of training.
-        looking = 2.8 * n_searched(n, n_classes) / n + 0.5
+        # Measured in passes of training: the test for populations costs 1.4 over what is searched, each look at it a
+        # third, and a last look at everything half a pass.
+        looks = caught.steps / self.confusion_steps
+        looking = (1.4 + 0.35 * looks) * n_searched(n, n_classes) / n + 0.5
         spent = SHALLOW_COST * (int(history.steps[-1]) * session.batch_size / n + looking)
-        left = (total - spent) * n / (n - int(isolated.sum()))
+        left = (total - spent) * n / (n - int(caught.isolated.sum()))
         return max(math.floor(left), math.ceil(total / 2))
 
     def _recover(

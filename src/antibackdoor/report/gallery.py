@@ -77,7 +77,7 @@ def save_gallery(run: Path, samples: Samples, rows: IntArray) -> None:
     """
     chosen = np.asarray(rows[:_LIMIT], dtype=np.int64)
     inputs = np.asarray(samples.inputs[chosen])
-    inputs = _small_images(inputs) if samples.kind == "image" else _short_series(inputs)
+    inputs = small_images(inputs) if samples.kind == "image" else short_series(inputs)
     with replacing(run / GALLERY) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, inputs=inputs, rows=chosen)
 
@@ -119,7 +119,7 @@ def cards(run: Path, gallery: Gallery) -> list[Card]:
         is_image = values.ndim == 3
         found.append(
             Card(
-                picture=_data_uri(values) if is_image else sparkline(values),
+                picture=data_uri(values) if is_image else sparkline(values),
                 is_image=is_image,
                 pixelated=is_image and max(values.shape[1:]) <= _PIXELATED,
                 name=printable(sample_id, 40),
@@ -137,7 +137,7 @@ def _class_name(names: tuple[str, ...], label: int) -> str:
     return printable(names[label], 40) if 0 <= label < len(names) else f"class {label}"
 
 
-def _small_images(inputs: InputArray) -> InputArray:
+def small_images(inputs: InputArray) -> InputArray:
     """`(n, C, H, W)` uint8 with C of 1 or 3 and no side above the limit."""
     if inputs.dtype != np.uint8:
         inputs = np.rint(np.clip(np.nan_to_num(inputs), 0, 1) * 255).astype(np.uint8)
@@ -151,7 +151,7 @@ def _small_images(inputs: InputArray) -> InputArray:
     return np.stack([image[None] if image.ndim == 2 else image.transpose(2, 0, 1) for image in shrunk])
 
 
-def _short_series(inputs: InputArray) -> InputArray:
+def short_series(inputs: InputArray) -> InputArray:
     """`(n, C, T)` with few channels and points; each point is a real one, so peaks may fall between."""
     inputs = inputs[:, :_CHANNELS].astype(np.float32)
     length = inputs.shape[2]
@@ -165,7 +165,8 @@ def _picture(image: InputArray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)))
 
 
-def _data_uri(image: InputArray) -> str:
+def data_uri(image: InputArray) -> str:
+    """A `(C, H, W)` uint8 image as a PNG that a page can hold."""
     file = io.BytesIO()
     _picture(image).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

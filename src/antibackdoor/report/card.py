@@ -1,0 +1,140 @@
+"""One page about an attack on a data set: what it does to a sample, how visible that is, how often it was done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from antibackdoor.atomic import write_bytes
+from antibackdoor.report.gallery import data_uri, short_series, small_images
+from antibackdoor.report.svg import sparkline
+from antibackdoor.report.words import percent, printable, quoted
+from antibackdoor.samples import FloatArray, InputArray, IntArray, StrArray
+
+CARD = "card.html"
+SHOWN = 12  # samples
+
+
+class Visibility(NamedTuple):
+    """How much a trigger changes samples: means over them."""
+
+    psnr: float  # decibels, peak signal-to-noise ratio; inf if nothing changed
+    ssim: float | None  # structural similarity in [-1, 1]; None for series and for pictures below 3 pixels
+    largest: float  # L-infinity distance, in grey levels of 255, or in units of the series
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """Poisoned samples before and after.
+
+    Attributes:
+        clean: `(n, *shape)` inputs as they were.
+        poisoned: `(n, *shape)` inputs as they are now.
+        ids: `(n,)` str.
+        true_labels, labels: `(n,)` int64, before and after.
+        class_names: `(K,)` str.
+    """
+
+    clean: InputArray
+    poisoned: InputArray
+    ids: StrArray
+    true_labels: IntArray
+    labels: IntArray
+    class_names: StrArray
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    pictures: tuple[str, ...]  # data URIs of images, or markup of series
+    labels: str
+
+
+def write_card(out: Path, title: str, facts: Mapping[str, Any], changes: Changes) -> Path:
+    """Write `card.html` into a folder: clean, poisoned and difference of a dozen samples, and how visible it is.
+
+    Args:
+        out: The folder.
+        title: Name of the attack.
+        facts: What else there is to say, name → plain value.
+        changes: Some poisoned samples.
+
+    Raises:
+        RunError: The page cannot be written.
+    """
+    numbers = {name.replace("_", " "): _shown(name, value) for name, value in facts.items()}
+    if len(changes.clean):
+        seen = visibility(changes.clean, changes.poisoned)
+        unit = "of 255 grey levels" if changes.clean.ndim == 4 else "units of the series"
+        numbers["PSNR"] = "no change" if np.isinf(seen.psnr) else f"{seen.psnr:.1f} dB"
+        if seen.ssim is not None:
+            numbers["SSIM"] = f"{seen.ssim:.4f}"
+        numbers["largest change"] = f"{seen.largest:.4g} {unit}"
+    environment = Environment(
+        loader=PackageLoader("antibackdoor.report", ""), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    html = environment.get_template("card.html.j2").render(
+        title=printable(title), numbers=numbers, rows=_rows(changes), is_image=changes.clean.ndim == 4
+    )
+    write_bytes(out / CARD, html.encode("utf-8", "backslashreplace"))
+    return out / CARD
+
+
+def visibility(clean: InputArray, poisoned: InputArray) -> Visibility:
+    """PSNR, SSIM and largest change, each the mean over the samples `(n, *shape)`; PSNR over those that changed."""
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity  # slow to import
+
+    before, after = clean.astype(np.float64), poisoned.astype(np.float64)
+    is_image = clean.ndim == 4
+    if is_image and clean.dtype != np.uint8:
+        before, after = 255 * before, 255 * after
+    change = np.abs(after - before).reshape(len(clean), -1).max(axis=1)
+    reach = 255.0 if is_image else float(before.max() - before.min()) or 1.0
+    changed = np.flatnonzero(change)
+    noise = [peak_signal_noise_ratio(before[row], after[row], data_range=reach) for row in changed]
+    side = min(7, *clean.shape[2:]) if is_image else 0
+    similar = [
+        structural_similarity(a, b, data_range=reach, channel_axis=0, win_size=side - 1 + side % 2)
+        for a, b in (zip(before, after, strict=True) if side >= 3 else ())
+    ]
+    return Visibility(
+        psnr=float(np.mean(noise)) if noise else float("inf"),
+        ssim=float(np.mean(similar)) if similar else None,
+        largest=float(change.mean()),
+    )
+
+
+def _rows(changes: Changes) -> list[_Row]:
+    rows = []
+    clean, poisoned = changes.clean[:SHOWN], changes.poisoned[:SHOWN]
+    if clean.ndim == 4:
+        pictures = [
+            [data_uri(image) for image in small_images(part)] for part in (clean, poisoned, _grey(clean, poisoned))
+        ]
+    else:
+        drawn = (clean, poisoned, poisoned - clean)
+        pictures = [[sparkline(series) for series in short_series(part)] for part in drawn]
+    for row, name in enumerate(changes.ids[:SHOWN]):
+        before, after = (changes.class_names[labels[row]] for labels in (changes.true_labels, changes.labels))
+        words = f"{quoted(before, 30)} stays" if before == after else f"{quoted(before, 30)} → {quoted(after, 30)}"
+        rows.append(_Row(printable(name, 40), tuple(column[row] for column in pictures), words))
+    return rows
+
+
+def _grey(clean: InputArray, poisoned: InputArray) -> InputArray:
+    """Differences around middle grey, each image stretched to the full range, as uint8."""
+    change: FloatArray = poisoned.astype(np.float64) - clean.astype(np.float64)
+    reach = np.abs(change).max(axis=(1, 2, 3), keepdims=True)
+    return np.rint(127.5 + 127.5 * change / np.where(reach > 0, reach, 1)).astype(np.uint8)
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, float):
+        return percent(value) if name.endswith("rate") else f"{value:.4g}"
+    return printable("–" if value is None else value)
