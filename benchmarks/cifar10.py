@@ -18,7 +18,7 @@ ATTACKS = (("badnets", 0.1), ("blend", 0.1), ("sig", 0.08))
 def main() -> None:
     """Parse, measure, print."""
     parser = cells.arguments("Attacks and defenses on CIFAR-10.", "cifar10", seeds=3)
-    parser.add_argument("--network", default="wrn-16-1")
+    parser.add_argument("--network", default="resnet18-thin")
     parser.set_defaults(epochs=20)
     options = parser.parse_args()
     attacked = [(DATA, options.network, attack, rate) for attack, rate in ATTACKS]

@@ -19,7 +19,7 @@ from antibackdoor.artifacts import (
 )
 from antibackdoor.errors import RunError
 from antibackdoor.history import LossHistory
-from antibackdoor.report import Gallery, load_gallery, save_gallery, write_comparison, write_report
+from antibackdoor.report import Gallery, load_gallery, mean_difference, save_gallery, write_comparison, write_report
 from antibackdoor.report.figures import class_bars, loss_figure, suspicion_figure, training_figures
 from antibackdoor.report.svg import count_axis, linear_axis, sparkline, step_axis, step_position
 from antibackdoor.report.words import (
@@ -118,7 +118,7 @@ def fake_run(
                 class_names=np.array(class_names),
             ),
         )
-        save_gallery(path, small, np.argsort(-suspicion[: len(small)])[:48])
+        save_gallery(path, small, np.argsort(-suspicion[: len(small)]), isolated[: len(small)])
         run.finish(
             {
                 "n_samples": n,
@@ -299,7 +299,7 @@ def test_gallery_comes_back_bounded(tmp_path: Path) -> None:
         ((60, 7, 900), np.float32, (48, 4, 256)),
     ):
         inputs = (rng.random(shape) * (255 if dtype is np.uint8 else 1)).astype(dtype)
-        save_gallery(tmp_path, samples_of(inputs), rows)
+        save_gallery(tmp_path, samples_of(inputs), rows, np.zeros(60, dtype=bool))
         gallery = load_gallery(tmp_path)
         assert isinstance(gallery, Gallery)
         assert gallery.inputs.shape == expected
@@ -312,6 +312,26 @@ def test_gallery_comes_back_bounded(tmp_path: Path) -> None:
     np.savez(tmp_path / "gallery.npz", inputs=np.array([{"evil": 1}], dtype=object), rows=np.zeros(1, np.int64))
     with pytest.raises(RunError, match="damaged"):
         load_gallery(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float", "series"])
+def test_what_isolated_samples_have_in_common(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    shape = (400, 3, 64) if kind == "series" else (400, 3, 16, 16)
+    inputs = rng.random(shape) * 0.3 + np.repeat(rng.random((4, *shape[1:])), 100, axis=0) * 0.3
+    isolated = rng.random(400) < 0.2
+    inputs[isolated, ..., -3:] += 0.3
+    inputs = (255 * inputs).astype(np.uint8) if kind == "uint8" else inputs.astype(np.float32)
+    names, labels = np.array(["a", "b"]), np.arange(400, dtype=np.int64) % 2
+    samples = Samples(inputs, labels, np.arange(400).astype(np.str_), names)
+    found = mean_difference(samples, isolated)
+    assert found is not None and found.shape == shape[1:]
+    assert abs(found[..., -3:].mean() - 0.3) < 0.05 and abs(found[..., :-3].mean()) < 0.05
+    assert mean_difference(samples, isolated & (isolated.cumsum() < 5)) is None
+    save_gallery(tmp_path, samples, np.arange(400), isolated)
+    gallery = load_gallery(tmp_path)
+    assert gallery is not None and gallery.difference is not None
+    np.testing.assert_allclose(gallery.difference, found)
 
 
 def test_verdict_words() -> None:

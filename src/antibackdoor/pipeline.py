@@ -41,8 +41,6 @@ from antibackdoor.samples import InputArray, Samples, StrArray
 from antibackdoor.session import Session
 from antibackdoor.training import Predictions, predict
 
-GALLERY_SIZE = 48
-
 Factory = Callable[..., nn.Module]
 
 
@@ -255,7 +253,7 @@ def _write(
     table = verdict_table(samples, trained, verdicts)
     write_samples_table(out, table)
     write_skipped(out, [(skipped.id, skipped.reason) for skipped in data.skipped])
-    save_gallery(out, samples, np.argsort(-trained.suspicion, kind="stable")[:GALLERY_SIZE])
+    save_gallery(out, samples, np.argsort(-trained.suspicion, kind="stable"), trained.isolated)
     return table, metrics
 
 

@@ -32,7 +32,8 @@ from antibackdoor.report.figures import (
     suspicion_figure,
     training_figures,
 )
-from antibackdoor.report.gallery import Card, cards, load_gallery
+from antibackdoor.report.gallery import Card, Gallery, cards, difference_picture, load_gallery
+from antibackdoor.report.svg import sparkline
 from antibackdoor.report.words import (
     KeyNumber,
     Verdict,
@@ -75,6 +76,7 @@ class Page:
     evidence: tuple[Figure, ...]
     classes: tuple[ClassBar, ...]
     cards: tuple[Card, ...]
+    common: str  # data URI or markup of what isolated samples have in common; may be empty
     training: tuple[Figure, ...]
     settings: tuple[tuple[str, str], ...]
     command: str
@@ -146,11 +148,20 @@ def _page(run: Path) -> Page:
         evidence=evidence,
         classes=classes,
         cards=() if gallery is None or not (run / SAMPLES).exists() else tuple(cards(run, gallery)),
+        common=_common(gallery),
         training=tuple(training_figures(read_log(run))),
         settings=tuple(_flat(config["settings"])[:_SETTINGS]),
         command=printable(shlex.join(str(word) for word in config["command"]), 2000),
         versions=tuple((printable(name), printable(number)) for name, number in config["versions"].items()),
     )
+
+
+def _common(gallery: Gallery | None) -> str:
+    """What the isolated samples have and their nearest others have not, drawn."""
+    if gallery is None or gallery.difference is None:
+        return ""
+    is_image = gallery.difference.ndim == 3
+    return difference_picture(gallery.difference) if is_image else sparkline(gallery.difference)
 
 
 def _metrics(run: Path) -> dict[str, Any] | None:
@@ -167,7 +178,7 @@ def _evidence(run: Path, metrics: Mapping[str, Any]) -> tuple[tuple[Figure, ...]
     if (run / HISTORY).exists():
         figures.append(loss_figure(_fitting(run, len(isolated)), isolated))
     figures.append(suspicion_figure(columns["suspicion"], isolated))
-    backdoor = metrics.get("backdoor_labels") or [metrics.get("backdoor_label")]
+    backdoor = metrics.get("backdoor_labels") or metrics.get("target_labels") or [metrics.get("backdoor_label")]
     bars = class_bars(columns["given_label"], isolated, class_names, [str(label) for label in backdoor])
     return tuple(figure for figure in figures if figure is not None), tuple(bars)
 
