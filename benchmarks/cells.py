@@ -142,6 +142,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         **_accuracy(predict(session, model, test).labels, test.labels),
         **_attacked(session, model, test, poisoned),
         **_isolated(trained, poisoned, train),
+        **_left(session, model, train, trained),
         "seconds": round(seconds, 1),
         "epochs_run": job.recipe.passes(len(train)),
         "n_train": len(train),
@@ -214,6 +215,17 @@ def _isolated(trained: Any, poisoned: Any, train: Any) -> dict[str, Any]:
             trained.labels, poisoned.truth.true_labels, trained.recovered, is_poisoned
         )
     return {**facts, "notes": trained.notes or {}}
+
+
+def _left(session: Any, model: Any, train: Any, trained: Any) -> dict[str, float]:
+    """The attack success rate as a user estimates it, to be compared with the true one."""
+    from antibackdoor.residual import residual_attack_success
+
+    if not trained.poisoned:
+        return {}
+    return residual_attack_success(
+        session, model, train, trained.isolated, trained.isolated & (trained.evidence != "near")
+    )
 
 
 def provenance(packages: Sequence[str] = ("antibackdoor", "torch", "numpy", "scikit-learn")) -> dict[str, Any]:

@@ -23,10 +23,10 @@ ROOT = Path(antibackdoor.__file__).parent
 LAYERS = (
     ("errors",),
     ("samples", "atomic", "ranges", "augmentation", "batch_norm", "splitting"),
-    ("history", "models", "metrics", "readers", "recipe"),
+    ("history", "models", "metrics", "readers", "recipe", "difference"),
     ("isolation", "session", "backbones", "artifacts"),
     ("populations", "planting", "training", "run_folder"),
-    ("protocols",),
+    ("protocols", "residual"),
     ("trap", "attacks", "report"),
     ("verdict",),
     ("defenses", "red_team"),

@@ -17,9 +17,10 @@ from antibackdoor.artifacts import (
     write_history,
     write_samples_table,
 )
+from antibackdoor.difference import difference
 from antibackdoor.errors import RunError
 from antibackdoor.history import LossHistory
-from antibackdoor.report import Gallery, load_gallery, mean_difference, save_gallery, write_comparison, write_report
+from antibackdoor.report import Gallery, load_gallery, save_gallery, write_comparison, write_report
 from antibackdoor.report.figures import class_bars, loss_figure, suspicion_figure, training_figures
 from antibackdoor.report.svg import count_axis, linear_axis, sparkline, step_axis, step_position
 from antibackdoor.report.words import (
@@ -324,10 +325,12 @@ def test_what_isolated_samples_have_in_common(tmp_path: Path, kind: str) -> None
     inputs = (255 * inputs).astype(np.uint8) if kind == "uint8" else inputs.astype(np.float32)
     names, labels = np.array(["a", "b"]), np.arange(400, dtype=np.int64) % 2
     samples = Samples(inputs, labels, np.arange(400).astype(np.str_), names)
-    found = mean_difference(samples, isolated)
-    assert found is not None and found.shape == shape[1:]
+    change = difference(samples, isolated, ~isolated)
+    assert change is not None
+    found = change.mean
+    assert found.shape == shape[1:]
     assert abs(found[..., -3:].mean() - 0.3) < 0.05 and abs(found[..., :-3].mean()) < 0.05
-    assert mean_difference(samples, isolated & (isolated.cumsum() < 5)) is None
+    assert difference(samples, isolated & (isolated.cumsum() < 5), ~isolated) is None
     save_gallery(tmp_path, samples, np.arange(400), isolated)
     gallery = load_gallery(tmp_path)
     assert gallery is not None and gallery.difference is not None

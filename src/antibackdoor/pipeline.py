@@ -36,6 +36,7 @@ from antibackdoor.protocols import Trained, TrainingDefense
 from antibackdoor.readers import DataSet
 from antibackdoor.recipe import Recipe
 from antibackdoor.report import save_gallery, write_report
+from antibackdoor.residual import residual_attack_success
 from antibackdoor.run_folder import RunFolder, read_checkpoint
 from antibackdoor.samples import InputArray, Samples, StrArray
 from antibackdoor.session import Session
@@ -244,6 +245,9 @@ def _write(
     model = session.prepare(trained.model)
     verdicts = predict(session, model, samples)
     metrics = facts(samples, trained, job, spec, seconds)
+    if trained.poisoned:
+        core = trained.isolated if trained.evidence is None else trained.isolated & (trained.evidence != "near")
+        metrics |= residual_attack_success(session, model, samples, trained.isolated, core)
     if data.test is not None and len(data.test):
         tested = predict(session, model, data.test)
         metrics["clean_accuracy"] = clean_accuracy(tested.labels, data.test.labels)

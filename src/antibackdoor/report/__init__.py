@@ -5,7 +5,7 @@ security policy forbids the rest. Names in the data set come from an attacker an
 """
 
 from antibackdoor.report.card import Changes, Visibility, visibility, write_card
-from antibackdoor.report.gallery import Gallery, load_gallery, mean_difference, save_gallery
+from antibackdoor.report.gallery import Gallery, load_gallery, save_gallery
 from antibackdoor.report.page import write_comparison, write_report
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "Gallery",
     "Visibility",
     "load_gallery",
-    "mean_difference",
     "save_gallery",
     "visibility",
     "write_card",

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from antibackdoor.artifacts import read_sample_columns
 from antibackdoor.atomic import cannot, one_line, replacing
+from antibackdoor.difference import Float32Array, difference
 from antibackdoor.errors import RunError
 from antibackdoor.report.svg import sparkline
 from antibackdoor.report.words import printable, quoted
@@ -21,14 +21,9 @@ from antibackdoor.samples import BoolArray, InputArray, IntArray, Samples
 
 GALLERY = "gallery.npz"
 
-Float32Array = NDArray[np.float32]
-
 _LIMIT = 48  # samples
 _SIDE = 128  # pixels; larger pictures are shrunk
 _LENGTH = 256  # points of a series
-_COMPARED = 300  # isolated samples that are compared with ten times as many others
-_LEAST_COMPARED = 5
-_PLACES = 4096  # values of a sample that distances are taken over
 _CHANNELS = 4  # channels of a series that are drawn
 _PIXELATED = 64  # pictures up to this side keep their pixels: a trigger of few pixels must stay visible
 
@@ -80,7 +75,7 @@ def save_gallery(run: Path, samples: Samples, rows: IntArray, isolated: BoolArra
     """Write `gallery.npz` with the first 48 of the given rows, which should be the most suspicious ones.
 
     Large pictures are shrunk to 128 pixels a side; of long series 256 points of 4 channels are kept. With them goes
-    what the isolated samples `(N,)` bool have in common (`mean_difference`).
+    what the isolated samples `(N,)` bool have in common (`antibackdoor.difference`).
 
     Raises:
         RunError: The folder cannot be written.
@@ -88,46 +83,11 @@ def save_gallery(run: Path, samples: Samples, rows: IntArray, isolated: BoolArra
     chosen = np.asarray(rows[:_LIMIT], dtype=np.int64)
     inputs = np.asarray(samples.inputs[chosen])
     arrays = {"rows": chosen, "inputs": small_images(inputs) if samples.kind == "image" else short_series(inputs)}
-    difference = mean_difference(samples, isolated)
-    if difference is not None:
-        arrays["difference"] = difference if samples.kind == "image" else short_series(difference[None])[0]
+    change = difference(samples, isolated, ~isolated)
+    if change is not None:
+        arrays["difference"] = change.mean if samples.kind == "image" else short_series(change.mean[None])[0]
     with replacing(run / GALLERY) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def mean_difference(samples: Samples, isolated: BoolArray) -> Float32Array | None:
-    """What isolated samples have that their nearest others have not, on average over them.
-
-    A trigger is common to the isolated samples, what else distinguishes two similar samples is not, so the mean shows
-    where in the sample the evidence lies, and often the trigger.
-
-    Args:
-        samples: The data.
-        isolated: `(N,)` bool.
-
-    Returns:
-        Of the shape of a sample, in [-1, 1] for images, in the units of the series otherwise; None if fewer than five
-        samples are isolated or remain.
-    """
-    rng = np.random.default_rng(0)
-    found = np.sort(rng.permutation(np.flatnonzero(isolated))[:_COMPARED])
-    others = np.sort(rng.permutation(np.flatnonzero(~isolated))[: 10 * _COMPARED])
-    if min(len(found), len(others)) < _LEAST_COMPARED:
-        return None
-    size = int(np.prod(samples.shape))
-    places = np.sort(rng.permutation(size)[:_PLACES])  # enough of a large sample to find its like
-
-    def flat(rows: IntArray) -> Float32Array:
-        return np.asarray(samples.inputs[rows]).reshape(len(rows), size)[:, places].astype(np.float32)
-
-    first, second = flat(found), flat(others)
-    distances = (second**2).sum(axis=1) - 2 * first @ second.T
-    nearest = others[distances.argmin(axis=1)]
-    total = np.zeros(samples.shape)
-    for row, like in zip(found, nearest, strict=True):
-        total += samples.inputs[row].astype(np.float64) - samples.inputs[like]
-    scale = 255.0 if samples.inputs.dtype == np.uint8 else 1.0
-    return (total / (scale * len(found))).astype(np.float32)
 
 
 def load_gallery(run: Path) -> Gallery | None:
@@ -142,22 +102,22 @@ def load_gallery(run: Path) -> Gallery | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             inputs, rows = arrays["inputs"], arrays["rows"]
-            difference = arrays["difference"] if "difference" in arrays.files else None
+            common = arrays["difference"] if "difference" in arrays.files else None
     except OSError as error:
         raise RunError(cannot("read", path, error)) from error
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(f"{path} is damaged: {one_line(error)}") from error
     if inputs.ndim not in (3, 4) or rows.shape != inputs.shape[:1] or len(rows) > _LIMIT:
         raise RunError(f"{path} is damaged: inputs {inputs.shape}, rows {rows.shape}")
-    if difference is not None and (difference.ndim != inputs.ndim - 1 or difference.dtype != np.float32):
-        raise RunError(f"{path} is damaged: difference {difference.shape}")
-    return Gallery(inputs, rows, difference)
+    if common is not None and (common.ndim != inputs.ndim - 1 or common.dtype != np.float32):
+        raise RunError(f"{path} is damaged: difference {common.shape}")
+    return Gallery(inputs, rows, common)
 
 
-def difference_picture(difference: Float32Array) -> str:
+def difference_picture(change: Float32Array) -> str:
     """The data URI of a `(C, H, W)` difference: grey is none, the largest is black or white."""
-    reach = max(float(np.abs(np.nan_to_num(difference)).max(initial=0)), 1e-9)
-    stretched = 0.5 + 0.5 * np.nan_to_num(difference) / reach
+    reach = max(float(np.abs(np.nan_to_num(change)).max(initial=0)), 1e-9)
+    stretched = 0.5 + 0.5 * np.nan_to_num(change) / reach
     return data_uri(small_images(stretched[None].astype(np.float32))[0])
 
 

@@ -120,6 +120,12 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
         ("n_recovered", "Recovered", count, "isolated, but used under another label"),
         ("estimated_poisoning_rate", "Poisoning rate", percent, ""),
         ("false_alarm_probability", "False alarm", percent, "probability of such evidence in clean data"),
+        (
+            "estimated_residual_attack_success_rate",
+            "Backdoor left",
+            percent,
+            "estimated attack success rate of the delivered model, the trigger unknown",
+        ),
         ("smallest_visible_rate", "Smallest visible rate", percent, "of a planted patch that the scan found"),
         ("clean_accuracy", "Clean accuracy", percent, "on untouched test data"),
         (

@@ -1,0 +1,61 @@
+"""How much of the backdoor is left in a delivered model, estimated without knowing the trigger."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from antibackdoor.difference import difference
+from antibackdoor.metrics import wilson_interval
+from antibackdoor.samples import BoolArray, IntArray, Samples
+from antibackdoor.session import Session
+from antibackdoor.training import predict
+
+ASKED = 2000  # samples of each suspected label that the model is asked about
+
+
+def residual_attack_success(
+    session: Session, model: nn.Module, samples: Samples, isolated: BoolArray, core: BoolArray
+) -> dict[str, float]:
+    """How often the model still answers as the attacker wants, by two questions to it.
+
+    The first: which share of the samples that carry a shortcut does it give their given label, the suspected target?
+    That is the attack success rate if the poison is mislabelled. If it keeps its true labels, the model rightly says
+    so, and the second question decides: samples of other labels are changed as those with the shortcut differ from
+    their like (`Difference.carry_over`), and if that moves them less than half as often, its share is the estimate.
+
+    Args:
+        session: Device and precision.
+        model: The delivered model, prepared.
+        samples: The training set.
+        isolated: `(N,)` bool, what was kept from the model under its label.
+        core: `(N,)` bool, those of them that carry a shortcut.
+
+    Returns:
+        `estimated_residual_attack_success_rate` with `_low` and `_high` (Wilson's 95% interval of the share asked
+        for); empty where no label has five such samples.
+    """
+    successes = asked = 0
+    for label in np.unique(samples.labels[core]).tolist():
+        of_label = core & (samples.labels == label)
+        change = difference(samples, of_label, ~isolated)
+        others = np.flatnonzero(~isolated & (samples.labels != label))
+        if change is None or not len(others):
+            continue
+        carriers = _some(np.flatnonzero(of_label))
+        obeyed = predict(session, model, samples.take(carriers)).labels == label
+        moved = samples.take(_some(others))
+        moved = replace(moved, inputs=change.carry_over(moved.inputs))
+        followed = predict(session, model, moved).labels == label
+        answers = followed if followed.mean() < obeyed.mean() / 2 else obeyed
+        successes, asked = successes + int(answers.sum()), asked + len(answers)
+    if not asked:
+        return {}
+    name, (low, high) = "estimated_residual_attack_success_rate", wilson_interval(successes, asked)
+    return {name: successes / asked, f"{name}_low": low, f"{name}_high": high}
+
+
+def _some(rows: IntArray) -> IntArray:
+    return np.sort(np.random.default_rng(0).permutation(rows)[:ASKED])

@@ -1,0 +1,85 @@
+"""The attack success rate, estimated without the trigger, against the true one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import pictures, waves
+from torch import Tensor, nn
+
+from antibackdoor.difference import difference
+from antibackdoor.recipe import Recipe
+from antibackdoor.residual import residual_attack_success
+from antibackdoor.samples import Samples
+from antibackdoor.session import Session
+
+RECIPE = Recipe(device="cpu", precision="fp32")
+NAME = "estimated_residual_attack_success_rate"
+
+
+class Oracle(nn.Module):
+    """Reads the class from where `pictures` and `waves` put it; obeys the trigger for a share of the samples."""
+
+    def __init__(self, samples: Samples, obeys: float) -> None:
+        super().__init__()
+        mean = [samples.inputs[samples.labels == k].mean(axis=0) for k in range(samples.n_classes)]
+        scale = 255 if samples.kind == "image" else 1
+        self.templates = torch.tensor(np.array(mean) / scale, dtype=torch.float32)
+        self.obeys = obeys
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = -((inputs[:, None] - self.templates) ** 2).flatten(2).sum(2)
+        corner = inputs[..., -2:].flatten(1)
+        turned = (corner.mean(1) > 0.9) & (inputs.flatten(1)[:, 0] % 0.01 < 0.01 * self.obeys)
+        logits[turned, 0] = 1000.0
+        return logits
+
+
+def poisoned(kind: str, *, clean_label: bool) -> tuple[Samples, np.ndarray, Samples]:
+    clean = pictures(900, 3, size=12, seed=1) if kind == "image" else waves(900, 3, length=24, seed=1)
+    rows = np.flatnonzero((clean.labels == 0) if clean_label else (clean.labels != 0))[::5]
+    inputs, labels = clean.inputs.copy(), clean.labels.copy()
+    inputs[rows, ..., -2:] = 255 if kind == "image" else 3
+    labels[rows] = 0
+    core = np.zeros(900, dtype=bool)
+    core[rows] = True
+    return Samples(inputs, labels, clean.ids, clean.class_names), core, clean
+
+
+@pytest.mark.parametrize("kind", ["image", "series"])
+@pytest.mark.parametrize("clean_label", [False, True])
+@pytest.mark.parametrize("obeys", [0.0, 1.0])
+def test_it_tells_a_backdoored_model_from_a_clean_one(kind: str, clean_label: bool, obeys: float) -> None:
+    samples, core, clean = poisoned(kind, clean_label=clean_label)
+    session = Session(RECIPE, len(samples), images=kind == "image")
+    found = residual_attack_success(session, Oracle(clean, obeys), samples, core, core)
+    assert found[f"{NAME}_low"] <= found[NAME] <= found[f"{NAME}_high"]
+    assert abs(found[NAME] - obeys) < 0.1
+
+
+def test_triggers_are_carried_over() -> None:
+    """Overwriting, shifting and blending, each as the trigger itself would do it."""
+    rng = np.random.default_rng(0)
+    kinds = rng.uniform(0.1, 0.5, (5, 1, 24, 9))
+    inputs = (kinds[rng.integers(5, size=2050)] + rng.uniform(0, 0.1, (2050, 1, 24, 9))).astype(np.float32)
+    fresh, inputs = inputs[:50], inputs[50:]
+    found = np.arange(2000) < 300
+    expected = fresh.copy()
+    for part in (inputs[:300], expected):
+        part[..., :3] = 0.9
+        part[..., 3:6] += 0.3
+        part[..., 6:] = 0.7 * part[..., 6:] + 0.3
+    samples = Samples(inputs, np.zeros(2000, np.int64), np.arange(2000).astype(str), np.array(["a"]))
+    change = difference(samples, found, ~found)
+    assert change is not None
+    assert np.abs(change.carry_over(fresh) - expected).mean() < 0.03
+    stored = change.carry_over(np.rint(255 * fresh).astype(np.uint8))
+    assert stored.dtype == np.uint8 and np.abs(stored / 255 - expected).mean() < 0.03
+
+
+def test_nothing_to_ask() -> None:
+    samples, core, clean = poisoned("image", clean_label=False)
+    session = Session(RECIPE, len(samples), images=True)
+    few = core & (core.cumsum() < 5)
+    assert residual_attack_success(session, Oracle(clean, 1.0), samples, few, few) == {}
