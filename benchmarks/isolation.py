@@ -22,11 +22,15 @@ import cells
 import numpy as np
 
 RATES = (0.0, 0.1, 0.05, 0.02, 0.01, 0.2)
-# Data, file (none for digits), samples (0: all), network, passes that the warm-up is measured by, attacks.
+# Data, file (none for digits), samples (0: all), network, passes that the warm-up is measured by, attacks. A name that
+# ends in "-all" takes training and test split together.
 DATA = (
     ("digits", "", 0, "wrn-16-1", 0, ("badnets", "blend", "sig")),
     ("ecg5000", "ecg5000.npz", 0, "series-resnet", 0, ("static", "powerline")),
+    ("ecg5000-all", "ecg5000.npz", 0, "fcn", 0, ("static", "powerline")),
+    ("uwave", "uwavegesture.npz", 0, "fcn", 0, ("static", "powerline")),
     ("arabicdigits", "arabicdigits.npz", 0, "series-resnet", 20, ("static", "powerline")),
+    ("gtsrb", "gtsrb32.zip", 0, "wrn-16-1", 20, ("badnets", "blend", "sig")),
     ("cifar10-2000", "cifar10.zip", 2000, "wrn-16-1", 20, ("badnets", "blend", "sig")),
     ("cifar10-10000", "cifar10.zip", 10_000, "wrn-16-1", 20, ("badnets", "blend", "sig", "wanet")),
     ("cifar10-50000", "cifar10.zip", 0, "wrn-16-1", 20, ("badnets", "blend", "sig", "wanet")),
@@ -68,10 +72,11 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     from antibackdoor.pipeline import Job, builder, describe_model
     from antibackdoor.readers import read
     from antibackdoor.recipe import Recipe
+    from antibackdoor.verdict import judge
 
     _, file, size, network, epochs, _ = next(row for row in DATA if row[0] == cell.data)
     data = read(folder / file, seed=cell.seed) if file else digits(cell.seed)
-    train = data.train
+    train = joined(data.train, data.test) if cell.data.endswith("-all") else data.train
     if size:
         train = train.take(np.sort(np.random.default_rng(cell.seed).permutation(len(train))[:size]))
     is_poisoned, target = np.zeros(len(train), dtype=bool), None
@@ -91,9 +96,21 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         "labels": list(caught.labels),
         "target": target,
         "auroc": auroc(caught.margins, is_poisoned),
-        "depths": {str(label): round(depth, 2) for label, depth in caught.depths.items()},
+        "depths": [round(depth, 2) for depth in caught.depths.tolist()],
+        **judge(caught),
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def joined(first: Any, second: Any) -> Any:
+    """Two splits as one data set."""
+    from antibackdoor.samples import Samples
+
+    return Samples(
+        *(np.concatenate([getattr(first, part), getattr(second, part)]) for part in ("inputs", "labels")),
+        np.concatenate([np.char.add("train/", first.ids), np.char.add("test/", second.ids)]),
+        first.class_names,
+    )
 
 
 def table(lines: list[dict[str, Any]]) -> str:
