@@ -16,7 +16,7 @@ DATA = ("arabicdigits.npz", "ecg5000.npz")
 def main() -> None:
     """Parse, measure, print."""
     parser = cells.arguments("A static pattern in time series.", "series", seeds=3)
-    parser.add_argument("--network", default="series-resnet")
+    parser.add_argument("--network", default="fcn")
     parser.add_argument("--attack", default="static")
     parser.add_argument("--rate", type=float, default=0.1)
     options = parser.parse_args()

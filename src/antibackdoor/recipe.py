@@ -26,7 +26,7 @@ class Recipe:
         weight_decay: L2 penalty on all weights.
         augment: Names of augmentations, joined by commas: `crop`, `flip`, `cutout` for images, `jitter`,
             `scale`, `shift` for series, `none`; `auto` is crop for images from 16 pixels on, else none.
-        precision: `bf16` (autocast), `fp32`, or `auto`: bf16 for images where the processor has it.
+        precision: `bf16` (autocast), `fp32`, or `auto`: bf16 where the processor has it.
         device: `auto`, `cpu`, `cuda` or `mps`.
         devices: Processes that share every batch.
         seed: Seed of everything random.

@@ -45,7 +45,7 @@ class Session:
     Args:
         recipe: Where and how precisely to compute.
         n_samples: Size of the data set, for the batch size.
-        images: Whether the samples are images; bf16 pays off for them.
+        images: Whether the samples are images; their networks like another memory layout.
 
     Raises:
         ConfigError: If the device does not exist or cannot hold so many processes.
@@ -62,8 +62,7 @@ class Session:
         accelerator = _accelerator(recipe.device)
         self.fabric = _fabric(accelerator, recipe.devices)
         self.device = self.fabric.device
-        wants_bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and images)
-        self.bf16 = wants_bf16 and (recipe.precision == "bf16" or has_fast_bf16(self.device))
+        self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and has_fast_bf16(self.device))
         self.channels_last = images
 
     @property
