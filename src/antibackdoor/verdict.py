@@ -13,7 +13,9 @@ from antibackdoor.samples import FloatArray, StrArray
 from antibackdoor.trap import Caught
 
 LEAST_NULL = 3  # labels without a finding that a false-alarm probability needs
-DEPTH_SPREAD = 0.1  # least standard deviation of log depths; fewer samples than that are not measured better
+# Least standard deviation of log depths: what chance makes among 30 to 140 scattered margins (simulated: .17 to .29).
+# The depths of a run often lie closer together, with a bump now and then that their own spread would not foretell.
+DEPTH_SPREAD = 0.3
 GAIN_SPREAD = 5.0  # the same for gains, in nats
 
 
