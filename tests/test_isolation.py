@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from antibackdoor.history import LossHistory
 from antibackdoor.isolation import (
+    BELIEVED_BY_CHANCE,
     Valley,
     above_valleys,
+    find_favourites,
     find_valley,
     first_suspicion,
     highest,
@@ -91,6 +93,23 @@ def test_margins_out_of_range_count() -> None:
     far = np.concatenate([np.full(50, -1000.0), np.full(50, 1000.0)])
     valley = find_valley(far)
     assert valley.depth > 10 and -12 < valley.cut < 24
+
+
+def test_a_label_that_alone_is_believed_is_a_favourite() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10), 100)
+    quiet, counted = rng.normal(-3.5, 0.3, 1000), np.ones(1000, dtype=bool)
+    found = find_favourites(quiet, labels, counted)
+    assert max(favourite.depth for favourite in found.values()) == 0
+    loud = np.where((labels == 4) & (np.arange(1000) % 10 > 1), quiet + 7, quiet)
+    found = find_favourites(loud, labels, counted)
+    assert found[4].depth == pytest.approx(0.8 / BELIEVED_BY_CHANCE)
+    assert ((loud > found[4].cut) & (labels == 4)).sum() == 80
+    # Where every label is believed, none is a favourite; what was trained towards its label does not count.
+    found = find_favourites(quiet + 7, labels, counted)
+    assert max(favourite.depth for favourite in found.values()) < 1
+    found = find_favourites(loud, labels, loud < 0)
+    assert found[4].depth == 0
 
 
 def test_above_valleys() -> None:

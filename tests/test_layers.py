@@ -24,7 +24,7 @@ LAYERS = (
     ("errors",),
     ("samples", "atomic", "ranges", "augmentation", "batch_norm", "splitting"),
     ("history", "models", "metrics", "readers", "recipe", "difference"),
-    ("isolation", "session", "backbones", "artifacts"),
+    ("isolation", "session", "backbones", "artifacts", "removal"),
     ("populations", "planting", "training", "run_folder"),
     ("protocols", "residual"),
     ("trap", "attacks", "report"),

@@ -22,6 +22,7 @@ def caught(
         core=rows < core,
         content=np.zeros(n, dtype=bool),
         margins=np.zeros(n),
+        removable=np.zeros(n, dtype=bool),
         depths=np.array(depths),
         gains=np.full(len(depths), np.nan) if gains is None else np.array(gains),
         labels=labels,

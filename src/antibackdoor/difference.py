@@ -11,9 +11,10 @@ from antibackdoor.samples import BoolArray, InputArray, IntArray, Samples
 
 Float32Array = NDArray[np.float32]
 
-COMPARED = 300  # samples that are compared with ten times as many others
+COMPARED = 300  # samples that are compared
+OTHERS = 8  # times as many are looked through for their like
 LEAST_COMPARED = 5
-PLACES = 4096  # values of a large sample that distances are taken over; enough to find its like
+PLACES = 2048  # values of a large sample that distances are taken over; enough to find its like
 
 
 class Difference(NamedTuple):
@@ -47,7 +48,7 @@ class Difference(NamedTuple):
         return np.rint(255 * moved).astype(np.uint8) if inputs.dtype == np.uint8 else moved.astype(np.float32)
 
 
-def difference(samples: Samples, found: BoolArray, others: BoolArray) -> Difference | None:
+def difference(samples: Samples, found: BoolArray, others: BoolArray, *, compared: int = COMPARED) -> Difference | None:
     """How found samples differ from the most similar of the others.
 
     A trigger is common to the found samples, what else distinguishes two similar samples is not, so the mean shows
@@ -57,13 +58,14 @@ def difference(samples: Samples, found: BoolArray, others: BoolArray) -> Differe
         samples: The data.
         found: `(N,)` bool.
         others: `(N,)` bool, where to look for the most similar.
+        compared: Most samples that are compared.
 
     Returns:
         Means and spreads; None if either group has fewer than five samples.
     """
     rng = np.random.default_rng(0)
-    first = np.sort(rng.permutation(np.flatnonzero(found))[:COMPARED])
-    second = np.sort(rng.permutation(np.flatnonzero(others))[: 10 * COMPARED])
+    first = np.sort(rng.permutation(np.flatnonzero(found))[:compared])
+    second = np.sort(rng.permutation(np.flatnonzero(others))[: OTHERS * compared])
     if min(len(first), len(second)) < LEAST_COMPARED:
         return None
     size = int(np.prod(samples.shape))

@@ -18,6 +18,7 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
 SMALLEST_GROUP = 5  # fewer samples than this are no evidence of a second group
 SMALLEST_LABEL = 20  # a label with fewer samples has no shape to speak of
+BELIEVED_BY_CHANCE = 0.2  # share of a distinctive class that may keep positive margins through confusion
 SMOOTHING = 2  # bins of a quarter of a nat
 
 
@@ -163,6 +164,34 @@ def find_valley(margins: NDArray[np.floating]) -> Valley:
         while at > 0 and depth[at - 1] >= deepest / 2:
             at -= 1
     return Valley(deepest, float(centers[at]))
+
+
+def find_favourites(margins: NDArray[np.floating], labels: IntArray, counted: BoolArray) -> dict[int, Valley]:
+    """For each label, how much oftener its samples are believed than those of other labels.
+
+    A frequent backdoor on a small class leaves no valley: nearly all samples of its label carry it. But after
+    confusion hardly any sample of another label is believed.
+
+    Args:
+        margins: `(N,)`.
+        labels: `(N,)`.
+        counted: `(N,)` bool, samples that were not trained towards their label.
+
+    Returns:
+        For each label with enough counted samples: the share of positive margins over that of all other labels, to
+        which `BELIEVED_BY_CHANCE` is added, as depth; the cut lies above 99% of the other labels' samples.
+    """
+    found: dict[int, Valley] = {}
+    believed = counted & (margins > 0)
+    for label, rows in label_rows(labels).items():
+        others = labels != label
+        if counted[rows].sum() < SMALLEST_LABEL or not counted[others].any():
+            continue
+        share = believed[rows].sum() / counted[rows].sum()
+        elsewhere = believed[others].sum() / counted[others].sum()
+        cut = float(np.quantile(margins[others], 0.99))
+        found[label] = Valley(float(share / (BELIEVED_BY_CHANCE + elsewhere)), cut)
+    return found
 
 
 def above_valleys(margins: NDArray[np.floating], labels: IntArray, valleys: dict[int, Valley]) -> BoolArray:

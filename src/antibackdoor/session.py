@@ -37,6 +37,7 @@ class Feed(NamedTuple):
     labels: Tensor  # (N,) int64
     n_classes: int
     augmentations: tuple[str, ...]
+    change: Callable[[Tensor, Tensor], Tensor] | None = None  # (inputs, rows) to inputs, before augmentation
 
 
 class Session:
@@ -87,6 +88,8 @@ class Session:
         """Cut rows out of a feed; with a seed, augmented."""
         index = torch.as_tensor(rows, device=feed.inputs.device)
         inputs = feed.inputs[index]
+        if feed.change is not None:
+            inputs = feed.change(inputs, index)
         if augment_seed is not None and feed.augmentations:
             inputs = augment(inputs, feed.augmentations, augment_seed)
         inputs = inputs.to(self.device, non_blocking=True)

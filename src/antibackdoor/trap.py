@@ -22,6 +22,7 @@ from antibackdoor.isolation import (
     SMALLEST_LABEL,
     Valley,
     above_valleys,
+    find_favourites,
     find_valley,
     first_suspicion,
     label_rows,
@@ -66,6 +67,8 @@ class Caught:
         core: `(N,)` bool, those of them that lie in a second group; the others were added to be safe.
         content: `(N,)` bool, those of them for which the content of other labels speaks.
         margins: `(N,)` float64, log-odds that the second head gives to each sample's own label.
+        removable: `(N,)` bool, those of the isolated that the second head doubts once the difference from their like
+            is undone.
         depths: `(K,)` float64, the valley in the margins of each label at the moment that decided; nan for labels
             with too few samples.
         gains: `(K,)` float64, nats that other labels' content explains in each label; nan where it was not asked.
@@ -77,6 +80,7 @@ class Caught:
     core: BoolArray
     content: BoolArray
     margins: FloatArray
+    removable: BoolArray
     depths: FloatArray
     gains: FloatArray
     labels: tuple[int, ...]
@@ -179,6 +183,7 @@ class _Search:
         self.draws = np.random.default_rng((session.recipe.seed, 2))
         self.margins: FloatArray = np.zeros(len(rows))
         self.valleys: dict[int, Valley] = {}
+        self.favourites: set[int] = set()
         self.steps = 0
 
     def first_look(self) -> Populations:
@@ -203,14 +208,40 @@ class _Search:
         suspicion = first_suspicion(LossHistory(history.losses[:, self.rows], history.steps), losses)
         optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
         for share in self.settings.suspect_shares:
-            suspects = self.rows[rank_within(-suspicion, self.labels) < share]
-            clean = self.rows[rank(-suspicion) > 0.5]
+            chosen = rank_within(-suspicion, self.labels) < share
+            suspects, clean = self.rows[chosen], self.rows[rank(-suspicion) > 0.5]
             self.confuse(optimizer, suspects, (suspects, clean))
             self.margins = suspicion = self.look(self.rows)
             self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
             # Fewer suspects blur a frequent backdoor: the rest of it is trained towards no label.
             if any(valley.depth >= self.settings.least_depth for valley in self.valleys.values()):
                 return
+            if share == self.settings.suspect_shares[0] and self.try_favourites(~chosen):
+                return
+
+    def try_favourites(self, counted: BoolArray) -> bool:
+        """Whether a label that alone is still believed consists of poison almost whole; if not, nothing has changed.
+
+        With its believed samples as suspects, the few others of such a label stay behind. A class that is merely
+        distinctive comes along as a whole.
+        """
+        favourites = find_favourites(self.margins, self.labels, counted)
+        tried = {k: v for k, v in favourites.items() if v.depth >= self.settings.least_depth}
+        flagged = np.zeros(len(self.all_labels), dtype=bool)
+        flagged[self.rows] = above_valleys(self.margins, self.labels, tried)
+        if flagged.sum() < SMALLEST_GROUP:
+            return False
+        before = {name: value.clone() for name, value in self.net.state_dict().items()}
+        self.favourites = set(tried)
+        self.reinforce(self.half(np.flatnonzero(flagged)), flagged, self.favourites)
+        margins = self.look(self.rows)
+        valleys = self.find_valleys(margins, self.labels, self.favourites)
+        if all(valley.depth < self.settings.sure_depth for valley in valleys.values()):
+            self.net.load_state_dict(before)
+            self.favourites = set()
+            return False
+        self.margins, self.valleys = margins, self.valleys | valleys
+        return True
 
     def settle(self, strangers: Populations) -> Caught:
         """Keep the labels whose finding repeats itself, then let the samples that were missed stand out as well."""
@@ -242,6 +273,7 @@ class _Search:
             core=flagged,
             content=content,
             margins=margins,
+            removable=np.zeros(len(everything), dtype=bool),
             depths=self.by_label({label: valley.depth for label, valley in self.valleys.items()}),
             gains=self.by_label(strangers.gains),
             labels=tuple(sorted(suspected)),
@@ -264,8 +296,11 @@ class _Search:
 
     def reinforce(self, suspects: IntArray, flagged: BoolArray, suspected: set[int]) -> None:
         """A round of confusion with found samples as suspects against the rest of their labels and other labels."""
-        of_label = np.isin(self.all_labels[self.rows], list(suspected))
-        inside, outside = self.rows[of_label & ~flagged[self.rows]], self.rows[~of_label]
+        labels = self.all_labels[self.rows]
+        of_label = np.isin(labels, list(suspected))
+        # The rest of a label that nearly all of it was found in is poison that was missed: leave it alone.
+        inside = self.rows[of_label & ~flagged[self.rows] & ~np.isin(labels, list(self.favourites))]
+        outside = self.rows[~of_label]
         quiet = (inside if len(inside) else outside, outside if len(outside) else inside)
         optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
         self.confuse(optimizer, suspects, (suspects, suspects, *quiet))

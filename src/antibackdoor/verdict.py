@@ -16,6 +16,7 @@ LEAST_NULL = 3  # labels without a finding that a false-alarm probability needs
 # Least standard deviation of log depths: what chance makes among 30 to 140 scattered margins (simulated: .17 to .29).
 # The depths of a run often lie closer together, with a bump now and then that their own spread would not foretell.
 DEPTH_SPREAD = 0.3
+LEAST_DEPTH = 0.5  # a label without any second group has less; how much less says nothing
 GAIN_SPREAD = 5.0  # the same for gains, in nats
 
 
@@ -61,7 +62,7 @@ def false_alarm_probability(caught: Caught) -> float | None:
     Returns:
         In (0, 1]; None if neither kind of evidence has three labels without a finding to compare with.
     """
-    by_depth = _tail(np.log(np.maximum(caught.depths, 0.1)), caught.labels, DEPTH_SPREAD)
+    by_depth = _tail(np.log(np.maximum(caught.depths, LEAST_DEPTH)), caught.labels, DEPTH_SPREAD)
     # A gain alone is no evidence (genuine subclasses have gains too), so it counts where the search accepted it.
     by_gain = _tail(caught.gains, caught.labels, GAIN_SPREAD) if caught.content.any() else None
     tails = [tail for tail in (by_depth, by_gain) if tail is not None]

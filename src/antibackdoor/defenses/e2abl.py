@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from antibackdoor.defenses.e2abl_published import PublishedE2ABL
 from antibackdoor.errors import DataError
 from antibackdoor.history import LossHistory
+from antibackdoor.isolation import label_rows
 from antibackdoor.models import HeadWidth, TwoHead, split_network
 from antibackdoor.protocols import Build, Trained
 from antibackdoor.ranges import check_ranges
 from antibackdoor.recipe import Recipe
+from antibackdoor.removal import Removal, find_removal
 from antibackdoor.samples import Batch, BoolArray, IntArray, Samples
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import (
@@ -33,10 +35,11 @@ from antibackdoor.training import (
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import SNAPSHOT, Caught, TrapSettings, n_searched, spring, warm_up
+from antibackdoor.trap import SNAPSHOT, Caught, TrapSettings, margin, n_searched, spring, warm_up
 from antibackdoor.verdict import evidence, judge
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
+LEAST_PASSES = 0.85  # of the main training, however much the search costs: on small data it costs seconds
 SUSPECT_SHARES = (0.2, 0.1, 0.05, 0.05, 0.05, 0.05, 0.05)  # of each label, in the rounds of confusion
 TIMED_STEPS = 5  # to estimate how long a search takes
 SHALLOW_COST = 0.6  # of a pass through the whole network; it only sets how many passes the main head gives up
@@ -106,12 +109,13 @@ class E2ABL:
         feed = session.feed(samples)
         net = self._two_heads(session, samples, build)
         state = journal.load() or {}
-        caught, history = self._find(session, feed, net, journal, state)
+        caught, history = self._find(session, samples, feed, net, journal, state)
         if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
             raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
         # The trunk of the trap knows the trigger, so the delivered network starts from fresh weights.
         model = session.prepare(seeded(build, recipe.seed))
-        labels = self._train_main(session, feed, model, caught, history, journal, state)
+        removal = find_removal(samples, caught.isolated, caught.core)
+        labels, returned = self._train_main(session, feed, model, caught, removal, history, journal, state)
         recovered = caught.isolated & (labels != samples.labels)
         return Trained(
             model=session.finished(model, build),
@@ -123,7 +127,7 @@ class E2ABL:
             backdoor_labels=caught.labels,
             poisoned=bool(caught.isolated.any()),
             evidence=evidence(caught),
-            notes={**judge(caught), "search_steps": caught.steps},
+            notes={**judge(caught), "n_returned": int(returned.sum()), "search_steps": caught.steps},
         )
 
     def isolate(
@@ -148,7 +152,7 @@ class E2ABL:
         journal = journal or NoJournal()
         session = Session(recipe, len(samples), images=samples.kind == "image")
         net = self._two_heads(session, samples, build)
-        return self._find(session, session.feed(samples), net, journal, journal.load() or {})
+        return self._find(session, samples, session.feed(samples), net, journal, journal.load() or {})
 
     def search_seconds(self, samples: Samples, build: Build, recipe: Recipe) -> float:
         """About how long `isolate` takes here: a few of its steps are timed on a network that is thrown away."""
@@ -169,7 +173,13 @@ class E2ABL:
         return a_step * (settings.warmup_steps + rounds * settings.confusion_steps + looks)
 
     def _find(
-        self, session: Session, feed: Feed, net: TwoHead, journal: Journal, state: dict[str, Any]
+        self,
+        session: Session,
+        samples: Samples,
+        feed: Feed,
+        net: TwoHead,
+        journal: Journal,
+        state: dict[str, Any],
     ) -> tuple[Caught, LossHistory]:
         """What the second head finds, and the losses that it went by."""
         if "caught" in state:
@@ -177,6 +187,9 @@ class E2ABL:
         settings = self._trap(session, len(feed.labels))
         history = warm_up(session, feed, net, settings, journal, state)
         caught = spring(session, feed, net, settings, history)
+        removal = find_removal(samples, caught.isolated, caught.core)
+        if removal is not None:
+            caught = replace(caught, removable=_doubted(session, feed._replace(change=removal), net, caught.isolated))
         steps = int(history.steps[-1]) + caught.steps
         history = history.append(np.logaddexp(0, -caught.margins).astype(np.float32), steps)
         journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
@@ -234,33 +247,37 @@ class E2ABL:
         feed: Feed,
         model: nn.Module,
         caught: Caught,
+        removal: Removal | None,
         history: LossHistory,
         journal: Journal,
         state: dict[str, Any],
-    ) -> IntArray:
-        """Train the main head on what was not isolated, and on what it gives another label itself."""
+    ) -> tuple[IntArray, BoolArray]:
+        """Train the main head on what was not isolated, and on what comes back.
+
+        Returns:
+            The labels in the end, and which isolated samples came back under their given label, `(N,)` each.
+        """
         recipe = session.recipe
         n_epochs = self._main_epochs(session, caught, feed.n_classes, history)
         optimizer = session.optimizer(model.parameters(), recipe.learning_rate)
         given = feed.labels.cpu().numpy()
-        labels, weights, first = given.copy(), np.ones(len(given), dtype=np.float32), 0
+        back, first = Return.nothing(given), 0
         if state.get("phase") == "main":
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            labels, first = np.asarray(state["labels"]), state["epoch"]
-            weights = np.asarray(state["weights"])
+            back, first = Return(*(np.asarray(part) for part in state["back"])), state["epoch"]
         for epoch in range(first, n_epochs):
             if caught.isolated.any() and epoch in (n_epochs // 2, 3 * n_epochs // 4):
-                labels, weights = self._recover(session, feed, model, caught.isolated, given)
-            usable = np.flatnonzero(~caught.isolated | (labels != given))
+                back = self._recover(session, feed, model, caught, removal)
+            usable = np.flatnonzero(~caught.isolated | (back.labels != given) | back.unchanged)
             order = usable[shuffled(len(usable), recipe.seed, 4, epoch)]
             plan = batches(order, session.batch_size)
             losses = train_epoch(
                 session,
-                feed._replace(labels=torch.from_numpy(labels)),
+                feed._replace(labels=torch.from_numpy(back.labels), change=removal and removal.only(back.unchanged)),
                 plan,
                 model,
-                _weighted(model, torch.from_numpy(weights).to(session.device)),
+                _weighted(model, torch.from_numpy(back.weights).to(session.device)),
                 optimizer,
                 seed=(recipe.seed, 4, epoch),
                 learning_rate=on_triangle(recipe.learning_rate, epoch, n_epochs),
@@ -273,13 +290,12 @@ class E2ABL:
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "history": history.state(),
-                    "labels": labels,
-                    "weights": weights,
+                    "back": list(back),
                     "epoch": epoch + 1,
                     "caught": vars(caught),
                 }
             )
-        return labels
+        return back.labels, back.unchanged
 
     def _main_epochs(self, session: Session, caught: Caught, n_classes: int, history: LossHistory) -> int:
         """Passes over the rest that cost what plain training would, less the search."""
@@ -291,28 +307,61 @@ class E2ABL:
         looking = (1.4 + 0.35 * looks) * n_searched(n, n_classes) / n + 0.5
         spent = SHALLOW_COST * (int(history.steps[-1]) * session.batch_size / n + looking)
         left = (total - spent) * n / (n - int(caught.isolated.sum()))
-        return max(math.floor(left), math.ceil(total / 2))
+        return max(math.floor(left), math.ceil(LEAST_PASSES * total))
 
     def _recover(
-        self, session: Session, feed: Feed, model: nn.Module, isolated: BoolArray, given: IntArray
-    ) -> tuple[IntArray, NDArray[np.float32]]:
-        """Labels for isolated samples that the main head, which never saw them as given, is sure are something else.
+        self, session: Session, feed: Feed, model: nn.Module, caught: Caught, removal: Removal | None
+    ) -> Return:
+        """What comes back of the isolated samples, judged by the main head, which never saw them as given.
 
-        Where the main head agrees with the given label the sample stays out (its trigger is the danger, not its
-        label), and the remaining samples of that label stand in for it by their weight.
+        It looks at them without their shortcut where that can be removed. A label whose isolated samples mostly are
+        what they are labelled as was poisoned without mislabelling: there, those whose shortcut can be removed come
+        back without it. Elsewhere, samples that it is sure are something else come back as that. Whatever belongs
+        to its label and stays out is stood in for by the remaining samples of that label, by their weight.
         """
+        isolated, given = caught.isolated, feed.labels.cpu().numpy()
         rows = np.flatnonzero(isolated)
         model.eval()
-        values = evaluate(session, feed, model, _most_probable, rows, title="recovering labels")
+        cleaned = feed._replace(change=removal and removal.only(caught.removable))
+        values = evaluate(session, cleaned, model, _most_probable, rows, title="recovering labels")
         predicted, confidence = values[:, 0].astype(np.int64), values[:, 1]
-        labels = given.copy()
-        other = (predicted != given[rows]) & (confidence >= self.recovery_confidence)
-        labels[rows[other]] = predicted[other]
-        missing = np.bincount(given[rows[predicted == given[rows]]], minlength=feed.n_classes)
-        present = np.bincount(given[~isolated], minlength=feed.n_classes)
-        weights = (1 + missing / np.maximum(present, 1)).astype(np.float32)[given]
-        weights[isolated] = 1
-        return labels, weights
+        back = Return.nothing(given)
+        missing = np.zeros(feed.n_classes)
+        for label, members in label_rows(given[rows]).items():
+            of_label, said = rows[members], predicted[members]
+            if np.bincount(said, minlength=feed.n_classes).argmax() == label:
+                back.unchanged[of_label] = caught.removable[of_label]
+                missing[label] = len(of_label) - caught.removable[of_label].sum()
+            else:
+                sure = (said != label) & (confidence[members] >= self.recovery_confidence)
+                back.labels[of_label[sure]] = said[sure]
+                missing[label] = (said == label).sum()
+        present = np.bincount(given[~isolated | back.unchanged], minlength=feed.n_classes)
+        back.weights[~isolated] = (1 + missing / np.maximum(present, 1))[given[~isolated]]
+        return back
+
+
+class Return(NamedTuple):
+    """How isolated samples come back to the main head; `(N,)` each."""
+
+    labels: IntArray  # in training; another than the given one for those that come back under it
+    weights: NDArray[np.float32]  # in the objective
+    unchanged: BoolArray  # isolated samples that come back under their given label, without their shortcut
+
+    @classmethod
+    def nothing(cls, given: IntArray) -> Return:
+        """Isolated samples stay out."""
+        return cls(given.copy(), np.ones(len(given), dtype=np.float32), np.zeros(len(given), dtype=bool))
+
+
+def _doubted(session: Session, feed: Feed, net: TwoHead, isolated: BoolArray) -> BoolArray:
+    """Isolated samples of a feed, without their shortcut, that the second head does not believe in, `(N,)`."""
+    doubted = np.zeros(len(isolated), dtype=bool)
+    rows = np.flatnonzero(isolated)
+    net.eval()
+    margins = evaluate(session, feed, net.second_logits, margin, rows, title="undoing what was found")
+    doubted[rows] = margins <= 0
+    return doubted
 
 
 def _weighted(model: nn.Module, weights: Tensor) -> Objective:
