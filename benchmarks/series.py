@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import cells
 
-DATA = ("arabicdigits.npz", "ecg5000.npz")
+DATA = (("arabicdigits.npz", 12), ("ecg5000.npz", 60))  # with passes over the data
 
 
 def main() -> None:
@@ -20,8 +20,12 @@ def main() -> None:
     parser.add_argument("--attack", default="static")
     parser.add_argument("--rate", type=float, default=0.1)
     options = parser.parse_args()
-    attacked = [(data, options.network, options.attack, options.rate) for data in DATA]
-    cells.run(cells.ordered(attacked, range(options.seeds), epochs=options.epochs, limit=options.limit), options)
+    todo: list[cells.Cell] = []
+    for seed in range(options.seeds):
+        for data, epochs in DATA:
+            attacked = [(data, options.network, options.attack, options.rate)]
+            todo += cells.ordered(attacked, [seed], epochs=options.epochs or epochs, limit=options.limit)
+    cells.run(todo, options)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ def art(samples: Samples, recipe: Recipe, build: Callable[[], nn.Module]) -> Non
         loss=nn.CrossEntropyLoss(),
         input_shape=samples.shape,
         nb_classes=samples.n_classes,
-        optimizer=torch.optim.SGD(model.parameters(), recipe.learning_rate, recipe.momentum, nesterov=True),
+        optimizer=torch.optim.SGD(
+            model.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+        ),
         device_type="gpu" if device.type == "cuda" else "cpu",
     )
     size = recipe.batch(len(samples))

@@ -105,6 +105,16 @@ class Session:
         """Lower precision where it is faster."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
+    @contextlib.contextmanager
+    def full_precision(self, wanted: bool = True) -> Iterator[None]:
+        """No lower precision within, unless the recipe asks for it by name."""
+        before = self.bf16
+        self.bf16 = before and not (wanted and self.recipe.precision == "auto")
+        try:
+            yield
+        finally:
+            self.bf16 = before
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """Move a model here, in the memory layout that the convolutions like, alike in all processes."""
         model = model.to(self.device)

@@ -164,9 +164,10 @@ class E2ABL:
         optimizer = session.optimizer(net.parameters(), settings.warmup_learning_rate)
         objective = classify(net.second_logits)
         # The first steps are slow: memory is laid out, kernels are chosen.
-        train_epoch(session, feed, rows[:2], net, objective, optimizer, seed=(0,), augmented=False, title="timing")
-        started = time.perf_counter()
-        train_epoch(session, feed, rows, net, objective, optimizer, seed=(0,), augmented=False, title="timing")
+        with session.full_precision(_is_delicate(samples)):
+            train_epoch(session, feed, rows[:2], net, objective, optimizer, seed=(0,), augmented=False, title="timing")
+            started = time.perf_counter()
+            train_epoch(session, feed, rows, net, objective, optimizer, seed=(0,), augmented=False, title="timing")
         a_step = (time.perf_counter() - started) / TIMED_STEPS
         looks = (4 * n_searched(n, samples.n_classes) + n) / session.batch_size / 3
         rounds = len(settings.suspect_shares) + 2
@@ -185,11 +186,13 @@ class E2ABL:
         if "caught" in state:
             return _caught_from(state), LossHistory.from_state(state["history"])
         settings = self._trap(session, len(feed.labels))
-        history = warm_up(session, feed, net, settings, journal, state)
-        caught = spring(session, feed, net, settings, history)
-        removal = find_removal(samples, caught.isolated, caught.core)
-        if removal is not None:
-            caught = replace(caught, removable=_doubted(session, feed._replace(change=removal), net, caught.isolated))
+        with session.full_precision(_is_delicate(samples)):
+            history = warm_up(session, feed, net, settings, journal, state)
+            caught = spring(session, feed, net, settings, history)
+            removal = find_removal(samples, caught.isolated, caught.core)
+            if removal is not None:
+                without = feed._replace(change=removal)
+                caught = replace(caught, removable=_doubted(session, without, net, caught.isolated))
         steps = int(history.steps[-1]) + caught.steps
         history = history.append(np.logaddexp(0, -caught.margins).astype(np.float32), steps)
         journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
@@ -352,6 +355,11 @@ class Return(NamedTuple):
     def nothing(cls, given: IntArray) -> Return:
         """Isolated samples stay out."""
         return cls(given.copy(), np.ones(len(given), dtype=np.float32), np.zeros(len(given), dtype=bool))
+
+
+def _is_delicate(samples: Samples) -> bool:
+    """Whether the search needs full precision: bf16 rounds away what few steps add to the mean of a long series."""
+    return samples.kind == "series"
 
 
 def _doubted(session: Session, feed: Feed, net: TwoHead, isolated: BoolArray) -> BoolArray:
