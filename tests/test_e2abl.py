@@ -1,20 +1,24 @@
 """E2ABL on real digits, poisoned: what is found, what is delivered."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from torch import nn
+from conftest import pictures
+from torch import Tensor, nn
 
 from antibackdoor.attacks import BadNets, Poisoned, poison, trigger_test_set
 from antibackdoor.backbones import build_backbone
 from antibackdoor.defenses import E2ABL, PublishedE2ABL
+from antibackdoor.defenses.recovery import recover
 from antibackdoor.demo import digits
 from antibackdoor.models import channel_statistics, normalized
 from antibackdoor.recipe import Recipe
-from antibackdoor.samples import Samples
-from antibackdoor.session import Session
+from antibackdoor.samples import BoolArray, IntArray, Samples
+from antibackdoor.session import Feed, Session
 from antibackdoor.training import predict
+from antibackdoor.trap import Caught
 
 RECIPE = Recipe(epochs=6, seed=0)
 
@@ -57,6 +61,55 @@ def test_clean_data_are_left_alone() -> None:
     assert trained.poisoned is False
     assert not trained.isolated.any() and not trained.recovered.any()
     np.testing.assert_array_equal(trained.labels, samples.labels)
+
+
+def test_poison_that_makes_up_nearly_all_of_a_small_class() -> None:
+    whole = digits(2).train
+    of_class = np.flatnonzero(whole.labels == 4)
+    samples = whole.take(np.setdiff1d(np.arange(len(whole)), of_class[12:]))
+    dirty = poison(samples, BadNets(), seed=0, rate=0.1, target_label=4)
+    caught, _ = E2ABL().isolate(dirty.samples, builder(samples), RECIPE)
+    assert caught.labels == (4,)
+    assert (dirty.truth.is_poisoned & ~caught.isolated).sum() == 0
+    assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 5
+
+
+class Sure(nn.Module):
+    """Says the class of the band of rows that is brightest, as `pictures` are made."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        bands = inputs.mean(dim=(1, 3)).unflatten(1, (4, -1)).mean(2)
+        return 100 * bands
+
+
+def shown(labels: IntArray, isolated: BoolArray) -> tuple[Session, Feed, Caught]:
+    samples = replace(pictures(len(labels), 4), labels=labels)
+    session = Session(Recipe(precision="fp32"), len(samples), images=True)
+    nothing, per_label = np.zeros(len(labels)), np.full(4, np.nan)
+    caught = Caught(isolated, isolated, isolated & False, nothing, isolated, per_label, per_label, (0,), 0)
+    return session, session.feed(samples), caught
+
+
+def test_mislabelled_samples_come_back_under_what_they_are() -> None:
+    truth = np.arange(400) % 4
+    isolated = (truth != 0) & (np.arange(400) < 100)
+    session, feed, caught = shown(np.where(isolated, 0, truth), isolated)
+    back = recover(session, feed, Sure(), caught, None, 0.9)
+    np.testing.assert_array_equal(back.labels, truth)
+    assert not back.unchanged.any() and (back.weights == 1).all()
+
+
+def test_samples_that_are_what_they_are_labelled_as_come_back_so() -> None:
+    truth = np.arange(400) % 4
+    isolated = (truth == 0) & (np.arange(400) < 200)
+    session, feed, caught = shown(truth, isolated)
+    stuck = isolated & (np.arange(400) < 100)
+    back = recover(session, feed, Sure(), replace(caught, removable=isolated & ~stuck), None, 0.9)
+    np.testing.assert_array_equal(back.labels, truth)
+    np.testing.assert_array_equal(back.unchanged, isolated & ~stuck)
+    # The 25 that stay out are stood in for by the 50 that were never isolated and the 25 that came back.
+    np.testing.assert_allclose(back.weights[(truth == 0) & ~isolated], 1 + 25 / 75)
+    assert (back.weights[truth != 0] == 1).all()
 
 
 def test_the_published_form_is_at_hand() -> None:

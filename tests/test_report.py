@@ -346,6 +346,8 @@ def test_verdict_words() -> None:
         "They were kept from the model.",
         "4,000 of them came back under the label that the rest of the data suggests.",
     )
+    returned = verdict({**metrics, "n_recovered": 0, "n_returned": 1200}).sentences[-1]
+    assert returned.startswith("1,200 of them belong to their label")
     assert verdict({**metrics, "poisoned": False}).status == "quiet"
     assert "no proof of cleanliness" in verdict({"backdoor_label": None}).sentences[0]
     assert verdict({}).status == verdict(None).status == "open"

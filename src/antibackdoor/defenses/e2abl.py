@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from antibackdoor.defenses.e2abl_published import PublishedE2ABL
+from antibackdoor.defenses.recovery import Return, recover
 from antibackdoor.errors import DataError
 from antibackdoor.history import LossHistory
-from antibackdoor.isolation import label_rows
 from antibackdoor.models import HeadWidth, TwoHead, split_network
 from antibackdoor.protocols import Build, Trained
 from antibackdoor.ranges import check_ranges
@@ -271,7 +270,7 @@ class E2ABL:
             back, first = Return(*(np.asarray(part) for part in state["back"])), state["epoch"]
         for epoch in range(first, n_epochs):
             if caught.isolated.any() and epoch in (n_epochs // 2, 3 * n_epochs // 4):
-                back = self._recover(session, feed, model, caught, removal)
+                back = recover(session, feed, model, caught, removal, self.recovery_confidence)
             usable = np.flatnonzero(~caught.isolated | (back.labels != given) | back.unchanged)
             order = usable[shuffled(len(usable), recipe.seed, 4, epoch)]
             plan = batches(order, session.batch_size)
@@ -312,50 +311,6 @@ class E2ABL:
         left = (total - spent) * n / (n - int(caught.isolated.sum()))
         return max(math.floor(left), math.ceil(LEAST_PASSES * total))
 
-    def _recover(
-        self, session: Session, feed: Feed, model: nn.Module, caught: Caught, removal: Removal | None
-    ) -> Return:
-        """What comes back of the isolated samples, judged by the main head, which never saw them as given.
-
-        It looks at them without their shortcut where that can be removed. A label whose isolated samples mostly are
-        what they are labelled as was poisoned without mislabelling: there, those whose shortcut can be removed come
-        back without it. Elsewhere, samples that it is sure are something else come back as that. Whatever belongs
-        to its label and stays out is stood in for by the remaining samples of that label, by their weight.
-        """
-        isolated, given = caught.isolated, feed.labels.cpu().numpy()
-        rows = np.flatnonzero(isolated)
-        model.eval()
-        cleaned = feed._replace(change=removal and removal.only(caught.removable))
-        values = evaluate(session, cleaned, model, _most_probable, rows, title="recovering labels")
-        predicted, confidence = values[:, 0].astype(np.int64), values[:, 1]
-        back = Return.nothing(given)
-        missing = np.zeros(feed.n_classes)
-        for label, members in label_rows(given[rows]).items():
-            of_label, said = rows[members], predicted[members]
-            if np.bincount(said, minlength=feed.n_classes).argmax() == label:
-                back.unchanged[of_label] = caught.removable[of_label]
-                missing[label] = len(of_label) - caught.removable[of_label].sum()
-            else:
-                sure = (said != label) & (confidence[members] >= self.recovery_confidence)
-                back.labels[of_label[sure]] = said[sure]
-                missing[label] = (said == label).sum()
-        present = np.bincount(given[~isolated | back.unchanged], minlength=feed.n_classes)
-        back.weights[~isolated] = (1 + missing / np.maximum(present, 1))[given[~isolated]]
-        return back
-
-
-class Return(NamedTuple):
-    """How isolated samples come back to the main head; `(N,)` each."""
-
-    labels: IntArray  # in training; another than the given one for those that come back under it
-    weights: NDArray[np.float32]  # in the objective
-    unchanged: BoolArray  # isolated samples that come back under their given label, without their shortcut
-
-    @classmethod
-    def nothing(cls, given: IntArray) -> Return:
-        """Isolated samples stay out."""
-        return cls(given.copy(), np.ones(len(given), dtype=np.float32), np.zeros(len(given), dtype=bool))
-
 
 def _is_delicate(samples: Samples) -> bool:
     """Whether the search needs full precision: bf16 rounds away what few steps add to the mean of a long series."""
@@ -378,11 +333,6 @@ def _weighted(model: nn.Module, weights: Tensor) -> Objective:
         return losses * weights[batch.rows], losses
 
     return objective
-
-
-def _most_probable(logits: Tensor, _labels: Tensor) -> Tensor:
-    probability, predicted = logits.softmax(1).max(1)
-    return torch.stack([predicted.float(), probability], dim=1)
 
 
 def _caught_from(state: dict[str, Any]) -> Caught:

@@ -231,6 +231,12 @@ def _what_was_done(metrics: Facts, who: str = "") -> list[str]:
     ]
     if recovered:
         done.append(f"{count(recovered)} of them came back under the label that the rest of the data suggests.")
+    returned = _number(metrics, "n_returned")
+    if returned:
+        done.append(
+            f"{count(returned)} of them belong to their label, as far as the model can tell, and came back "
+            "with what sets them apart taken off."
+        )
     return done
 
 

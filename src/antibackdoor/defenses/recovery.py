@@ -1,0 +1,78 @@
+"""What comes back of the samples that were isolated, judged by a model that never saw them as they are labelled."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from antibackdoor.isolation import label_rows
+from antibackdoor.removal import Removal
+from antibackdoor.samples import BoolArray, IntArray
+from antibackdoor.session import Feed, Session
+from antibackdoor.training import evaluate
+from antibackdoor.trap import Caught
+
+
+class Return(NamedTuple):
+    """How isolated samples come back to the training; `(N,)` each."""
+
+    labels: IntArray  # another than the given one for those that come back under it
+    weights: NDArray[np.float32]  # in the objective
+    unchanged: BoolArray  # isolated samples that come back under their given label, without their shortcut
+
+    @classmethod
+    def nothing(cls, given: IntArray) -> Return:
+        """Isolated samples stay out."""
+        return cls(given.copy(), np.ones(len(given), dtype=np.float32), np.zeros(len(given), dtype=bool))
+
+
+def recover(
+    session: Session, feed: Feed, model: nn.Module, caught: Caught, removal: Removal | None, confidence: float
+) -> Return:
+    """Ask the model about the isolated samples, which it is shown without their shortcut where that can be removed.
+
+    A label whose isolated samples mostly are what they are labelled as was poisoned without mislabelling: there,
+    those whose shortcut can be removed come back without it. Elsewhere, samples that the model is sure are something
+    else come back as that. Whatever belongs to its label and stays out is stood in for by the remaining samples of
+    that label, by their weight.
+
+    Args:
+        session: Device, precision, processes.
+        feed: The data with their given labels.
+        model: Trained on the rest; it is left in eval mode.
+        caught: What was isolated.
+        removal: What to undo in the isolated samples; None if that is not known.
+        confidence: Least probability of another label, in (0, 1].
+
+    Returns:
+        Labels, weights and what comes back as it was labelled.
+    """
+    isolated, given = caught.isolated, feed.labels.cpu().numpy()
+    rows = np.flatnonzero(isolated)
+    model.eval()
+    without = feed._replace(change=removal and removal.only(caught.removable))
+    values = evaluate(session, without, model, _most_probable, rows, title="recovering labels")
+    predicted, probability = values[:, 0].astype(np.int64), values[:, 1]
+    back = Return.nothing(given)
+    missing = np.zeros(feed.n_classes)
+    for label, members in label_rows(given[rows]).items():
+        of_label, said = rows[members], predicted[members]
+        if np.bincount(said, minlength=feed.n_classes).argmax() == label:
+            back.unchanged[of_label] = caught.removable[of_label]
+            missing[label] = len(of_label) - caught.removable[of_label].sum()
+        else:
+            sure = (said != label) & (probability[members] >= confidence)
+            back.labels[of_label[sure]] = said[sure]
+            missing[label] = (said == label).sum()
+    present = np.bincount(given[~isolated | back.unchanged], minlength=feed.n_classes)
+    back.weights[~isolated] = (1 + missing / np.maximum(present, 1))[given[~isolated]]
+    return back
+
+
+def _most_probable(logits: Tensor, _labels: Tensor) -> Tensor:
+    probability, predicted = logits.softmax(1).max(1)
+    return torch.stack([predicted.float(), probability], dim=1)
