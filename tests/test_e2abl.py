@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from antibackdoor.defenses.recovery import recover
 from antibackdoor.demo import digits
 from antibackdoor.models import channel_statistics, normalized
 from antibackdoor.recipe import Recipe
+from antibackdoor.run_folder import RunFolder
 from antibackdoor.samples import BoolArray, IntArray, Samples
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import predict
@@ -47,6 +50,40 @@ def test_the_poison_is_isolated_and_the_delivered_model_does_not_know_the_trigge
     assert (predict(session, trained.model, test).labels == test.labels).mean() > 0.9
     came_back = trained.recovered & is_poisoned
     assert (trained.labels[came_back] == dirty.truth.true_labels[came_back]).mean() > 0.8
+
+
+class Killed(Exception):
+    pass
+
+
+class Fragile:
+    """A run folder whose process dies right after a checkpoint of this phase, the first from this epoch on."""
+
+    def __init__(self, folder: RunFolder, phase: str, epoch: int) -> None:
+        self.folder, self.end = folder, (phase, epoch)
+        self.log, self.load = folder.log, folder.load
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.folder.save(state)
+        if (state["phase"], state.get("epoch", 0)) == self.end:
+            raise Killed
+
+
+def test_a_killed_run_ends_as_an_unbroken_one_does(tmp_path: Path, dirty: Poisoned) -> None:
+    """With samples that come back, which must do so alike before and after the kill."""
+    build, recipe = builder(dirty.samples), Recipe(epochs=4, seed=0)
+    whole = E2ABL().train(dirty.samples, build, recipe)
+    assert whole.recovered.any()
+    for phase, epoch in (("found", 0), ("main", 1), ("main", 3)):
+        with RunFolder.create(tmp_path / "run", {}, resume=True) as folder, pytest.raises(Killed):
+            E2ABL().train(dirty.samples, build, recipe, journal=Fragile(folder, phase, epoch))
+    with RunFolder.create(tmp_path / "run", {}, resume=True) as folder:
+        resumed = E2ABL().train(dirty.samples, build, recipe, journal=folder)
+    for part in ("isolated", "recovered", "labels", "suspicion", "evidence"):
+        np.testing.assert_array_equal(getattr(resumed, part), getattr(whole, part))
+    assert resumed.notes == whole.notes
+    for name, value in whole.model.state_dict().items():
+        assert value.equal(resumed.model.state_dict()[name]), name
 
 
 def test_the_search_alone_finds_what_training_finds(dirty: Poisoned) -> None:

@@ -14,6 +14,7 @@ Float32Array = NDArray[np.float32]
 COMPARED = 300  # samples that are compared
 OTHERS = 8  # times as many are looked through for their like
 LEAST_COMPARED = 5
+BLOCK = 256  # samples that are in memory at a time
 PLACES = 2048  # values of a large sample that distances are taken over; enough to find its like
 
 
@@ -72,11 +73,18 @@ def difference(samples: Samples, found: BoolArray, others: BoolArray, *, compare
     places = np.sort(rng.permutation(size)[:PLACES])
 
     def flat(rows: IntArray) -> Float32Array:
-        return np.asarray(samples.inputs[rows]).reshape(len(rows), size)[:, places].astype(np.float32)
+        parts = np.array_split(rows, -(-len(rows) // BLOCK))
+        return np.concatenate([np.asarray(samples.inputs[p]).reshape(len(p), size)[:, places] for p in parts]).astype(
+            np.float32
+        )
 
-    here, there = flat(first), flat(second)
-    nearest = second[((there**2).sum(axis=1) - 2 * here @ there.T).argmin(axis=1)]
-    moments = [_moments(samples, rows) for rows in (first, nearest)]
+    there = flat(second)
+    lengths = (there**2).sum(axis=1)
+    nearest = [
+        (lengths - 2 * flat(rows) @ there.T).argmin(axis=1) for rows in np.array_split(first, -(-len(first) // BLOCK))
+    ]
+    like = second[np.concatenate(nearest)]
+    moments = [_moments(samples, rows) for rows in (first, like)]
     return Difference(moments[0][0], moments[1][0], moments[0][1], moments[1][1])
 
 

@@ -3,8 +3,9 @@
 Three phases, all on the trunk and the second head alone. A *warm-up* trains on everything and records how the
 loss of each sample falls. *Confusion* then keeps training the most suspicious samples of each label towards that
 label and surely clean ones towards no label at all: what the classes look like is forgotten, and what remains
-predictive is the trigger. The *settlement* confuses twice more, first with half of the found samples, since a
-short-cut carries over to the other half and a memory does not, then with all, so that the missed ones join them.
+predictive is the trigger. (Poison that makes up nearly all of a label is looked for by a trial after the first
+round.) The *settlement* confuses twice more, first with half of the found samples, since a short-cut carries over to
+the other half and a memory does not, then with all, so that the missed ones join them.
 """
 
 from __future__ import annotations
