@@ -41,6 +41,7 @@ BLOCK = 50  # optimizer steps between two choices of the hard samples
 SNAPSHOT = 150  # optimizer steps between two entries of the loss history
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
+NEARLY_ALL = 0.75  # share of a label; a smaller group leaves a valley, and is told from its class more finely there
 SEARCHED_PER_LABEL = 200  # at least so many for each label
 
 
@@ -237,11 +238,17 @@ class _Search:
         self.reinforce(self.half(np.flatnonzero(flagged)), flagged, self.favourites)
         margins = self.look(self.rows)
         valleys = self.find_valleys(margins, self.labels, self.favourites)
-        if all(valley.depth < self.settings.sure_depth for valley in valleys.values()):
+        kept = {
+            label: valley
+            for label, valley in valleys.items()
+            if valley.depth >= self.settings.sure_depth
+            and (margins[self.labels == label] > valley.cut).mean() >= NEARLY_ALL
+        }
+        if not kept:
             self.net.load_state_dict(before)
             self.favourites = set()
             return False
-        self.margins, self.valleys = margins, self.valleys | valleys
+        self.margins, self.valleys, self.favourites = margins, self.valleys | kept, set(kept)
         return True
 
     def settle(self, strangers: Populations) -> Caught:
