@@ -25,7 +25,7 @@ LAYERS = (
     ("samples", "atomic", "ranges", "augmentation", "batch_norm", "splitting"),
     ("history", "models", "metrics", "readers", "recipe", "difference"),
     ("isolation", "session", "backbones", "artifacts", "removal"),
-    ("populations", "planting", "training", "run_folder"),
+    ("populations", "parts", "planting", "training", "run_folder"),
     ("protocols", "residual"),
     ("trap", "attacks", "report"),
     ("verdict",),

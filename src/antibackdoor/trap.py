@@ -32,6 +32,7 @@ from antibackdoor.isolation import (
     widen,
 )
 from antibackdoor.models import TwoHead, trunk_features
+from antibackdoor.parts import contradiction, n_parts, pooled_parts
 from antibackdoor.populations import Populations, two_populations
 from antibackdoor.samples import Batch, BoolArray, FloatArray, IntArray
 from antibackdoor.session import Feed, Session
@@ -40,6 +41,7 @@ from antibackdoor.training import Journal, Objective, classify, cross_entropy, e
 BLOCK = 50  # optimizer steps between two choices of the hard samples
 SNAPSHOT = 150  # optimizer steps between two entries of the loss history
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
+BY_PARTS = 3  # rounds that begin with suspects chosen by their parts; more would teach the classes again
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 NEARLY_ALL = 0.75  # share of a label; a smaller group leaves a valley, and is told from its class more finely there
 SEARCHED_PER_LABEL = 200  # at least so many for each label
@@ -205,11 +207,18 @@ class _Search:
         return two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
 
     def suspect(self, history: LossHistory) -> None:
-        """Rounds of confusion with ever fewer suspects in each label, until one falls into two groups."""
+        """Choose suspects by their losses; if no label falls into two groups, anew by what their parts look like."""
         losses = np.logaddexp(0, -self.margins).astype(np.float32)
-        suspicion = first_suspicion(LossHistory(history.losses[:, self.rows], history.steps), losses)
+        before = {name: value.clone() for name, value in self.net.state_dict().items()}
+        told = first_suspicion(LossHistory(history.losses[:, self.rows], history.steps), losses)
+        if not self.narrow(told, self.settings.suspect_shares):
+            self.net.load_state_dict(before)
+            self.narrow(self.by_parts(), self.settings.suspect_shares[:BY_PARTS])
+
+    def narrow(self, suspicion: FloatArray, shares: tuple[float, ...]) -> bool:
+        """Rounds of confusion with ever fewer suspects in each label; whether one has fallen into two groups."""
         optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
-        for share in self.settings.suspect_shares:
+        for share in shares:
             chosen = rank_within(-suspicion, self.labels) < share
             suspects, clean = self.rows[chosen], self.rows[rank(-suspicion) > 0.5]
             self.confuse(optimizer, suspects, (suspects, clean))
@@ -217,9 +226,16 @@ class _Search:
             self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
             # Fewer suspects blur a frequent backdoor: the rest of it is trained towards no label.
             if any(valley.depth >= self.settings.least_depth for valley in self.valleys.values()):
-                return
-            if share == self.settings.suspect_shares[0] and self.try_favourites(~chosen):
-                return
+                return True
+            if share == shares[0] and self.try_favourites(~chosen):
+                return True
+        return False
+
+    def by_parts(self) -> FloatArray:
+        """How much the parts of each row look like other labels."""
+        parts = evaluate(self.session, self.feed, pooled_parts, lambda values, _: values, self.rows, title="comparing")
+        parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
+        return contradiction(parts, self.labels, seed=self.session.recipe.seed)
 
     def try_favourites(self, counted: BoolArray) -> bool:
         """Whether a label that alone is still believed consists of poison almost whole; if not, nothing has changed.

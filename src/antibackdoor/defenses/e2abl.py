@@ -34,7 +34,7 @@ from antibackdoor.training import (
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import SNAPSHOT, Caught, TrapSettings, margin, n_searched, spring, warm_up
+from antibackdoor.trap import BY_PARTS, SNAPSHOT, Caught, TrapSettings, margin, n_searched, spring, warm_up
 from antibackdoor.verdict import evidence, judge
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
@@ -169,7 +169,7 @@ class E2ABL:
             train_epoch(session, feed, rows, net, objective, optimizer, seed=(0,), augmented=False, title="timing")
         a_step = (time.perf_counter() - started) / TIMED_STEPS
         looks = (4 * n_searched(n, samples.n_classes) + n) / session.batch_size / 3
-        rounds = len(settings.suspect_shares) + 2
+        rounds = len(settings.suspect_shares) + BY_PARTS + 2
         return a_step * (settings.warmup_steps + rounds * settings.confusion_steps + looks)
 
     def _find(
