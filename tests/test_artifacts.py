@@ -61,6 +61,7 @@ def a_table(n: int = 10) -> SamplesTable:
         prediction=rng.integers(0, 3, n),
         confidence=rng.random(n),
         class_names=np.array(["cat", "dog", "frog"]),
+        margin=rng.normal(size=n),
         evidence=np.where(rng.random(n) < 0.2, "shortcut", ""),
     )
 

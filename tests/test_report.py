@@ -21,7 +21,7 @@ from antibackdoor.difference import difference
 from antibackdoor.errors import RunError
 from antibackdoor.history import LossHistory
 from antibackdoor.report import Gallery, load_gallery, save_gallery, write_comparison, write_report
-from antibackdoor.report.figures import class_bars, loss_figure, suspicion_figure, training_figures
+from antibackdoor.report.figures import class_bars, loss_figure, score_figure, training_figures
 from antibackdoor.report.svg import count_axis, linear_axis, sparkline, step_axis, step_position
 from antibackdoor.report.words import (
     comparison_headline,
@@ -403,11 +403,12 @@ def test_figures_of_odd_data() -> None:
         figure = loss_figure([(0, losses), (10, losses)], mask)
         assert figure is not None and "nan" not in figure.svg and "inf" not in figure.svg.lower()
         assert loss_figure([(0, losses)], mask) is not None
-        assert suspicion_figure(np.zeros(5), mask) is not None
+        assert score_figure(np.zeros(5), mask, "suspicion") is not None
     assert loss_figure([], nobody) is None
-    assert suspicion_figure(np.full(5, np.nan), nobody) is None
+    assert score_figure(np.full(5, np.nan), nobody, "margin") is None
     for value in (0.0, 1e17, -1e-300):
-        assert suspicion_figure(np.array([value, np.nextafter(value, 2 * value + 1), value, value, value]), nobody)
+        close = np.array([value, np.nextafter(value, 2 * value + 1), value, value, value])
+        assert score_figure(close, nobody, "margin")
     assert "nan" not in sparkline(np.full((1, 3), np.nan, dtype=np.float32))
     assert training_figures([]) == training_figures([{"epoch": 1, "loss": None}]) == []
     assert len(training_figures([{"phase": "x", "epoch": i, "loss": -1.0} for i in range(5000)])) == 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from antibackdoor.trap import Caught
-from antibackdoor.verdict import evidence, false_alarm_probability, judge
+from antibackdoor.verdict import evidence, false_alarm_probability, judge, suspicion
 
 
 def caught(
@@ -80,3 +81,38 @@ def test_evidence_names_what_spoke() -> None:
     found = caught([0.9] * 4, core=3, near=2, n=8)
     found.content[0] = True
     assert evidence(found).tolist() == ["content", "shortcut", "shortcut", "near", "near", "", "", ""]
+
+
+def test_suspicion_is_a_probability_that_follows_the_margins() -> None:
+    rng = np.random.default_rng(0)
+    found = caught([0.9, 0.8, 0.9, 0.85, 30.0], labels=(4,), core=100)
+    labels = np.repeat([4, 0, 1, 2, 3], 200)
+    found.margins[:] = rng.normal(-2, 0.5, 1000)
+    found.margins[:100] = rng.normal(6, 1, 100)
+    values = suspicion(found, labels)
+    assert values.min() >= 0 and values.max() < 1
+    alarm = false_alarm_probability(found)
+    assert alarm is not None and values[:100].min() > 0.99 * (1 - alarm)
+    assert values[100:200].max() < 0.01, "the rest of the label is told from the group"
+    others = values[200:].reshape(4, 200)
+    assert others.mean(axis=1) == pytest.approx([2.5 / 200] * 4, rel=0.01), "at most five may be there unseen"
+    for rows in np.arange(1000).reshape(5, 200):
+        assert (np.diff(values[rows][np.argsort(found.margins[rows])]) >= 0).all()
+
+
+def test_groups_that_overlap_are_not_told_apart_with_certainty() -> None:
+    rng = np.random.default_rng(1)
+    found = caught([0.9, 0.8, 0.9, 0.85, 30.0], labels=(4,), core=0)
+    is_upper = np.arange(1000) < 500
+    found.margins[:] = rng.normal(0, 1, 1000) + 2.0 * is_upper
+    found.core[:] = is_upper
+    values = suspicion(found, np.full(1000, 4))
+    share = [is_upper[(values >= low) & (values < low + 0.2)].mean() for low in (0.0, 0.2, 0.4, 0.6, 0.8)]
+    assert np.allclose(share, [0.1, 0.3, 0.5, 0.7, 0.9], atol=0.1), "what is called 70% is true in 70%"
+
+
+def test_what_the_content_tells_needs_no_margin() -> None:
+    found = caught([0.9, 0.8, 0.9, 0.85], gains=[300.0, 1.0, 0.0, 2.0], labels=(0,), core=50)
+    found.content[:50] = True
+    values = suspicion(found, np.repeat([0, 1, 2, 3], 250))
+    assert values[:50].min() > 0.5 > values[50:].max()

@@ -153,13 +153,14 @@ class SamplesTable:
     Attributes:
         ids: `(N,)` str.
         given_label: `(N,)` int64, the label that came with the data.
-        suspicion: `(N,)` float64, higher is more suspicious.
+        suspicion: `(N,)` float64, higher is more suspicious; the probability of being poisoned if there are margins.
         isolated: `(N,)` bool, kept from the delivered model under its given label.
         recovered: `(N,)` bool, isolated but used under the suggested label.
         suggested_label: `(N,)` int64; the given one where nothing else is known.
         class_names: The K classes in label order.
         prediction: `(N,)` int64, what the delivered model says; None if there is no model, as after a scan.
         confidence: `(N,)` float64 in [0, 1], the probability of that prediction, or None.
+        margin: `(N,)` float64, log-odds of the given label that the suspicion rests on, or None.
         evidence: `(N,)` str, what speaks against an isolated sample (`antibackdoor.verdict.evidence`), or None.
     """
 
@@ -172,6 +173,7 @@ class SamplesTable:
     class_names: StrArray
     prediction: IntArray | None = None
     confidence: FloatArray | None = None
+    margin: FloatArray | None = None
     evidence: StrArray | None = None
 
     @property
@@ -190,6 +192,7 @@ _SCHEMA = pa.schema(
         ("suggested_label", pa.int64()),
         ("prediction", pa.int64()),
         ("confidence", pa.float64()),
+        ("margin", pa.float64()),
         ("verdict", pa.string()),
         ("evidence", pa.string()),
     ]
@@ -226,12 +229,7 @@ def read_samples_table(run: Path) -> SamplesTable:
     Raises:
         RunError: It is missing, corrupt or of another make.
     """
-    try:
-        present = set(pq.read_schema(run / SAMPLES).names)
-    except OSError as error:
-        raise RunError(cannot("read", run / SAMPLES, error)) from error
-    except pa.ArrowException as error:
-        raise RunError(f"{run / SAMPLES} is damaged: {one_line(error)}") from error
+    present = sample_column_names(run)
     wanted = [name for name in _SCHEMA.names if name in present and name != "verdict"]
     columns, class_names = read_sample_columns(run, wanted)
     texts: dict[str, Any] = {
@@ -243,6 +241,20 @@ def read_samples_table(run: Path) -> SamplesTable:
         **texts,
         **columns,
     )
+
+
+def sample_column_names(run: Path) -> set[str]:
+    """Which columns `samples.parquet` has; some are there only if the defense tells them.
+
+    Raises:
+        RunError: It is missing or corrupt.
+    """
+    try:
+        return set(pq.read_schema(run / SAMPLES).names)
+    except OSError as error:
+        raise RunError(cannot("read", run / SAMPLES, error)) from error
+    except pa.ArrowException as error:
+        raise RunError(f"{run / SAMPLES} is damaged: {one_line(error)}") from error
 
 
 def read_sample_columns(

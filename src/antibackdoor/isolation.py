@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
+from scipy.special import expit
 
 from antibackdoor.history import LossHistory
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
@@ -19,7 +20,10 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 SMALLEST_GROUP = 5  # fewer samples than this are no evidence of a second group
 SMALLEST_LABEL = 20  # a label with fewer samples has no shape to speak of
 BELIEVED_BY_CHANCE = 0.2  # share of a distinctive class that may keep positive margins through confusion
-SMOOTHING = 2  # bins of a quarter of a nat
+EDGES = np.arange(-12.0, 24.25, 0.25)  # bins of margins; what lies beyond counts to the outermost
+SMOOTHING = 2  # bins
+LEAST_SPREAD = 0.5  # nats, of a group of margins: that of the smoothing
+WITHIN_90 = 1.645  # standard deviations on either side that hold 90% of a normal group
 
 
 class Valley(NamedTuple):
@@ -142,13 +146,11 @@ def find_valley(margins: NDArray[np.floating]) -> Valley:
     Returns:
         Depth and cut.
     """
-    low, high, width = -12.0, 24.0, 0.25
     if len(margins) < SMALLEST_LABEL:
         return Valley(0.0, np.inf)
-    edges = np.arange(low, high + width, width)
-    counts, _ = np.histogram(np.clip(margins, low, high - 1e-6), edges)
+    counts, _ = np.histogram(np.clip(margins, EDGES[0], EDGES[-1] - 1e-6), EDGES)
     density = gaussian_filter1d(counts.astype(np.float64), SMOOTHING)
-    centers = (edges[:-1] + edges[1:]) / 2
+    centers = (EDGES[:-1] + EDGES[1:]) / 2
     left = np.maximum.accumulate(density)
     right = np.maximum.accumulate(density[::-1])[::-1]
     peak = np.minimum(left, right)
@@ -202,6 +204,31 @@ def above_valleys(margins: NDArray[np.floating], labels: IntArray, valleys: dict
         members = rows[label]
         flagged[members] = margins[members] > valley.cut
     return flagged
+
+
+def probability_of_upper(margins: NDArray[np.floating], upper: BoolArray) -> FloatArray:
+    """How probable it is that samples of one label belong to its upper group.
+
+    Two normal groups of equal spread, so that the log-odds are linear in the margin. The spread is the mean of both,
+    each measured where 90% of its samples lie, since their tails are heavier than a normal one's.
+
+    Args:
+        margins: `(n,)`.
+        upper: `(n,)` bool, the group; not empty.
+
+    Returns:
+        `(n,)` in [0, 1], never smaller for a larger margin; 1 if all samples belong to the group.
+    """
+    lower = ~upper
+    if not lower.any():
+        return np.ones(len(margins))
+    ends = np.array([np.quantile(margins[group], (0.05, 0.5, 0.95)) for group in (lower, upper)])
+    spreads = (ends[:, 2] - ends[:, 0]) / (2 * WITHIN_90)
+    sizes = np.array([lower.sum(), upper.sum()])
+    variance = max(float(sizes @ spreads**2) / len(margins), LEAST_SPREAD**2)
+    low, high = ends[:, 1]
+    odds = np.log(sizes[1] / sizes[0]) + max(high - low, 0.0) / variance * (margins - (low + high) / 2)
+    return np.asarray(expit(odds), dtype=np.float64)
 
 
 def widen(margins: NDArray[np.floating], labels: IntArray, flagged: BoolArray, wanted: set[int]) -> BoolArray:

@@ -272,6 +272,7 @@ def verdict_table(samples: Samples, trained: Trained, verdicts: Predictions) -> 
         suggested_label=np.where(trained.isolated & ~trained.recovered, verdicts.labels, trained.labels),
         prediction=verdicts.labels,
         confidence=verdicts.confidence.astype(np.float64),
+        margin=trained.margins,
         evidence=trained.evidence,
         class_names=samples.class_names,
     )

@@ -27,13 +27,14 @@ class Trained:
     Attributes:
         model: The delivered classifier, on the CPU, in eval mode; it takes images in [0, 1] or raw series.
         history: Loss of every sample over time.
-        suspicion: `(N,)` float64, higher is more suspicious.
+        suspicion: `(N,)` float64, higher is more suspicious; a probability if there are margins.
         isolated: `(N,)` bool, the samples kept from the delivered model under their given label.
         recovered: `(N,)` bool, those of the isolated samples that came back under another label.
         labels: `(N,)` int64, the label suggested for each sample; the given one where nothing else is known.
         backdoor_labels: The labels that the evidence names as backdoor targets; empty if none.
         poisoned: Whether the evidence says that the data are poisoned; None if the defense does not judge.
         evidence: `(N,)` str, what speaks against each isolated sample; None if the defense does not tell.
+        margins: `(N,)` float64, the log-odds of each given label that the suspicion rests on, or None.
         notes: Flat facts about the run for `metrics.json` and the report (plain numbers and strings).
     """
 
@@ -46,6 +47,7 @@ class Trained:
     backdoor_labels: tuple[int, ...] = ()
     poisoned: bool | None = None
     evidence: StrArray | None = None
+    margins: FloatArray | None = None
     notes: dict[str, Any] | None = None
 
 

@@ -24,7 +24,7 @@ from antibackdoor.report import save_gallery, write_report
 from antibackdoor.run_folder import RunFolder
 from antibackdoor.samples import InputArray, Samples
 from antibackdoor.trap import Caught
-from antibackdoor.verdict import evidence, judge
+from antibackdoor.verdict import evidence, judge, suspicion
 
 
 def scan(
@@ -126,7 +126,8 @@ def _write(out: Path, data: DataSet, caught: Caught, history: LossHistory) -> No
     table = SamplesTable(
         ids=samples.ids,
         given_label=samples.labels,
-        suspicion=caught.margins,
+        suspicion=suspicion(caught, samples.labels),
+        margin=caught.margins,
         isolated=caught.isolated,
         recovered=np.zeros(len(samples), dtype=bool),
         suggested_label=samples.labels,

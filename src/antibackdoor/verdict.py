@@ -8,8 +8,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import t as student
 
+from antibackdoor.isolation import SMALLEST_GROUP, label_rows, probability_of_upper, rank_within
 from antibackdoor.metrics import wilson_interval
-from antibackdoor.samples import FloatArray, StrArray
+from antibackdoor.populations import MOST_ERROR
+from antibackdoor.samples import FloatArray, IntArray, StrArray
 from antibackdoor.trap import Caught
 
 LEAST_NULL = 3  # labels without a finding that a false-alarm probability needs
@@ -50,6 +52,32 @@ def evidence(caught: Caught) -> StrArray:
     """
     kinds = np.where(caught.content, "content", np.where(caught.core, "shortcut", "near"))
     return np.where(caught.isolated, kinds, "")
+
+
+def suspicion(caught: Caught, labels: IntArray) -> FloatArray:
+    """How probable it is that each sample is poisoned, if the poison is of a kind that the search can see.
+
+    In a label with a finding: the probability that the sample belongs to the upper of two groups of margins, times the
+    probability that the finding is no false alarm (left out where it is not known). In another label: at most a group
+    too small to be reported is there, and rather among the higher margins.
+
+    Args:
+        caught: The outcome of a search.
+        labels: `(N,)` given labels.
+
+    Returns:
+        `(N,)` in [0, 1].
+    """
+    believed = 1 - (false_alarm_probability(caught) or 0.0)
+    found = np.zeros(len(labels))
+    for label, rows in label_rows(labels).items():
+        margins, core = caught.margins[rows], caught.core[rows]
+        if label in caught.labels and core.any():
+            by_content = np.where(caught.content[rows], 1 - MOST_ERROR, 0.0)
+            found[rows] = believed * np.maximum(probability_of_upper(margins, core), by_content)
+        else:
+            found[rows] = min(1.0, SMALLEST_GROUP / len(rows)) * rank_within(margins, labels[rows])
+    return found
 
 
 def false_alarm_probability(caught: Caught) -> float | None:

@@ -35,7 +35,7 @@ from antibackdoor.training import (
     train_epoch,
 )
 from antibackdoor.trap import BY_PARTS, SNAPSHOT, Caught, TrapSettings, margin, n_searched, spring, warm_up
-from antibackdoor.verdict import evidence, judge
+from antibackdoor.verdict import evidence, judge, suspicion
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
 LEAST_PASSES = 0.85  # of the main training, however much the search costs: on small data it costs seconds
@@ -95,8 +95,8 @@ class E2ABL:
             journal: Keeps checkpoints; nothing is kept by default.
 
         Returns:
-            The clean model and a verdict for every sample; `suspicion` is the log-odds that the second head gives
-            to a sample's own label.
+            The clean model and a verdict for every sample; `margins` are the log-odds that the second head gives to
+            a sample's own label, `suspicion` the probability of being poisoned that follows.
 
         Raises:
             ConfigError: If a hyper-parameter is out of range or the recipe does not fit.
@@ -119,7 +119,8 @@ class E2ABL:
         return Trained(
             model=session.finished(model, build),
             history=history,
-            suspicion=caught.margins,
+            suspicion=suspicion(caught, samples.labels),
+            margins=caught.margins,
             isolated=caught.isolated,
             recovered=recovered,
             labels=labels,

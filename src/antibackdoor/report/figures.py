@@ -100,17 +100,18 @@ def loss_figure(moments: Iterable[tuple[int, Losses]], isolated: BoolArray) -> F
     )
 
 
-def suspicion_figure(suspicion: FloatArray, isolated: BoolArray) -> Figure | None:
-    """Histogram of the suspicion with a logarithmic count; None if no value is finite."""
-    finite = np.isfinite(suspicion)
+def score_figure(score: FloatArray, isolated: BoolArray, name: str) -> Figure | None:
+    """Histogram of a score, by its column's name, with a logarithmic count; None if no value is finite."""
+    finite = np.isfinite(score)
     if not finite.any():
         return None
-    suspicion, isolated = suspicion[finite], isolated[finite]
-    x = linear_axis("Suspicion", float(suspicion.min()), float(suspicion.max()))
+    score, isolated = score[finite], isolated[finite]
+    title = "Margin: log-odds of the given label" if name == "margin" else name.capitalize()
+    x = linear_axis(title, float(score.min()), float(score.max()))
     edges = np.linspace(x.low, x.high, _BINS + 1)
     counts = {
-        "other": np.histogram(suspicion[~isolated], edges)[0],
-        "isolated": np.histogram(suspicion[isolated], edges)[0],
+        "other": np.histogram(score[~isolated], edges)[0],
+        "isolated": np.histogram(score[isolated], edges)[0],
     }
     y = count_axis("Samples (log scale)", max(int(values.max()) for values in counts.values()))
     marks: list[Mark] = []
@@ -119,13 +120,13 @@ def suspicion_figure(suspicion: FloatArray, isolated: BoolArray) -> Figure | Non
         marks.append(Area(across, np.full_like(heights, y.low), heights, style))
         marks.append(Line(across, np.where(_drawn(values), heights, np.nan), style))
     for left, right, other, held in zip(edges[:-1], edges[1:], counts["other"], counts["isolated"], strict=True):
-        text = f"suspicion {left:.4g} to {right:.4g}: {count(held)} isolated, {count(other)} other"
+        text = f"{name} {left:.4g} to {right:.4g}: {count(held)} isolated, {count(other)} other"
         marks.append(Hover(float(left), float(right), text))
     return Figure(
         "How suspicious the samples are",
         "Two separate hills speak for a backdoor; one hill with a cut-off tail does not.",
         _legend(isolated),
-        chart("Histogram of the suspicion of all samples", x, y, marks),
+        chart(f"Histogram of the {name} of all samples", x, y, marks),
     )
 
 

@@ -20,6 +20,7 @@ from antibackdoor.artifacts import (
     load_model_spec,
     read_metrics,
     read_sample_columns,
+    sample_column_names,
 )
 from antibackdoor.atomic import write_bytes
 from antibackdoor.errors import RunError
@@ -29,7 +30,7 @@ from antibackdoor.report.figures import (
     Figure,
     class_bars,
     loss_figure,
-    suspicion_figure,
+    score_figure,
     training_figures,
 )
 from antibackdoor.report.gallery import Card, Gallery, cards, difference_picture, load_gallery
@@ -172,12 +173,13 @@ def _evidence(run: Path, metrics: Mapping[str, Any]) -> tuple[tuple[Figure, ...]
     """What the table and the history show; nothing before the run has written them."""
     if not (run / SAMPLES).exists():
         return (), ()
-    columns, class_names = read_sample_columns(run, ["given_label", "suspicion", "isolated"])
+    score = "margin" if "margin" in sample_column_names(run) else "suspicion"
+    columns, class_names = read_sample_columns(run, ["given_label", score, "isolated"])
     isolated = columns["isolated"].astype(np.bool_)
     figures = []
     if (run / HISTORY).exists():
         figures.append(loss_figure(_fitting(run, len(isolated)), isolated))
-    figures.append(suspicion_figure(columns["suspicion"], isolated))
+    figures.append(score_figure(columns[score], isolated, score))
     backdoor = metrics.get("backdoor_labels") or metrics.get("target_labels") or [metrics.get("backdoor_label")]
     bars = class_bars(columns["given_label"], isolated, class_names, [str(label) for label in backdoor])
     return tuple(figure for figure in figures if figure is not None), tuple(bars)
