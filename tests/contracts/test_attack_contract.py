@@ -31,6 +31,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "trojan": {"epochs": 1, "n_steps": 3},
     "lba": {"epochs": 1, "n_steps": 3},
     "timetrojan_fgsm": {"epochs": 1, "rounds": 1},
+    "timetrojan_de": {"epochs": 1, "rounds": 1, "population": 5, "generations": 1},
     "tsba_b": {"epochs": 1, "rounds": 1, "width": 4},
 }
 SHAPES = {"image": (3, 32, 32), "series": (2, 60)}

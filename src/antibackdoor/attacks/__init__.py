@@ -38,6 +38,7 @@ from antibackdoor.attacks.static import StaticPattern
 from antibackdoor.attacks.storage import SavedTrigger, load_trigger, save_trigger
 from antibackdoor.attacks.tact import TaCT
 from antibackdoor.attacks.timetrojan import TimeTrojanFGSM
+from antibackdoor.attacks.timetrojan_de import TimeTrojanDE
 from antibackdoor.attacks.tsba import TSBAB
 from antibackdoor.attacks.wanet import WaNet
 
@@ -62,6 +63,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "static": StaticPattern,
     "powerline": Powerline,
     "timetrojan_fgsm": TimeTrojanFGSM,
+    "timetrojan_de": TimeTrojanDE,
     "tsba_b": TSBAB,
 }
 
@@ -91,6 +93,7 @@ __all__ = [
     "SourceSpecific",
     "StaticPattern",
     "TaCT",
+    "TimeTrojanDE",
     "TimeTrojanFGSM",
     "Trojan",
     "Truth",

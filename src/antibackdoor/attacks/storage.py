@@ -23,6 +23,7 @@ from antibackdoor.attacks.stamps import Additive, Patch, Staged
 from antibackdoor.attacks.static import OwnExtremes
 from antibackdoor.attacks.surrogate import Surrogate
 from antibackdoor.attacks.timetrojan import SparseSteps
+from antibackdoor.attacks.timetrojan_de import EvolvedSteps, Search
 from antibackdoor.attacks.tsba import GeneratedScaling
 from antibackdoor.attacks.wanet import NoisyWarp, Warp
 from antibackdoor.errors import DataError
@@ -49,6 +50,8 @@ _KINDS: tuple[type[Any], ...] = (
     Surrogate,
     HardenedPatch,
     SparseSteps,
+    Search,
+    EvolvedSteps,
     GeneratedScaling,
 )
 TRIGGERS: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
