@@ -9,6 +9,7 @@ from antibackdoor.attacks.badnets import BadNets
 from antibackdoor.attacks.blend import Blend
 from antibackdoor.attacks.cba import CBA
 from antibackdoor.attacks.dfst import DFST
+from antibackdoor.attacks.dynamic import Dynamic
 from antibackdoor.attacks.label_consistent import LabelConsistent
 from antibackdoor.attacks.optimized import LBA, Trojan
 from antibackdoor.attacks.physical import PhysicalBA, physical_transforms
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
     "blend": Blend,
+    "dynamic": Dynamic,
     "sig": SIG,
     "label_consistent": LabelConsistent,
     "trojan": Trojan,
@@ -83,6 +85,7 @@ __all__ = [
     "Blend",
     "CleanLabel",
     "Composite",
+    "Dynamic",
     "LabelConsistent",
     "MultiTarget",
     "PhysicalBA",

@@ -15,6 +15,7 @@ from antibackdoor.attacks.adaptive import InTurn, OneOf, PartialBlend
 from antibackdoor.attacks.blend import PerSampleNoise
 from antibackdoor.attacks.cba import HalfMixer
 from antibackdoor.attacks.dfst import GlobalStyle
+from antibackdoor.attacks.dynamic import GeneratedPatch
 from antibackdoor.attacks.label_consistent import HardenedPatch
 from antibackdoor.attacks.plans import PLANS
 from antibackdoor.attacks.powerline import ScaledHum
@@ -53,6 +54,7 @@ _KINDS: tuple[type[Any], ...] = (
     Search,
     EvolvedSteps,
     GeneratedScaling,
+    GeneratedPatch,
 )
 TRIGGERS: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 
