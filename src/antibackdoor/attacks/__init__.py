@@ -10,6 +10,7 @@ from antibackdoor.attacks.blend import Blend
 from antibackdoor.attacks.cba import CBA
 from antibackdoor.attacks.dfst import DFST
 from antibackdoor.attacks.dynamic import Dynamic
+from antibackdoor.attacks.feature_collision import FeatureCollision
 from antibackdoor.attacks.label_consistent import LabelConsistent
 from antibackdoor.attacks.optimized import LBA, Trojan
 from antibackdoor.attacks.physical import PhysicalBA, physical_transforms
@@ -52,6 +53,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "dynamic": Dynamic,
     "sig": SIG,
     "label_consistent": LabelConsistent,
+    "feature_collision": FeatureCollision,
     "trojan": Trojan,
     "lba": LBA,
     "refool": Refool,
@@ -86,6 +88,7 @@ __all__ = [
     "CleanLabel",
     "Composite",
     "Dynamic",
+    "FeatureCollision",
     "LabelConsistent",
     "MultiTarget",
     "PhysicalBA",

@@ -16,6 +16,7 @@ from antibackdoor.attacks.blend import PerSampleNoise
 from antibackdoor.attacks.cba import HalfMixer
 from antibackdoor.attacks.dfst import GlobalStyle
 from antibackdoor.attacks.dynamic import GeneratedPatch
+from antibackdoor.attacks.feature_collision import Collision, Descent
 from antibackdoor.attacks.label_consistent import HardenedPatch
 from antibackdoor.attacks.plans import PLANS
 from antibackdoor.attacks.powerline import ScaledHum
@@ -55,6 +56,8 @@ _KINDS: tuple[type[Any], ...] = (
     EvolvedSteps,
     GeneratedScaling,
     GeneratedPatch,
+    Descent,
+    Collision,
 )
 TRIGGERS: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 
