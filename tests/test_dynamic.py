@@ -28,7 +28,7 @@ def striped(side: int = 16, n: int = 256) -> Samples:
 
 @pytest.fixture(scope="module")
 def trained() -> Staged:
-    return Dynamic(width=4, diversity=0.1, mask_epochs=80, joint_epochs=40, epochs=2).trigger(striped(), seed=0)
+    return Dynamic(width=4, diversity=0.1, mask_epochs=60, joint_epochs=30, epochs=2).trigger(striped(), seed=0)
 
 
 def test_masks_are_nearly_binary_and_mix_image_and_pattern() -> None:
