@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
@@ -228,7 +228,7 @@ def _left(session: Any, model: Any, train: Any, trained: Any) -> dict[str, float
     )
 
 
-def provenance(packages: Sequence[str] = ("antibackdoor", "torch", "numpy", "scikit-learn")) -> dict[str, Any]:
+def provenance(packages: Sequence[str] = ("antibackdoor", "torch", "numpy", "scipy", "scikit-learn")) -> dict[str, Any]:
     """Versions, commit, machine: what a number is worth nothing without."""
     versions = {"python": platform.python_version()}
     for package in packages:
@@ -291,8 +291,12 @@ def data_folder() -> Path:
     return Path(os.environ.get("ANTIBACKDOOR_DATA") or HERE.parent.parent / "shared" / "data")
 
 
-def run(cells: Sequence[Cell], options: argparse.Namespace) -> None:
-    """Measure the chosen cells that are not measured yet, one process each, and print the table."""
+def run(
+    cells: Sequence[Cell],
+    options: argparse.Namespace,
+    render: Callable[[Sequence[dict[str, Any]]], str] | None = None,
+) -> None:
+    """Measure the chosen cells that are not measured yet, one process each, and print a table of their lines."""
     patterns = options.cells.split(",")
     chosen = [cell for cell in cells if any(fnmatchcase(cell.name, pattern) for pattern in patterns)]
     if not chosen:
@@ -309,7 +313,7 @@ def run(cells: Sequence[Cell], options: argparse.Namespace) -> None:
         append_line(options.out, {**result, "command": command()})
         print(f"    {brief(result['metrics'])}", file=sys.stderr, flush=True)
     wanted = {identity(asdict(cell)) for cell in chosen}
-    print(table([line for line in read_lines(options.out) if identity(line["cell"]) in wanted]))
+    print((render or table)([line for line in read_lines(options.out) if identity(line["cell"]) in wanted]))
     if failed:
         sys.exit(f"{failed} cells failed; run the same command again for them alone")
 

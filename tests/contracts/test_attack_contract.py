@@ -27,10 +27,13 @@ from antibackdoor.samples import Samples
 
 # Attacks that train or optimize run at a small budget here; their defaults are for real data.
 QUICK: dict[str, dict[str, Any]] = {
+    "dynamic": {"epochs": 1, "mask_epochs": 1, "joint_epochs": 1, "width": 2},
+    "feature_collision": {"epochs": 1, "n_steps": 2},
     "label_consistent": {"epochs": 1, "n_steps": 2},
     "trojan": {"epochs": 1, "n_steps": 3},
     "lba": {"epochs": 1, "n_steps": 3},
     "timetrojan_fgsm": {"epochs": 1, "rounds": 1},
+    "timetrojan_de": {"epochs": 1, "rounds": 1, "population": 5, "generations": 1},
     "tsba_b": {"epochs": 1, "rounds": 1, "width": 4},
 }
 SHAPES = {"image": (3, 32, 32), "series": (2, 60)}

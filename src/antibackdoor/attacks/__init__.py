@@ -9,6 +9,8 @@ from antibackdoor.attacks.badnets import BadNets
 from antibackdoor.attacks.blend import Blend
 from antibackdoor.attacks.cba import CBA
 from antibackdoor.attacks.dfst import DFST
+from antibackdoor.attacks.dynamic import Dynamic
+from antibackdoor.attacks.feature_collision import FeatureCollision
 from antibackdoor.attacks.label_consistent import LabelConsistent
 from antibackdoor.attacks.optimized import LBA, Trojan
 from antibackdoor.attacks.physical import PhysicalBA, physical_transforms
@@ -38,6 +40,7 @@ from antibackdoor.attacks.static import StaticPattern
 from antibackdoor.attacks.storage import SavedTrigger, load_trigger, save_trigger
 from antibackdoor.attacks.tact import TaCT
 from antibackdoor.attacks.timetrojan import TimeTrojanFGSM
+from antibackdoor.attacks.timetrojan_de import TimeTrojanDE
 from antibackdoor.attacks.tsba import TSBAB
 from antibackdoor.attacks.wanet import WaNet
 
@@ -47,8 +50,10 @@ if TYPE_CHECKING:
 ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
     "blend": Blend,
+    "dynamic": Dynamic,
     "sig": SIG,
     "label_consistent": LabelConsistent,
+    "feature_collision": FeatureCollision,
     "trojan": Trojan,
     "lba": LBA,
     "refool": Refool,
@@ -62,6 +67,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "static": StaticPattern,
     "powerline": Powerline,
     "timetrojan_fgsm": TimeTrojanFGSM,
+    "timetrojan_de": TimeTrojanDE,
     "tsba_b": TSBAB,
 }
 
@@ -81,6 +87,8 @@ __all__ = [
     "Blend",
     "CleanLabel",
     "Composite",
+    "Dynamic",
+    "FeatureCollision",
     "LabelConsistent",
     "MultiTarget",
     "PhysicalBA",
@@ -91,6 +99,7 @@ __all__ = [
     "SourceSpecific",
     "StaticPattern",
     "TaCT",
+    "TimeTrojanDE",
     "TimeTrojanFGSM",
     "Trojan",
     "Truth",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.attacks.plans import AllToOne
-from antibackdoor.attacks.stamps import Patch, fit_window, require_fraction, require_kind
+from antibackdoor.attacks.stamps import Patch, bottom_right, require_fraction, require_kind
 from antibackdoor.attacks.surrogate import chosen_rows, single_target, to_tensor, train_surrogate
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.samples import Samples
@@ -69,7 +69,7 @@ class Trojan:
             )
         if self.activation <= 0:
             raise ConfigError(f"activation is {self.activation}; it must be positive")
-        place = _corner(samples.shape, self.side, self.margin)
+        place = bottom_right(samples.shape, self.side, self.margin, "the square")
         surrogate = train_surrogate(samples, seed=seed, epochs=self.epochs, limit=self.n_surrogate)
         network = surrogate.network()
         neurons = network.head.weight.abs().sum(dim=0).topk(self.n_neurons).indices
@@ -129,7 +129,7 @@ class LBA:
             raise ConfigError(f"n_steps {self.n_steps} and n_samples {self.n_samples} must be at least 1")
         target = single_target(self.plan() if plan is None else plan, "LBA")
         side = max(1, int(self.share * min(samples.shape[1:])))
-        place = _corner(samples.shape, side, 0)
+        place = bottom_right(samples.shape, side, 0, "the square")
         surrogate = train_surrogate(samples, seed=seed, epochs=self.epochs, limit=self.n_surrogate)
         network = surrogate.network()
         order = chosen_rows(samples, len(samples), seed)
@@ -150,14 +150,6 @@ class LBA:
     def plan(self) -> AllToOne:
         """All-to-one at 10 % (ABL, E2ABL)."""
         return AllToOne(rate=0.1)
-
-
-def _corner(shape: tuple[int, ...], side: int, margin: int) -> tuple[int, int]:
-    if margin < 0:
-        raise ConfigError(f"margin is {margin}; it must not be negative")
-    top, left = shape[1] - margin - side, shape[2] - margin - side
-    fit_window(shape, side, side, top, left, "the square")
-    return top, left
 
 
 def _pasted(images: Tensor, pattern: Tensor, place: tuple[int, int]) -> Tensor:

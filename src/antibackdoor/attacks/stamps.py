@@ -132,3 +132,12 @@ def fit_window(shape: tuple[int, ...], height: int, width: int, top: int, left: 
             f"{what} needs a window of {height}x{width} pixels at row {top}, column {left}, "
             f"but the images are {shape[1]}x{shape[2]}; choose another pattern or larger images"
         )
+
+
+def bottom_right(shape: tuple[int, ...], side: int, margin: int, what: str) -> tuple[int, int]:
+    """Where a square near the bottom right corner of images `(C, H, W)` begins; raises `ConfigError` as above."""
+    if margin < 0:
+        raise ConfigError(f"margin is {margin}; it must not be negative")
+    top, left = shape[1] - margin - side, shape[2] - margin - side
+    fit_window(shape, side, side, top, left, what)
+    return top, left

@@ -15,6 +15,8 @@ from antibackdoor.attacks.adaptive import InTurn, OneOf, PartialBlend
 from antibackdoor.attacks.blend import PerSampleNoise
 from antibackdoor.attacks.cba import HalfMixer
 from antibackdoor.attacks.dfst import GlobalStyle
+from antibackdoor.attacks.dynamic import GeneratedPatch
+from antibackdoor.attacks.feature_collision import Collision, Descent
 from antibackdoor.attacks.label_consistent import HardenedPatch
 from antibackdoor.attacks.plans import PLANS
 from antibackdoor.attacks.powerline import ScaledHum
@@ -23,6 +25,7 @@ from antibackdoor.attacks.stamps import Additive, Patch, Staged
 from antibackdoor.attacks.static import OwnExtremes
 from antibackdoor.attacks.surrogate import Surrogate
 from antibackdoor.attacks.timetrojan import SparseSteps
+from antibackdoor.attacks.timetrojan_de import EvolvedSteps, Search
 from antibackdoor.attacks.tsba import GeneratedScaling
 from antibackdoor.attacks.wanet import NoisyWarp, Warp
 from antibackdoor.errors import DataError
@@ -49,7 +52,12 @@ _KINDS: tuple[type[Any], ...] = (
     Surrogate,
     HardenedPatch,
     SparseSteps,
+    Search,
+    EvolvedSteps,
     GeneratedScaling,
+    GeneratedPatch,
+    Descent,
+    Collision,
 )
 TRIGGERS: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 

@@ -110,8 +110,10 @@ def to_tensor(inputs: InputArray) -> Tensor:
     return torch.from_numpy(np.array(inputs, dtype=np.float32, order="C") / np.float32(scale))
 
 
-def in_chunks(change: Callable[[Tensor], Tensor], inputs: InputArray) -> NDArray[np.float32]:
+def in_chunks(change: Callable[..., Tensor], inputs: InputArray, *beside: Tensor) -> NDArray[np.float32]:
     """Change raw inputs `(B, *shape)` in chunks of one fixed size, the last filled up with zeros.
+
+    Tensors `(B, ...)` given beside them are cut alike and passed on.
 
     Convolutions may round differently for different batch sizes, and the sign of a gradient carries that
     into whole gray levels; with one size a sample gives the same bytes in whatever batch it comes.
@@ -119,9 +121,9 @@ def in_chunks(change: Callable[[Tensor], Tensor], inputs: InputArray) -> NDArray
     tensors = to_tensor(inputs)
     changed = torch.empty_like(tensors)
     for start in range(0, len(tensors), _CHUNK):
-        part = tensors[start : start + _CHUNK]
-        filled = torch.cat([part, part.new_zeros((_CHUNK - len(part), *part.shape[1:]))])
-        changed[start : start + len(part)] = change(filled)[: len(part)].detach()
+        parts = [values[start : start + _CHUNK] for values in (tensors, *beside)]
+        filled = [torch.cat([part, part.new_zeros((_CHUNK - len(part), *part.shape[1:]))]) for part in parts]
+        changed[start : start + _CHUNK] = change(*filled)[: len(parts[0])].detach()
     return changed.numpy()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,7 +29,7 @@ from antibackdoor.samples import InputArray, IntArray, Samples
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan
 
-_LIMIT = 3.0  # largest change, in standard deviations of the variable
+LIMIT = 3.0  # largest change, in standard deviations of the variable
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ def sparse_steps(
         moved = moved.detach().requires_grad_(True)
         (slope,) = torch.autograd.grad(F.cross_entropy(network(moved), labels, reduction="sum"), moved)
         change = moved.detach() - eta * deviations * slope.sign() * mask - series
-        moved = series + change.clamp(-_LIMIT * deviations, _LIMIT * deviations)
+        moved = series + change.clamp(-LIMIT * deviations, LIMIT * deviations)
     return moved.detach()
 
 
@@ -129,27 +130,58 @@ class TimeTrojanFGSM:
     def trigger(self, samples: Samples, *, seed: int, plan: Plan | None = None) -> SparseSteps:
         """Train the surrogate and its triggers."""
         require_kind(samples, "series", "TimeTrojanFGSM")
-        if not 1 <= self.n_steps <= samples.shape[-1] or self.rounds < 1:
-            raise ConfigError(
-                f"n_steps {self.n_steps} must lie in 1..{samples.shape[-1]} and rounds {self.rounds} be positive"
-            )
+        require_steps(self.n_steps, self.rounds, samples)
         if self.eta <= 0:
             raise ConfigError(f"eta is {self.eta}; it must be positive")
         fitted = self.plan() if plan is None else plan
         label = single_target(fitted, "TimeTrojanFGSM")
-        surrogate = train_surrogate(samples, seed=seed, epochs=self.epochs, limit=self.n_surrogate)
-        network = surrogate.network()
-        clean, labels = attacker_data(samples, self.n_surrogate, seed)
-        deviations = clean.std(dim=(0, 2)).clamp_min(1e-6)[:, None]
-        victims = clean[poisoned_share(labels, fitted)]
-        for step in range(self.rounds if len(victims) else 0):
-            moved = sparse_steps(network, victims, label, self.n_steps, self.eta, self.rounds, deviations)
-            inputs = torch.cat([clean, moved])
-            targets = torch.cat([labels, torch.full((len(moved),), label)])
-            fit(network, inputs, targets, epochs=1, seed=seed + step)
-        final = Surrogate(weights_of(network), samples.shape, samples.n_classes)
-        return SparseSteps(final, label, self.n_steps, self.eta, self.rounds, deviations.numpy())
+
+        def move(network: SmallNet, series: Tensor, deviations: Tensor) -> Tensor:
+            return sparse_steps(network, series, label, self.n_steps, self.eta, self.rounds, deviations)
+
+        surrogate, deviations = taught_surrogate(
+            samples, fitted, move, seed=seed, epochs=self.epochs, rounds=self.rounds, limit=self.n_surrogate
+        )
+        return SparseSteps(surrogate, label, self.n_steps, self.eta, self.rounds, deviations)
 
     def plan(self) -> AllToOne:
         """All-to-one at 10 % (E2ABL)."""
         return AllToOne(rate=0.1)
+
+
+def require_steps(n_steps: int, rounds: int, samples: Samples) -> None:
+    """Raise `ConfigError` unless the series have that many steps and there is a round."""
+    if not 1 <= n_steps <= samples.shape[-1] or rounds < 1:
+        raise ConfigError(f"n_steps {n_steps} must lie in 1..{samples.shape[-1]} and rounds {rounds} be positive")
+
+
+def taught_surrogate(
+    samples: Samples,
+    plan: Plan,
+    move: Callable[[SmallNet, Tensor, Tensor], Tensor],
+    *,
+    seed: int,
+    epochs: int,
+    rounds: int,
+    limit: int,
+) -> tuple[Surrogate, Float32Array]:
+    """A surrogate that has learned the triggers made against it, and the deviations `(C, 1)` of the variables.
+
+    Args:
+        samples: The clean data.
+        plan: Tells the target label, and which of the attacker's samples get a trigger.
+        move: Makes the triggers, from a network, series `(B, C, T)` and the deviations.
+        seed: Decides weights, order and the attacker's samples.
+        epochs: Epochs on clean samples first.
+        rounds: How often triggers are made anew and learned for one epoch beside the clean samples.
+        limit: Largest number of samples to train on.
+    """
+    network = train_surrogate(samples, seed=seed, epochs=epochs, limit=limit).network()
+    clean, labels = attacker_data(samples, limit, seed)
+    deviations = clean.std(dim=(0, 2)).clamp_min(1e-6)[:, None]
+    victims = clean[poisoned_share(labels, plan)]
+    goals = torch.full((len(victims),), single_target(plan, "the attack"))
+    for turn in range(rounds if len(victims) else 0):
+        inputs = torch.cat([clean, move(network, victims, deviations)])
+        fit(network, inputs, torch.cat([labels, goals]), epochs=1, seed=seed + turn)
+    return Surrogate(weights_of(network), samples.shape, samples.n_classes), deviations.numpy()
