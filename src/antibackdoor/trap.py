@@ -168,8 +168,12 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     rows = shuffled(n, session.recipe.seed, 6)[: n_searched(n, feed.n_classes)]
     search = _Search(session, feed, net, settings, np.sort(rows))
     strangers = search.first_look()
-    search.suspect(history)
-    return search.settle(strangers)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    caught = search.attempt(search.by_losses(history), settings.suspect_shares, strangers)
+    if not caught.isolated.any():
+        net.load_state_dict(before)
+        caught = search.attempt(search.by_parts(), settings.suspect_shares[:BY_PARTS], strangers)
+    return caught
 
 
 def n_searched(n_samples: int, n_classes: int) -> int:
@@ -206,17 +210,25 @@ class _Search:
         self.margins = looked[:, 0].astype(np.float64)
         return two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
 
-    def suspect(self, history: LossHistory) -> None:
-        """Choose suspects by their losses; if no label falls into two groups, anew by what their parts look like."""
-        losses = np.logaddexp(0, -self.margins).astype(np.float32)
-        before = {name: value.clone() for name, value in self.net.state_dict().items()}
-        told = first_suspicion(LossHistory(history.losses[:, self.rows], history.steps), losses)
-        if not self.narrow(told, self.settings.suspect_shares):
-            self.net.load_state_dict(before)
-            self.narrow(self.by_parts(), self.settings.suspect_shares[:BY_PARTS])
+    def attempt(self, suspicion: FloatArray, shares: tuple[float, ...], strangers: Populations) -> Caught:
+        """What is caught if confusion begins with these suspects."""
+        self.favourites = set()
+        self.narrow(suspicion, shares)
+        return self.settle(strangers)
 
-    def narrow(self, suspicion: FloatArray, shares: tuple[float, ...]) -> bool:
-        """Rounds of confusion with ever fewer suspects in each label; whether one has fallen into two groups."""
+    def by_losses(self, history: LossHistory) -> FloatArray:
+        """How suspicious the loss of each row is, after the first look."""
+        losses = np.logaddexp(0, -self.margins).astype(np.float32)
+        return first_suspicion(LossHistory(history.losses[:, self.rows], history.steps), losses)
+
+    def by_parts(self) -> FloatArray:
+        """How much the parts of each row look like other labels."""
+        parts = evaluate(self.session, self.feed, pooled_parts, lambda values, _: values, self.rows, title="comparing")
+        parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
+        return contradiction(parts, self.labels, seed=self.session.recipe.seed)
+
+    def narrow(self, suspicion: FloatArray, shares: tuple[float, ...]) -> None:
+        """Rounds of confusion with ever fewer suspects in each label, until one falls into two groups."""
         optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
         for share in shares:
             chosen = rank_within(-suspicion, self.labels) < share
@@ -226,16 +238,9 @@ class _Search:
             self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
             # Fewer suspects blur a frequent backdoor: the rest of it is trained towards no label.
             if any(valley.depth >= self.settings.least_depth for valley in self.valleys.values()):
-                return True
+                return
             if share == shares[0] and self.try_favourites(~chosen):
-                return True
-        return False
-
-    def by_parts(self) -> FloatArray:
-        """How much the parts of each row look like other labels."""
-        parts = evaluate(self.session, self.feed, pooled_parts, lambda values, _: values, self.rows, title="comparing")
-        parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
-        return contradiction(parts, self.labels, seed=self.session.recipe.seed)
+                return
 
     def try_favourites(self, counted: BoolArray) -> bool:
         """Whether a label that alone is still believed consists of poison almost whole; if not, nothing has changed.
