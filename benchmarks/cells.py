@@ -133,9 +133,10 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         train = poisoned.samples
     job = Job(DEFENSES[cell.defense](), Recipe(epochs=cell.epochs, seed=cell.seed), backbone=cell.backbone)
     build = builder(describe_model(train, job, None))
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     trained = job.defense.train(train, build, job.recipe)
     seconds = time.perf_counter() - started
+    cpu_seconds = time.process_time() - worked  # all threads; hardly depends on what else runs
     session = Session(job.recipe, len(test), images=test.kind == "image")
     model = session.prepare(trained.model)
     measured = {
@@ -144,6 +145,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         **_isolated(trained, poisoned, train),
         **_left(session, model, train, trained),
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 1),
         "epochs_run": job.recipe.passes(len(train)),
         "n_train": len(train),
         "n_test": len(test),
