@@ -33,7 +33,8 @@ LAYERS = (
     ("pipeline",),
     ("evaluation", "scanning"),
     ("demo",),
-    ("__init__", "cli"),
+    ("__init__", "commands"),
+    ("cli",),
     ("__main__",),
 )
 FOLDERS = tuple(path.parent.name for path in sorted(ROOT.glob("*/__init__.py")))
