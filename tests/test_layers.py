@@ -23,10 +23,10 @@ ROOT = Path(antibackdoor.__file__).parent
 LAYERS = (
     ("errors",),
     ("samples", "atomic", "ranges", "augmentation", "batch_norm", "splitting"),
-    ("history", "models", "metrics", "readers", "recipe", "difference"),
+    ("history", "models", "metrics", "readers", "recipe", "difference", "own_network"),
     ("isolation", "session", "backbones", "artifacts", "removal"),
     ("populations", "parts", "planting", "training", "run_folder"),
-    ("protocols", "residual"),
+    ("protocols", "residual", "warm_up"),
     ("trap", "attacks", "report"),
     ("verdict",),
     ("defenses", "red_team"),

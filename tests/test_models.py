@@ -16,12 +16,12 @@ from antibackdoor.models import (
     channel_statistics,
     check_attach,
     find_attach,
-    load_factory,
     normalized,
     second_head,
     split_network,
     trunk_features,
 )
+from antibackdoor.own_network import load_factory
 from antibackdoor.samples import Samples
 
 

@@ -1,15 +1,10 @@
-"""Networks as a defense needs them: normalized inside, with a second head, or the user's own."""
+"""Networks as a defense needs them: normalized inside, and with a second head."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,14 +30,11 @@ __all__ = [
     "HeadWidth",
     "Normalize",
     "TwoHead",
-    "adapt_factory",
     "channel_statistics",
     "check_attach",
-    "check_network",
     "find_attach",
     "global_pool",
     "initialize_he",
-    "load_factory",
     "normalized",
     "second_head",
     "split_network",
@@ -332,97 +324,3 @@ def _channels_are_last(layer: nn.Module, shape: Sequence[int]) -> bool:
     widths = {m.out_features for m in modules if isinstance(m, nn.Linear)}
     widths |= {m.normalized_shape[-1] for m in modules if isinstance(m, nn.LayerNorm)}
     return shape[-1] in widths
-
-
-# --------------------------------------------------------------------------- the user's own network
-
-
-def check_network(network: nn.Module, input_shape: Sequence[int], n_classes: int, *, name: str) -> None:
-    """Run a batch of two random inputs in [0, 1] through `network`, in eval mode.
-
-    Raises:
-        ModelError: If that fails or does not give logits of shape `(2, n_classes)`; `name` leads the message.
-    """
-    batch = torch.rand((2, *input_shape), generator=torch.Generator().manual_seed(0))
-    try:
-        with evaluation_mode(network), torch.no_grad():
-            logits = network(batch)
-    except Exception as error:
-        raise ModelError(
-            f"{name}: the network fails on inputs of shape {tuple(batch.shape)}: {_brief(error)}"
-        ) from error
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, n_classes):
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ModelError(
-            f"{name}: for inputs of shape {tuple(batch.shape)} the network returns {got}; "
-            f"it must return a tensor of logits of shape (2, {n_classes})"
-        )
-
-
-def load_factory(spec: str, input_shape: Sequence[int], n_classes: int) -> Callable[[], nn.Module]:
-    """The user's own network: import `"package.module:factory"`, try it, return a builder without arguments.
-
-    The module may lie in the current working directory. The factory is called with those of the keywords
-    `input_shape` (a tuple, `(C, H, W)` or `(C, T)`) and `n_classes` that it accepts; with none, it is called
-    bare. The network that it returns takes images in [0, 1] or series, normalized, and gives logits
-    `(B, n_classes)`. One network is built and tried; torch's random state is left as it was.
-
-    Raises:
-        ModelError: If module or factory are not found, it raises, or its network does not fit the data.
-
-    >>> build = load_factory("torch.nn:Identity", (3,), 3)
-    >>> build()
-    Identity()
-    """
-    return adapt_factory(_import_factory(spec), input_shape, n_classes, name=spec)
-
-
-def adapt_factory(
-    factory: Callable[..., nn.Module], input_shape: Sequence[int], n_classes: int, *, name: str
-) -> Callable[[], nn.Module]:
-    """A builder without arguments around the user's factory, as `load_factory` describes it.
-
-    Raises:
-        ModelError: If the factory raises, or its network does not fit the data; `name` leads the message.
-    """
-    offered: dict[str, Any] = {"input_shape": tuple(input_shape), "n_classes": n_classes}
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # some compiled callables have no signature
-        parameters = inspect.signature(load_factory).parameters
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        offered = {key: value for key, value in offered.items() if key in parameters}
-    build: Callable[[], nn.Module] = partial(factory, **offered)
-    with torch.random.fork_rng(devices=[]):
-        try:
-            network = build()
-        except Exception as error:
-            call = ", ".join(f"{key}={value}" for key, value in offered.items())
-            raise ModelError(f"{name}({call}) fails: {_brief(error)}") from error
-        if not isinstance(network, nn.Module):
-            raise ModelError(f"{name} returns a {type(network).__name__}; it must return a torch.nn.Module")
-        check_network(network, input_shape, n_classes, name=name)
-    return build
-
-
-def _import_factory(spec: str) -> Callable[..., Any]:
-    module_name, _, factory_name = spec.partition(":")
-    if not module_name or not factory_name or "/" in module_name or module_name.endswith(".py"):
-        raise ModelError(f"'{spec}' names no factory: write package.module:factory, without a path or .py")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ModelError(f"'{module_name}' cannot be imported from {here}: {_brief(error)}") from error
-    finally:
-        sys.path.remove(here)
-    factory: Callable[..., Any] | None = getattr(module, factory_name, None)
-    if factory is None or not callable(factory):
-        raise ModelError(f"'{module_name}' has no function or class '{factory_name}'")
-    return factory
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[0]}"

@@ -31,7 +31,8 @@ from antibackdoor.errors import ConfigError
 from antibackdoor.metrics import (
     clean_accuracy,
 )
-from antibackdoor.models import adapt_factory, channel_statistics, load_factory, normalized
+from antibackdoor.models import channel_statistics, normalized
+from antibackdoor.own_network import adapt_factory, load_factory
 from antibackdoor.protocols import Trained, TrainingDefense
 from antibackdoor.readers import DataSet
 from antibackdoor.recipe import Recipe

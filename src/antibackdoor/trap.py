@@ -1,11 +1,11 @@
 """The second head as a trap: shallow layers learn short-cuts before they learn classes, and this holds them there.
 
-Three phases, all on the trunk and the second head alone. A *warm-up* trains on everything and records how the
-loss of each sample falls. *Confusion* then keeps training the most suspicious samples of each label towards that
-label and surely clean ones towards no label at all: what the classes look like is forgotten, and what remains
-predictive is the trigger. (Poison that makes up nearly all of a label is looked for by a trial after the first
-round.) The *settlement* confuses twice more, first with half of the found samples, since a short-cut carries over to
-the other half and a memory does not, then with all, so that the missed ones join them.
+After the warm-up, all on the trunk and the second head alone: *confusion* keeps training the most suspicious samples of
+each label towards that label and surely clean ones towards no label at all: what the classes look like is forgotten,
+and what remains predictive is the trigger. (Poison that makes up nearly all of a label is looked for by a trial after
+the first round.) The *settlement* confuses twice more, first with half of the found samples, since a short-cut carries
+over to the other half and a memory does not, then with all, so that the missed ones join them. Where nothing is caught,
+a second attempt begins with other suspects.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from antibackdoor.history import Losses, LossHistory
+from antibackdoor.history import LossHistory
 from antibackdoor.isolation import (
     SMALLEST_GROUP,
     SMALLEST_LABEL,
@@ -36,10 +36,9 @@ from antibackdoor.parts import contradiction, n_parts, pooled_parts
 from antibackdoor.populations import Populations, two_populations
 from antibackdoor.samples import Batch, BoolArray, FloatArray, IntArray
 from antibackdoor.session import Feed, Session
-from antibackdoor.training import Journal, Objective, classify, cross_entropy, evaluate, shuffled, train_epoch
+from antibackdoor.training import Objective, cross_entropy, evaluate, shuffled, train_epoch
+from antibackdoor.warm_up import draw
 
-BLOCK = 50  # optimizer steps between two choices of the hard samples
-SNAPSHOT = 150  # optimizer steps between two entries of the loss history
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
 BY_PARTS = 3  # rounds that begin with suspects chosen by their parts; more would teach the classes again
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
@@ -51,9 +50,6 @@ SEARCHED_PER_LABEL = 200  # at least so many for each label
 class TrapSettings:
     """What the trap is made of; the values are those of `E2ABL`, where they are explained."""
 
-    warmup_steps: int
-    warmup_learning_rate: float
-    hard_share: float
     confusion_steps: int
     confusion_learning_rate: float
     confusion_weight: float
@@ -89,63 +85,6 @@ class Caught:
     gains: FloatArray
     labels: tuple[int, ...]
     steps: int
-
-
-def warm_up(
-    session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, journal: Journal, state: dict[str, object]
-) -> LossHistory:
-    """Train trunk and second head on everything, hard samples more often, and record the losses.
-
-    Half of each batch is drawn evenly, half from the samples with the largest loss: poisoned samples that are not
-    learned yet are among the hardest, so they come several times as often and a rare backdoor is learned in time.
-
-    Args:
-        session: Device, precision, processes.
-        feed: The data.
-        net: The network; its trunk and second head change.
-        settings: Steps, learning rate, share of hard samples.
-        journal: Gets a checkpoint at every snapshot.
-        state: The last checkpoint, empty at the start.
-
-    Returns:
-        Losses in training mode at every snapshot; a sample not seen since the last one keeps its value.
-    """
-    n, seed = len(feed.labels), session.recipe.seed
-    optimizer = session.optimizer(net.parameters(), settings.warmup_learning_rate)
-    history = LossHistory.start(n, feed.n_classes)
-    losses, first = history.losses[0].copy(), 0
-    if state:
-        net.load_state_dict(state["model"])  # type: ignore[arg-type]
-        optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-        history, first = LossHistory.from_state(state["history"]), int(state["step"])  # type: ignore[arg-type, call-overload]
-        losses = history.losses[-1].copy()
-    for step in range(first, settings.warmup_steps, BLOCK):
-        plan = _warm_up_plan(losses, step, session.batch_size, settings.hard_share, seed)
-        seen = train_epoch(
-            session,
-            feed,
-            plan,
-            net,
-            classify(net.second_logits),
-            optimizer,
-            seed=(seed, 1, step),
-            augmented=False,
-            title=f"warm-up {step}/{settings.warmup_steps}",
-        )
-        losses = np.where(np.isnan(seen), losses, seen)
-        if (step + BLOCK) % SNAPSHOT == 0:
-            history = history.append(losses, step + BLOCK)
-            journal.log(phase="warm-up", step=step + BLOCK, loss=float(losses.mean()))
-            journal.save(
-                {
-                    "phase": "warm-up",
-                    "model": net.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "history": history.state(),
-                    "step": step + BLOCK,
-                }
-            )
-    return history
 
 
 def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, history: LossHistory) -> Caught:
@@ -374,39 +313,9 @@ def _coarse(features: Tensor) -> Tensor:
     return features.flatten(1)
 
 
-def _warm_up_plan(losses: Losses, step: int, size: int, hard_share: float, seed: int) -> list[IntArray]:
-    """Rows of the next block of batches, a function of the losses and the position alone."""
-    n = len(losses)
-    rng = np.random.default_rng((seed, 1, step))
-    if step < 2 * BLOCK:
-        return [_in_turn(n, (step + i) * size, size, seed) for i in range(BLOCK)]
-    n_hard = max(1, round(hard_share * n))
-    hard = np.argpartition(-losses, n_hard - 1)[:n_hard]
-    half = size // 2
-    start = 2 * BLOCK * size + (step - 2 * BLOCK) * half
-    return [
-        np.concatenate([_in_turn(n, start + i * half, half, seed), _draw(rng, hard, size - half)]) for i in range(BLOCK)
-    ]
-
-
-def _in_turn(n: int, start: int, count: int, seed: int) -> IntArray:
-    """Rows number `start` and on of an endless run of shuffled passes over the data."""
-    taken: list[IntArray] = []
-    while count:
-        order = shuffled(n, seed, 1, start // n)
-        part = order[start % n : start % n + count]
-        taken.append(part)
-        start, count = start + len(part), count - len(part)
-    return np.concatenate(taken)
-
-
-def _draw(rng: np.random.Generator, rows: IntArray, count: int) -> IntArray:
-    return rng.choice(rows, count, replace=len(rows) < count)
-
-
 def _mixed(rng: np.random.Generator, size: int, parts: tuple[IntArray, ...]) -> IntArray:
     """A batch with an equal number of rows from each part."""
-    return np.concatenate([_draw(rng, part, size // len(parts)) for part in parts])
+    return np.concatenate([draw(rng, part, size // len(parts)) for part in parts])
 
 
 def confusion(net: TwoHead, keeps_label: Tensor, weight: float) -> Objective:

@@ -34,8 +34,9 @@ from antibackdoor.training import (
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import BY_PARTS, SNAPSHOT, Caught, TrapSettings, margin, n_searched, spring, warm_up
+from antibackdoor.trap import BY_PARTS, Caught, TrapSettings, margin, n_searched, spring
 from antibackdoor.verdict import evidence, judge, suspicion
+from antibackdoor.warm_up import SNAPSHOT, warm_up
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
 LEAST_PASSES = 0.85  # of the main training, however much the search costs: on small data it costs seconds
@@ -159,9 +160,9 @@ class E2ABL:
         self._check()
         session = Session(recipe, len(samples), images=samples.kind == "image")
         feed, net = session.feed(samples), self._two_heads(session, samples, build)
-        settings, n = self._trap(session, len(samples)), len(samples)
+        n = len(samples)
         rows = [shuffled(n, recipe.seed)[: session.batch_size]] * TIMED_STEPS
-        optimizer = session.optimizer(net.parameters(), settings.warmup_learning_rate)
+        optimizer = session.optimizer(net.parameters(), self.warmup_learning_rate)
         objective = classify(net.second_logits)
         # The first steps are slow: memory is laid out, kernels are chosen.
         with session.full_precision(_is_delicate(samples)):
@@ -170,8 +171,8 @@ class E2ABL:
             train_epoch(session, feed, rows, net, objective, optimizer, seed=(0,), augmented=False, title="timing")
         a_step = (time.perf_counter() - started) / TIMED_STEPS
         looks = (4 * n_searched(n, samples.n_classes) + n) / session.batch_size / 3
-        rounds = len(settings.suspect_shares) + BY_PARTS + 2
-        return a_step * (settings.warmup_steps + rounds * settings.confusion_steps + looks)
+        rounds = len(SUSPECT_SHARES) + BY_PARTS + 2
+        return a_step * (self._warmup_steps(session, n) + rounds * self.confusion_steps + looks)
 
     def _find(
         self,
@@ -185,10 +186,18 @@ class E2ABL:
         """What the second head finds, and the losses that it went by."""
         if "caught" in state:
             return _caught_from(state), LossHistory.from_state(state["history"])
-        settings = self._trap(session, len(feed.labels))
         with session.full_precision(_is_delicate(samples)):
-            history = warm_up(session, feed, net, settings, journal, state)
-            caught = spring(session, feed, net, settings, history)
+            history = warm_up(
+                session,
+                feed,
+                net,
+                journal,
+                state,
+                steps=self._warmup_steps(session, len(samples)),
+                learning_rate=self.warmup_learning_rate,
+                hard_share=self.hard_share,
+            )
+            caught = spring(session, feed, net, self._trap(), history)
             removal = find_removal(samples, caught.isolated, caught.core)
             if removal is not None:
                 without = feed._replace(change=removal)
@@ -229,13 +238,13 @@ class E2ABL:
         session.prepare(net)
         return net
 
-    def _trap(self, session: Session, n: int) -> TrapSettings:
+    def _warmup_steps(self, session: Session, n: int) -> int:
         total = session.recipe.passes(n) * n // session.batch_size
         steps = min(self.warmup_steps, max(ENOUGH_STEPS, total // 5))
+        return max(SNAPSHOT, steps // SNAPSHOT * SNAPSHOT)
+
+    def _trap(self) -> TrapSettings:
         return TrapSettings(
-            warmup_steps=max(SNAPSHOT, steps // SNAPSHOT * SNAPSHOT),
-            warmup_learning_rate=self.warmup_learning_rate,
-            hard_share=self.hard_share,
             confusion_steps=self.confusion_steps,
             confusion_learning_rate=self.confusion_learning_rate,
             confusion_weight=self.confusion_weight,

@@ -1,0 +1,112 @@
+"""The warm-up of the trap: short-cuts are learned, and the loss of every sample is recorded on the way."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from antibackdoor.history import Losses, LossHistory
+from antibackdoor.models import TwoHead
+from antibackdoor.samples import IntArray
+from antibackdoor.session import Feed, Session
+from antibackdoor.training import Journal, classify, shuffled, train_epoch
+
+BLOCK = 50  # optimizer steps between two choices of the hard samples
+SNAPSHOT = 150  # optimizer steps between two entries of the loss history
+
+
+def warm_up(
+    session: Session,
+    feed: Feed,
+    net: TwoHead,
+    journal: Journal,
+    state: dict[str, object],
+    *,
+    steps: int,
+    learning_rate: float,
+    hard_share: float,
+) -> LossHistory:
+    """Train trunk and second head on everything, hard samples more often, and record the losses.
+
+    Half of each batch is drawn evenly, half from the samples with the largest loss: poisoned samples that are not
+    learned yet are among the hardest, so they come several times as often and a rare backdoor is learned in time.
+
+    Args:
+        session: Device, precision, processes.
+        feed: The data.
+        net: The network; its trunk and second head change.
+        journal: Gets a checkpoint at every snapshot.
+        state: The last checkpoint, empty at the start.
+        steps: Optimizer steps.
+        learning_rate: Their learning rate.
+        hard_share: Share of the samples that count as hard.
+
+    Returns:
+        Losses in training mode at every snapshot; a sample not seen since the last one keeps its value.
+    """
+    n, seed = len(feed.labels), session.recipe.seed
+    optimizer = session.optimizer(net.parameters(), learning_rate)
+    history = LossHistory.start(n, feed.n_classes)
+    losses, first = history.losses[0].copy(), 0
+    if state:
+        net.load_state_dict(state["model"])  # type: ignore[arg-type]
+        optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        history, first = LossHistory.from_state(state["history"]), int(state["step"])  # type: ignore[arg-type, call-overload]
+        losses = history.losses[-1].copy()
+    for step in range(first, steps, BLOCK):
+        plan = _plan(losses, step, session.batch_size, hard_share, seed)
+        seen = train_epoch(
+            session,
+            feed,
+            plan,
+            net,
+            classify(net.second_logits),
+            optimizer,
+            seed=(seed, 1, step),
+            augmented=False,
+            title=f"warm-up {step}/{steps}",
+        )
+        losses = np.where(np.isnan(seen), losses, seen)
+        if (step + BLOCK) % SNAPSHOT == 0:
+            history = history.append(losses, step + BLOCK)
+            journal.log(phase="warm-up", step=step + BLOCK, loss=float(losses.mean()))
+            journal.save(
+                {
+                    "phase": "warm-up",
+                    "model": net.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "history": history.state(),
+                    "step": step + BLOCK,
+                }
+            )
+    return history
+
+
+def _plan(losses: Losses, step: int, size: int, hard_share: float, seed: int) -> list[IntArray]:
+    """Rows of the next block of batches, a function of the losses and the position alone."""
+    n = len(losses)
+    rng = np.random.default_rng((seed, 1, step))
+    if step < 2 * BLOCK:
+        return [_in_turn(n, (step + i) * size, size, seed) for i in range(BLOCK)]
+    n_hard = max(1, round(hard_share * n))
+    hard = np.argpartition(-losses, n_hard - 1)[:n_hard]
+    half = size // 2
+    start = 2 * BLOCK * size + (step - 2 * BLOCK) * half
+    return [
+        np.concatenate([_in_turn(n, start + i * half, half, seed), draw(rng, hard, size - half)]) for i in range(BLOCK)
+    ]
+
+
+def _in_turn(n: int, start: int, count: int, seed: int) -> IntArray:
+    """Rows number `start` and on of an endless run of shuffled passes over the data."""
+    taken: list[IntArray] = []
+    while count:
+        order = shuffled(n, seed, 1, start // n)
+        part = order[start % n : start % n + count]
+        taken.append(part)
+        start, count = start + len(part), count - len(part)
+    return np.concatenate(taken)
+
+
+def draw(rng: np.random.Generator, rows: IntArray, count: int) -> IntArray:
+    """So many of the rows at random; some of them twice if they are fewer."""
+    return rng.choice(rows, count, replace=len(rows) < count)
