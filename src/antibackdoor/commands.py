@@ -1,6 +1,7 @@
 """What the commands do: call the package and print. Slow imports wait until a command needs them."""
 
 import csv
+import inspect
 import os
 import platform
 import sys
@@ -211,13 +212,19 @@ def report(run: Path) -> None:
 
 
 def attacks() -> None:
-    """List the attacks of the red team."""
+    """List the attacks of the red team, each with its paper.
+
+    Threat: P, the attacker only poisons data; P+M, a model of their own helps. Evidence: A, paper and code agree; B, the
+    code differs from the paper; C, gaps of the paper are filled by choice; D, a reconstruction without the original.
+    """
     from antibackdoor.attacks import ATTACKS
 
     for name, attack in ATTACKS.items():
-        summary = (attack.__doc__ or "").strip().splitlines()[0]
+        text = inspect.getdoc(attack) or ""
+        reference = text.partition("Reference: ")[2].partition("\n\n")[0]
         kinds = ", ".join(attack.kinds)
-        print(f"{name:18} {kinds:14} threat {attack.threat_model:4} evidence {attack.evidence}  {summary}")
+        print(f"{name:18} {kinds:14} threat {attack.threat_model:4} evidence {attack.evidence}  {text.splitlines()[0]}")
+        print(f"{'':18} {' '.join(reference.split())}")
 
 
 def doctor() -> None:

@@ -164,7 +164,7 @@ class FeatureCollision:
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
-    evidence: ClassVar[str] = "C"
+    evidence: ClassVar[str] = "D"
     threat_model: ClassVar[str] = "P+M"
 
     mode: Literal["trigger", "single"] = "trigger"
