@@ -214,8 +214,8 @@ def report(run: Path) -> None:
 def attacks() -> None:
     """List the attacks of the red team, each with its paper.
 
-    Threat: P, the attacker only poisons data; P+M, a model of their own helps. Evidence: A, paper and code agree; B, the
-    code differs from the paper; C, gaps of the paper are filled by choice; D, a reconstruction without the original.
+    Threat: P, the attacker only poisons data; P+M, a model of their own helps. Evidence: A, paper and code agree; B,
+    the code differs from the paper; C, gaps of the paper are filled by choice; D, a reconstruction.
     """
     from antibackdoor.attacks import ATTACKS
 
