@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import pictures, waves, write_folder
 
+from antibackdoor.attacks import ATTACKS
 from antibackdoor.readers import write
 
 Call = Callable[..., tuple[int, str, str]]
@@ -63,7 +65,9 @@ def test_help_shows_the_hyper_parameters_of_the_chosen_method(call: Call) -> Non
 
 def test_lists(call: Call) -> None:
     code, out, err = call("attacks")
-    assert (code, err) == (0, "") and "badnets" in out and len(out.splitlines()) == 18
+    lines = out.splitlines()
+    assert (code, err) == (0, "") and [line.split()[0] for line in lines[::2]] == list(ATTACKS)
+    assert all(re.search(r"\b(19|20)\d\d\b", line) for line in lines[1::2]), "each with its paper and year"
     code, out, err = call("doctor")
     assert (code, err) == (0, "") and "wrn-16-1" in out and "torch" in out
     assert call("--version")[1].strip().count(".") == 2
