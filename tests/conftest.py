@@ -43,6 +43,16 @@ def waves(n: int = 48, n_classes: int = 2, *, channels: int = 1, length: int = 1
     return Samples(inputs.astype(np.float32), labels, ids, np.array([f"class{k}" for k in range(n_classes)]))
 
 
+def striped(n: int = 256) -> Samples:
+    """Class 1 has bright rows, class 0 bright columns: easy for any convolution."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % 2
+    stripes = np.where(np.arange(16) % 2 == 0, 120, 0)
+    images = np.where(labels[:, None, None, None] == 1, stripes[:, None], stripes[None, :])
+    inputs = np.broadcast_to(images, (n, 3, 16, 16)) + rng.integers(0, 100, (n, 3, 16, 16))
+    return Samples(inputs.astype(np.uint8), labels, np.arange(n).astype(str), np.array(["a", "b"]))
+
+
 def write_folder(samples: Samples, folder: Path) -> Path:
     """One PNG for each sample in the folder of its class."""
     for image, name in zip(samples.inputs, samples.ids, strict=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import striped
 from PIL import Image
 
 from antibackdoor.attacks import (
@@ -374,16 +375,6 @@ def test_cba_that_does_not_fit() -> None:
         poison(samples.take(samples.labels != 1), CBA(), seed=0)
     with pytest.raises(ConfigError, match="jitter is 8"):
         CBA(jitter=8).trigger(samples, seed=0)
-
-
-def striped(n: int = 256) -> Samples:
-    """Class 1 has bright rows, class 0 bright columns: easy for any convolution."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(n) % 2
-    stripes = np.where(np.arange(16) % 2 == 0, 120, 0)
-    images = np.where(labels[:, None, None, None] == 1, stripes[:, None], stripes[None, :])
-    inputs = np.broadcast_to(images, (n, 3, 16, 16)) + rng.integers(0, 100, (n, 3, 16, 16))
-    return Samples(inputs.astype(np.uint8), labels, np.arange(n).astype(str), np.array(["a", "b"]))
 
 
 def test_surrogate_learns_and_comes_from_the_cache_unchanged() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import striped
 from PIL import Image
 from torch import Tensor
 
@@ -16,25 +17,14 @@ from antibackdoor.attacks.feature_collision import Collision, Descent, collided
 from antibackdoor.attacks.stamps import Patch, Staged
 from antibackdoor.attacks.surrogate import to_tensor
 from antibackdoor.errors import ConfigError, DataError
-from antibackdoor.samples import Samples
 
 NUMBERS = np.arange(128)
-
-
-def striped(n: int = 128) -> Samples:
-    """Class 1 has bright rows, class 0 bright columns: easy for any convolution."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(n) % 2
-    stripes = np.where(np.arange(16) % 2 == 0, 120, 0)
-    images = np.where(labels[:, None, None, None] == 1, stripes[:, None], stripes[None, :])
-    inputs = np.broadcast_to(images, (n, 3, 16, 16)) + rng.integers(0, 100, (n, 3, 16, 16))
-    return Samples(inputs.astype(np.uint8), labels, np.arange(n).astype(str), np.array(["a", "b"]))
 
 
 @pytest.fixture(scope="module")
 def trained() -> Staged:
     attack = FeatureCollision(epochs=3, n_steps=30, n_sources=20, n_candidates=4)
-    return attack.trigger(striped(), seed=0, plan=CleanLabel(target_label=1))
+    return attack.trigger(striped(128), seed=0, plan=CleanLabel(target_label=1))
 
 
 class Identity:
@@ -65,7 +55,7 @@ def test_steps_by_hand(descent: Descent, expected: float) -> None:
 def test_poisons_come_closer_to_their_goals_and_stay_near_their_images(trained: Staged) -> None:
     collision = trained.planted
     assert isinstance(collision, Collision)
-    samples = striped()
+    samples = striped(128)
     result = poison(samples, FeatureCollision(), plan=CleanLabel(rate=0.2, target_label=1), seed=0, trigger=trained)
     rows = result.truth.is_poisoned
     assert rows.sum() == 26 and (samples.labels[rows] == 1).all()
@@ -81,7 +71,7 @@ def test_poisons_come_closer_to_their_goals_and_stay_near_their_images(trained: 
 
 
 def test_the_patch_alone_is_shown(trained: Staged) -> None:
-    samples = striped()
+    samples = striped(128)
     shown = trained.apply(samples.inputs, NUMBERS)
     changed = (shown != samples.inputs).any(axis=(0, 1))
     assert changed[6:11, 6:11].all() and changed.sum() == 25  # 5 pixels from the corner of 16x16
@@ -89,7 +79,7 @@ def test_the_patch_alone_is_shown(trained: Staged) -> None:
 
 
 def test_a_single_instance_as_published(tmp_path: Path) -> None:
-    samples = striped()
+    samples = striped(128)
     path = tmp_path / "gray.png"
     Image.new("RGB", (16, 16), (200, 200, 200)).save(path)
     attack = FeatureCollision(mode="single", picture=str(path), epochs=2, n_steps=20, watermark=0.25)
@@ -124,11 +114,11 @@ def test_a_single_instance_as_published(tmp_path: Path) -> None:
 )
 def test_values_out_of_range(attack: FeatureCollision, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        attack.trigger(striped(), seed=0)
+        attack.trigger(striped(128), seed=0)
 
 
 def test_data_that_do_not_suffice() -> None:
-    samples = striped()
+    samples = striped(128)
     with pytest.raises(DataError, match="other classes"):
         FeatureCollision(epochs=1).trigger(samples.take(samples.labels == 0), seed=0)
     # Sources of one class only, where the plan counts no others.

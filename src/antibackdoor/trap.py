@@ -106,13 +106,12 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     n = len(feed.labels)
     rows = shuffled(n, session.recipe.seed, 6)[: n_searched(n, feed.n_classes)]
     search = _Search(session, feed, net, settings, np.sort(rows))
-    strangers = search.first_look()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
+    strangers, before = search.first_look(), _weights(net)
     caught = search.attempt(search.by_losses(history), settings.suspect_shares, strangers)
-    if not caught.isolated.any():
+    if caught is None:
         net.load_state_dict(before)
         caught = search.attempt(search.by_parts(), settings.suspect_shares[:BY_PARTS], strangers)
-    return caught
+    return search.nothing(strangers) if caught is None else caught
 
 
 def n_searched(n_samples: int, n_classes: int) -> int:
@@ -149,8 +148,8 @@ class _Search:
         self.margins = looked[:, 0].astype(np.float64)
         return two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
 
-    def attempt(self, suspicion: FloatArray, shares: tuple[float, ...], strangers: Populations) -> Caught:
-        """What is caught if confusion begins with these suspects."""
+    def attempt(self, suspicion: FloatArray, shares: tuple[float, ...], strangers: Populations) -> Caught | None:
+        """What is caught if confusion begins with these suspects; None if nothing is."""
         self.favourites = set()
         self.narrow(suspicion, shares)
         return self.settle(strangers)
@@ -193,7 +192,7 @@ class _Search:
         flagged[self.rows] = above_valleys(self.margins, self.labels, tried)
         if flagged.sum() < SMALLEST_GROUP:
             return False
-        before = {name: value.clone() for name, value in self.net.state_dict().items()}
+        before = _weights(self.net)
         self.favourites = set(tried)
         self.reinforce(self.half(np.flatnonzero(flagged)), flagged, self.favourites)
         margins = self.look(self.rows)
@@ -211,8 +210,11 @@ class _Search:
         self.margins, self.valleys, self.favourites = margins, self.valleys | kept, set(kept)
         return True
 
-    def settle(self, strangers: Populations) -> Caught:
-        """Keep the labels whose finding repeats itself, then let the samples that were missed stand out as well."""
+    def settle(self, strangers: Populations) -> Caught | None:
+        """Keep the labels whose finding repeats itself, then let the samples that were missed stand out as well.
+
+        None if no finding is left.
+        """
         everything = np.arange(len(self.all_labels))
         wanted = {k: v for k, v in self.valleys.items() if v.depth >= self.settings.least_depth}
         content: BoolArray = np.zeros(len(everything), dtype=bool)
@@ -222,7 +224,7 @@ class _Search:
         suspected, margins = {*wanted, *strangers.labels}, self.margins
         for rows, needed in ((self.rows, self.settings.least_depth), (everything, self.settings.sure_depth)):
             if flagged.sum() < SMALLEST_GROUP:
-                break
+                return None
             found = np.flatnonzero(flagged)
             held_out = self.half(found) if rows is self.rows else found[:0]
             self.reinforce(np.setdiff1d(found, held_out), flagged, suspected)
@@ -234,17 +236,36 @@ class _Search:
             flagged = content.copy()
             flagged[rows] |= above_valleys(margins, self.all_labels[rows], wanted)
         if flagged.sum() < SMALLEST_GROUP:
-            margins = margins if len(margins) == len(everything) else self.look(everything)
-            flagged, content, suspected = flagged & False, content & False, set()
+            return None
+        isolated = widen(margins, self.all_labels, flagged, suspected)
+        return self.caught(isolated, flagged, content, margins, suspected, strangers)
+
+    def nothing(self, strangers: Populations) -> Caught:
+        """The outcome of a search that found nothing: margins of all samples, and the evidence that there was."""
+        everything = np.arange(len(self.all_labels))
+        margins = self.margins if len(self.rows) == len(everything) else self.look(everything)
+        none: BoolArray = np.zeros(len(everything), dtype=bool)
+        return self.caught(none, none, none, margins, set(), strangers)
+
+    def caught(
+        self,
+        isolated: BoolArray,
+        core: BoolArray,
+        content: BoolArray,
+        margins: FloatArray,
+        labels: set[int],
+        strangers: Populations,
+    ) -> Caught:
+        """An outcome with the evidence of each label and the cost."""
         return Caught(
-            isolated=widen(margins, self.all_labels, flagged, suspected),
-            core=flagged,
+            isolated=isolated,
+            core=core,
             content=content,
             margins=margins,
-            removable=np.zeros(len(everything), dtype=bool),
+            removable=np.zeros(len(isolated), dtype=bool),
             depths=self.by_label({label: valley.depth for label, valley in self.valleys.items()}),
             gains=self.by_label(strangers.gains),
-            labels=tuple(sorted(suspected)),
+            labels=tuple(sorted(labels)),
             steps=self.steps,
         )
 
@@ -302,6 +323,11 @@ class _Search:
         """The valley in the margins of each wanted label that has enough samples."""
         members = {k: r for k, r in label_rows(labels).items() if k in wanted and len(r) >= SMALLEST_LABEL}
         return {label: find_valley(margins[rows]) for label, rows in members.items()}
+
+
+def _weights(net: TwoHead) -> dict[str, Tensor]:
+    """A copy of the network's state, to go back to."""
+    return {name: value.clone() for name, value in net.state_dict().items()}
 
 
 def _coarse(features: Tensor) -> Tensor:
