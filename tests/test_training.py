@@ -18,7 +18,6 @@ from antibackdoor.recipe import Recipe, augmentation_names
 from antibackdoor.samples import Batch, Samples
 from antibackdoor.session import Session, has_fast_bf16, seeded
 from antibackdoor.training import (
-    EVALUATION_BATCH,
     batches,
     classify,
     cross_entropy,
@@ -146,9 +145,10 @@ def test_bar_is_shown_on_a_terminal_only(capsys: pytest.CaptureFixture[str], mon
 
 
 def test_evaluate_keeps_the_order_of_the_rows() -> None:
-    n = EVALUATION_BATCH + 7
+    n = 1031  # some whole batches and a part of one
     samples = numbers([float(i) for i in range(n)], [i % 2 for i in range(n)])
     session = small_session(samples)
+    assert n > session.evaluation_batch and n % session.evaluation_batch
     feed = session.feed(samples)
 
     def forward(x: Tensor) -> Tensor:

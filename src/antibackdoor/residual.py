@@ -22,9 +22,10 @@ def residual_attack_success(
     """How often the model still answers as the attacker wants, by two questions to it.
 
     The first: which share of the samples that carry a shortcut does it give their given label, the suspected target?
-    That is the attack success rate if the poison is mislabelled. If it keeps its true labels, the model rightly says
-    so, and the second question decides: samples of other labels are changed as those with the shortcut differ from
-    their like (`Difference.carry_over`), and if that moves them less than half as often, its share is the estimate.
+    That is the attack success rate if the poison is mislabelled. The second: samples of other labels are changed as
+    those with the shortcut differ from their like (`Difference.carry_over`); which share of them does that move? The
+    larger share is the estimate, except where the model agrees with most of the carriers and the change moves less
+    than half as many: then the poison keeps its true labels, the model rightly says so, and the second share counts.
 
     Args:
         session: Device and precision.
@@ -49,7 +50,8 @@ def residual_attack_success(
         moved = samples.take(_some(others))
         moved = replace(moved, inputs=change.carry_over(moved.inputs))
         followed = predict(session, model, moved).labels == label
-        answers = followed if followed.mean() < obeyed.mean() / 2 else obeyed
+        true_labels = obeyed.mean() > 0.5 and followed.mean() < obeyed.mean() / 2
+        answers = followed if true_labels or followed.mean() > obeyed.mean() else obeyed
         successes, asked = successes + int(answers.sum()), asked + len(answers)
     if not asked:
         return {}

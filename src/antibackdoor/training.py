@@ -24,8 +24,6 @@ from antibackdoor.session import Feed, Session
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import, and `--help` needs none
 
-EVALUATION_BATCH = 512
-
 
 class Journal(Protocol):
     """Where a training writes what it did and from where it resumes."""
@@ -193,8 +191,8 @@ def evaluate(
     world, rank = session.fabric.world_size, session.fabric.global_rank
     parts: list[Tensor] = []
     with session.bar(title, len(rows)) as advance:
-        for start in range(0, len(rows), EVALUATION_BATCH * world):
-            chunk = rows[start : start + EVALUATION_BATCH * world]
+        for start in range(0, len(rows), session.evaluation_batch * world):
+            chunk = rows[start : start + session.evaluation_batch * world]
             # Every process takes the same number of rows (the last are repeated), so that all can be gathered.
             share = math.ceil(len(chunk) / world)
             own = chunk[np.minimum(np.arange(rank * share, (rank + 1) * share), len(chunk) - 1)]
