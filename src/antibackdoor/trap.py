@@ -40,7 +40,7 @@ from antibackdoor.training import Objective, cross_entropy, evaluate, shuffled, 
 from antibackdoor.warm_up import draw
 
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
-BY_LOSSES = 3  # rounds that begin with suspects chosen by their losses; where they err, more do not help
+BY_PARTS = 3  # rounds that begin with suspects chosen by their parts; more would teach the classes again
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 NEARLY_ALL = 0.75  # share of a label; a smaller group leaves a valley, and is told from its class more finely there
 SEARCHED_PER_LABEL = 200  # at least so many for each label
@@ -107,10 +107,10 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     rows = shuffled(n, session.recipe.seed, 6)[: n_searched(n, feed.n_classes)]
     search = _Search(session, feed, net, settings, np.sort(rows))
     strangers, before = search.first_look(), _weights(net)
-    caught = search.attempt(search.by_losses(history), settings.suspect_shares[:BY_LOSSES], strangers)
+    caught = search.attempt(search.by_losses(history), settings.suspect_shares, strangers)
     if caught is None:
         net.load_state_dict(before)
-        caught = search.attempt(search.by_parts(), settings.suspect_shares, strangers)
+        caught = search.attempt(search.by_parts(), settings.suspect_shares[:BY_PARTS], strangers)
     return search.nothing(strangers) if caught is None else caught
 
 

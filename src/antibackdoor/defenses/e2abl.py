@@ -34,14 +34,14 @@ from antibackdoor.training import (
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import BY_LOSSES, Caught, TrapSettings, margin, n_searched, spring
+from antibackdoor.trap import BY_PARTS, Caught, TrapSettings, margin, n_searched, spring
 from antibackdoor.verdict import evidence, judge, suspicion
 from antibackdoor.warm_up import SNAPSHOT, warm_up
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
 LEAST_PASSES = 0.8  # of the main training, however much the search costs: on small data it costs seconds
-SUSPECT_SHARES = (0.2, 0.1, 0.05, 0.05, 0.05)  # of each label, in the rounds of confusion
-MOST_ROUNDS = BY_LOSSES + len(SUSPECT_SHARES)
+SUSPECT_SHARES = (0.2, 0.1, 0.05, 0.05)  # of each label, in the rounds of confusion
+MOST_ROUNDS = len(SUSPECT_SHARES) + BY_PARTS
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
 # on CIFAR-10; these numbers only set how many passes the main head gives up.
