@@ -39,7 +39,7 @@ from antibackdoor.verdict import evidence, judge, suspicion
 from antibackdoor.warm_up import SNAPSHOT, warm_up
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
-LEAST_PASSES = 0.8  # of the main training, however much the search costs: on small data it costs seconds
+LEAST_PASSES = 0.85  # of the main training, however much the search costs: on small data it costs seconds
 SUSPECT_SHARES = (0.2, 0.1, 0.05, 0.05)  # of each label, in the rounds of confusion
 MOST_ROUNDS = len(SUSPECT_SHARES) + BY_PARTS
 TIMED_STEPS = 5  # to estimate how long a search takes
