@@ -16,24 +16,21 @@ import pytest
 import torch
 from torch import nn
 
-from antibackdoor import artifacts
+from antibackdoor import artifacts, model_file
 from antibackdoor.artifacts import (
-    ModelSpec,
     SamplesTable,
     iterate_history,
-    load_model_spec,
-    load_weights,
     read_history,
     read_metrics,
     read_sample_columns,
     read_samples_table,
-    save_model,
     write_history,
     write_metrics,
     write_samples_table,
 )
 from antibackdoor.errors import ModelError, RunError
 from antibackdoor.history import LossHistory
+from antibackdoor.model_file import ModelSpec, load_model_spec, load_weights, save_model
 from antibackdoor.run_folder import RunFolder, read_config, read_log
 
 SPEC = ModelSpec(
@@ -91,6 +88,14 @@ def test_tied_weights_are_saved(tmp_path: Path) -> None:
     assert torch.equal(tied.weight, first.weight)
 
 
+def test_tied_convolutions_come_back_from_another_memory_layout(tmp_path: Path) -> None:
+    first = nn.Conv2d(3, 3, 3).to(memory_format=torch.channels_last)
+    save_model(tmp_path, nn.Sequential(first, nn.ReLU(), first), SPEC)
+    tied = nn.Conv2d(3, 3, 3)
+    load_weights(tmp_path, nn.Sequential(tied, nn.ReLU(), tied))
+    assert torch.equal(tied.weight, first.weight)
+
+
 def test_wrong_or_corrupt_weights_are_one_line(tmp_path: Path) -> None:
     save_model(tmp_path, nn.Linear(4, 4), SPEC)
     with pytest.raises(ModelError, match="does not fit") as error:
@@ -99,20 +104,20 @@ def test_wrong_or_corrupt_weights_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not fit") as error:
         load_weights(tmp_path, nn.Sequential(nn.Linear(4, 4)))
     one_line_of(error)
-    whole = (tmp_path / artifacts.MODEL).read_bytes()
+    whole = (tmp_path / model_file.MODEL).read_bytes()
     for damage in (whole[:-7], b"", b"\xff" * 100):
-        (tmp_path / artifacts.MODEL).write_bytes(damage)
+        (tmp_path / model_file.MODEL).write_bytes(damage)
         with pytest.raises(ModelError, match="corrupt") as error:
             load_weights(tmp_path, nn.Linear(4, 4))
         one_line_of(error)
-    (tmp_path / artifacts.MODEL).unlink()
+    (tmp_path / model_file.MODEL).unlink()
     with pytest.raises(ModelError, match=r"model\.safetensors"):
         load_weights(tmp_path, nn.Linear(4, 4))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", json.dumps({**SPEC.to_json(), "kind": "text"}), "\xff"])
 def test_damaged_description_is_one_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / artifacts.SPEC).write_text(text, encoding="latin-1")
+    (tmp_path / model_file.SPEC).write_text(text, encoding="latin-1")
     with pytest.raises(ModelError) as error:
         load_model_spec(tmp_path)
     one_line_of(error)
@@ -349,7 +354,7 @@ def test_foreign_folders_are_refused_untouched(tmp_path: Path) -> None:
 
 def test_other_settings_are_named(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, {"recipe": {"epochs": 100}, "seed": 0}).close()
-    with pytest.raises(RunError, match="unfinished run; resume it or choose"):
+    with pytest.raises(RunError, match="unfinished run; go on with --resume"):
         RunFolder.create(tmp_path, {"recipe": {"epochs": 100}, "seed": 0})
     with pytest.raises(RunError, match=r"setting 'recipe.epochs' was 100 and is now 50") as error:
         RunFolder.create(tmp_path, {"recipe": {"epochs": 50}, "seed": 0}, resume=True)

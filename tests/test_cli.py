@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import sys
@@ -242,6 +243,7 @@ def test_series_with_nan(call: Call, tmp_path: Path, value: float) -> None:
         (["--epochs", "-1"], ["epochs is -1"]),
         (["--epochs", "many"], ["many"]),
         (["--learning-rate", "0"], ["learning_rate is 0"]),
+        (["--seed", str(2**64)], ["seed is 18446744073709551616", "below 2^32"]),
         (["--precision", "fp8"], ["fp8"]),
         (["--augment", "rotate"], ["'rotate'", "crop"]),
         (["--test-fraction", "1"], ["test_fraction is 1"]),
@@ -266,6 +268,38 @@ def test_wrong_settings(call: Call, tmp_path: Path, own: str, arguments: list[st
     arguments = [argument.replace("OWN", own) for argument in arguments]
     fast = [] if "--epochs" in arguments or "--defense" in arguments else ["--epochs", "1"]
     expect(call("train", make_data(tmp_path, "folder"), "--out", tmp_path / "run", *fast, *arguments), *words)
+
+
+def test_paths_that_no_file_system_takes(call: Call, tmp_path: Path) -> None:
+    long = "x" * 300
+    expect(call("train", long, "--out", tmp_path / "run"), long, "name too long")
+    expect(call("report", long), long, "name too long")
+    expect(call("poison", make_data(tmp_path, "npz"), "--out", long, "--attack", "static"), long, "name too long")
+
+
+def test_unreadable_samples_can_be_left_out_of_predictions(call: Call, trained: Path, tmp_path: Path) -> None:
+    data = make_data(tmp_path, "folder")
+    next(data.rglob("*.png")).write_bytes(b"no picture")
+    arguments = ["predict", trained, data, "--out", tmp_path / "p.csv", "--device", "cpu"]
+    expect(call(*arguments), "--on-error skip")
+    with pytest.warns(UserWarning, match="1 unreadable samples were left out"):
+        assert call(*arguments, "--on-error", "skip")[0] == 0
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 59
+
+
+def test_a_run_folder_whose_name_is_no_text(call: Call, tmp_path: Path) -> None:
+    run = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff"))
+    data = make_data(tmp_path, "npz")
+    assert call("train", data, "--out", run, *PLAIN, "--backbone", "fcn")[0] == 0
+    assert (run / "samples.parquet").exists() and (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("n_samples", [2, 4])
+def test_the_least_data_that_there_can_be(call: Call, tmp_path: Path, n_samples: int) -> None:
+    inputs, labels = np.ones((n_samples, 1, 16), dtype=np.float32), np.arange(n_samples) % 2
+    np.savez(tmp_path / "few.npz", x_train=inputs, y_train=labels)
+    arguments = ["--out", tmp_path / "run", *FAST, "--backbone", "fcn", "--test-fraction", "0"]
+    assert call("train", tmp_path / "few.npz", *arguments)[0] == 0
 
 
 def test_a_mistake_in_the_settings_leaves_no_run_behind(call: Call, tmp_path: Path) -> None:

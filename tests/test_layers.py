@@ -24,7 +24,7 @@ LAYERS = (
     ("errors",),
     ("samples", "atomic", "ranges", "augmentation", "batch_norm", "splitting"),
     ("history", "models", "metrics", "readers", "recipe", "difference", "own_network"),
-    ("isolation", "session", "backbones", "artifacts", "removal"),
+    ("isolation", "session", "backbones", "artifacts", "model_file", "removal"),
     ("populations", "parts", "planting", "training", "run_folder"),
     ("protocols", "residual", "warm_up"),
     ("trap", "attacks", "report"),

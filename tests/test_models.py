@@ -413,6 +413,10 @@ def both(input_shape, n_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(input_shape).numel(), n_classes))
 def bare():
     return both((2, 5), 3)
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+def frozen():
+    return bare().requires_grad_(False)
 def classes_only(n_classes):
     return both((2, 5), n_classes)
 def wrong():
@@ -440,11 +444,12 @@ def user_module(tmp_path, monkeypatch):
     sys.modules.pop("own_network", None)
 
 
-@pytest.mark.parametrize("factory", ["both", "bare", "classes_only"])
+@pytest.mark.parametrize("factory", ["both", "bare", "classes_only", "lazy"])
 def test_factories_are_found_in_the_working_directory(user_module, factory):
     state = torch.get_rng_state()
     build = load_factory(f"{user_module}:{factory}", (2, 5), 3)
     assert torch.equal(state, torch.get_rng_state())
+    assert sum(parameter.numel() for parameter in build().parameters()) == 33
     assert build()(torch.rand(4, 2, 5)).shape == (4, 3)
     assert build() is not build()
 
@@ -461,6 +466,7 @@ def test_factories_are_found_in_the_working_directory(user_module, factory):
         ("own_network:none", "returns a int; it must return a torch.nn.Module"),
         ("own_network:wrong", r"returns shape \(2, 4\); .* shape \(2, 3\)"),
         ("own_network:tuples", "returns a tuple"),
+        ("own_network:frozen", "no parameter of the network can be trained"),
         ("own_network:broken", "fails: ValueError: no such size"),
         ("own_network:unfit", r"fails on inputs of shape \(2, 2, 5\)"),
     ],

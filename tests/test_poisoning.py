@@ -235,7 +235,7 @@ def test_truth_round_trip(tmp_path: Path) -> None:
 
 
 def test_truth_that_is_missing_or_broken(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a table"):
+    with pytest.raises(DataError, match="there is no file"):
         read_truth(tmp_path / "none.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="not a table"):
@@ -243,7 +243,7 @@ def test_truth_that_is_missing_or_broken(tmp_path: Path) -> None:
 
 
 def test_trigger_folder_that_is_missing_or_broken(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no usable trigger"):
+    with pytest.raises(DataError, match=r"there is no trigger\.json in it"):
         load_trigger(tmp_path)
     samples = make_samples()
     save_trigger(tmp_path, BadNets().trigger(samples, seed=0), AllToOne())

@@ -83,6 +83,11 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
     np.testing.assert_array_equal(found.flagged[order], shuffled.flagged)
 
 
+def test_features_none_of_which_varies_tell_nothing() -> None:
+    labels = np.arange(60) % 2
+    assert two_populations(np.ones((60, 4), dtype=np.float32), labels, seed=0).labels == ()
+
+
 def test_features_that_never_vary_do_no_harm() -> None:
     features, labels = classes(12)
     moved, given, rows = mislabel(features, labels, target=5, count=60, shift=8.0, seed=13)

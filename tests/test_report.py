@@ -10,16 +10,11 @@ import numpy as np
 import pytest
 from torch import nn
 
-from antibackdoor.artifacts import (
-    ModelSpec,
-    SamplesTable,
-    save_model,
-    write_history,
-    write_samples_table,
-)
+from antibackdoor.artifacts import SamplesTable, write_history, write_samples_table
 from antibackdoor.difference import difference
 from antibackdoor.errors import RunError
 from antibackdoor.history import LossHistory
+from antibackdoor.model_file import ModelSpec, save_model
 from antibackdoor.report import Gallery, load_gallery, save_gallery, write_comparison, write_report
 from antibackdoor.report.figures import class_bars, loss_figure, score_figure, training_figures
 from antibackdoor.report.svg import count_axis, linear_axis, sparkline, step_axis, step_position

@@ -1,9 +1,9 @@
-"""The files of a run folder: model, verdicts, history, metrics. Nothing in them is pickled.
+"""The files of a run folder: verdicts, history, metrics. Nothing in them is pickled.
 
     config.json           settings, command line, versions          (run_folder.py)
     log.jsonl             one line an epoch                         (run_folder.py)
     checkpoint.pt         only while the run is unfinished          (run_folder.py)
-    model.safetensors     weights            model.json             what is needed to rebuild the network
+    model.safetensors     weights            model.json             to rebuild the network  (model_file.py)
     samples.parquet       one row a sample   history.safetensors    the loss of each sample over time
     gallery.npz           pictures           metrics.json           the run's results; its presence = finished
     classes.csv           accuracy and attack success of each class, after an evaluation
@@ -18,7 +18,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,17 +26,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.numpy
-import safetensors.torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from antibackdoor.atomic import cannot, one_line, read_json, replacing, write_json
-from antibackdoor.errors import ModelError, RunError
+from antibackdoor.errors import RunError
 from antibackdoor.history import Losses, LossHistory
 from antibackdoor.samples import BoolArray, FloatArray, IntArray, StrArray
 
-MODEL, SPEC = "model.safetensors", "model.json"
 SAMPLES, HISTORY, METRICS = "samples.parquet", "history.safetensors", "metrics.json"
 SKIPPED, CLASSES = "skipped.csv", "classes.csv"
 
@@ -44,106 +41,6 @@ Scalar = float | int | str | bool | None
 Metrics = Mapping[str, Scalar | Sequence[Scalar]]
 
 _ROW_GROUP = 65_536  # samples encoded at a time; bounds the memory that a table of millions takes
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What is needed to rebuild a network around its saved weights.
-
-    Attributes:
-        backbone: A name of the `BACKBONES` table, or `"package.module:factory"`.
-        kind: `"image"` or `"series"`.
-        input_shape: Shape of one sample, `(C, H, W)` or `(C, T)`.
-        class_names: The K classes in label order.
-        mean: Mean of each channel, `(C,)`; images in [0, 1]. Normalization lives inside the model.
-        std: Standard deviation of each channel, `(C,)`.
-        image_size: How pictures of another size were brought to `input_shape`, e.g. `"resize"`; None for
-            series and for data that had one size.
-        defense: Name of the defense that trained the model.
-        package_version: Version of `antibackdoor` that wrote the file.
-    """
-
-    backbone: str
-    kind: Literal["image", "series"]
-    input_shape: tuple[int, ...]
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: str | None
-    defense: str
-    package_version: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dumps`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of `to_json`.
-
-        Raises:
-            ModelError: A field is missing or has the wrong type.
-        """
-        try:
-            kind = values["kind"]
-            if kind not in ("image", "series"):
-                raise ValueError(f"kind is {kind!r}, not 'image' or 'series'")
-            return cls(
-                backbone=str(values["backbone"]),
-                kind=kind,
-                input_shape=tuple(int(size) for size in values["input_shape"]),
-                class_names=tuple(str(name) for name in values["class_names"]),
-                mean=tuple(float(mean) for mean in values["mean"]),
-                std=tuple(float(std) for std in values["std"]),
-                image_size=None if values["image_size"] is None else str(values["image_size"]),
-                defense=str(values["defense"]),
-                package_version=str(values["package_version"]),
-            )
-        except KeyError as error:
-            raise ModelError(f"the model description lacks {error}; it was not written by save_model") from error
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"the model description is damaged: {one_line(error)}") from error
-
-
-def save_model(run: Path, model: nn.Module, spec: ModelSpec) -> None:
-    """Write `model.safetensors` and `model.json`. Tied weights are stored once.
-
-    Raises:
-        RunError: The folder cannot be written.
-    """
-    # The description comes first: weights without one could not be used.
-    write_json(run / SPEC, spec.to_json())
-    with replacing(run / MODEL) as temporary:
-        try:
-            safetensors.torch.save_model(model, str(temporary))
-        except SafetensorError as error:  # it wraps a full disk in its own error
-            raise RunError(f"cannot write {run / MODEL}: {one_line(error)}") from error
-
-
-def load_model_spec(run: Path) -> ModelSpec:
-    """Read `model.json`.
-
-    Raises:
-        ModelError: It is missing or damaged.
-    """
-    return ModelSpec.from_json(read_json(run / SPEC, ModelError))
-
-
-def load_weights(run: Path, model: nn.Module) -> None:
-    """Fill `model` with the weights of `model.safetensors`; on an error it is unchanged or partly filled.
-
-    Raises:
-        ModelError: The file is missing or corrupt, or its tensors do not match the model's.
-    """
-    path = run / MODEL
-    try:
-        safetensors.torch.load_model(model, str(path))
-    except SafetensorError as error:
-        raise ModelError(f"{path} is corrupt: {one_line(error)}") from error
-    except RuntimeError as error:
-        raise ModelError(f"{path} does not fit this network: {one_line(error)}") from error
-    except OSError as error:
-        raise ModelError(cannot("read", path, error)) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +112,12 @@ def write_samples_table(run: Path, table: SamplesTable) -> None:
         raise RunError(f"the columns of {SAMPLES} differ in length: {lengths}")
     names = json.dumps([str(name) for name in table.class_names])
     schema = pa.schema(known, metadata={"class_names": names})
-    with replacing(run / SAMPLES) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    # An open file, here and below, since pyarrow takes no path that is not UTF-8.
+    with (
+        replacing(run / SAMPLES) as temporary,
+        temporary.open("wb") as file,
+        pq.ParquetWriter(file, schema) as writer,
+    ):
         for start in range(0, max(len(table.ids), 1), _ROW_GROUP):
             chunk = [column[start : start + _ROW_GROUP] for column in columns]
             chunk[0] = [_utf8(str(name)) for name in chunk[0]]
@@ -250,7 +152,8 @@ def sample_column_names(run: Path) -> set[str]:
         RunError: It is missing or corrupt.
     """
     try:
-        return set(pq.read_schema(run / SAMPLES).names)
+        with (run / SAMPLES).open("rb") as file:
+            return set(pq.read_schema(file).names)
     except OSError as error:
         raise RunError(cannot("read", run / SAMPLES, error)) from error
     except pa.ArrowException as error:
@@ -270,7 +173,8 @@ def read_sample_columns(
     """
     path = run / SAMPLES
     try:
-        table = pq.read_table(path, columns=list(names))
+        with path.open("rb") as file:
+            table = pq.read_table(file, columns=list(names))
         class_names = tuple(str(name) for name in json.loads(table.schema.metadata[b"class_names"]))
         if rows is not None:
             table = table.take(pa.array(rows))

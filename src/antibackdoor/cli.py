@@ -1,6 +1,7 @@
 """The command line: flags and their help, and how a mistake ends."""
 
 # Annotations are not postponed here: those of the commands name types that are chosen at run time.
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -181,6 +182,7 @@ def build_app(arguments: Sequence[str]) -> App:
         source_label: str | None = None,
         cover_rate: float | None = None,
         seed: int = 0,
+        on_error: Literal["raise", "skip"] = "raise",
         cache: Path | None = None,
         hyper: Annotated[attack_type, Flat] = attack_type(),
     ) -> None:
@@ -204,13 +206,15 @@ def build_app(arguments: Sequence[str]) -> App:
             Share of samples that carry the trigger under their own label.
         seed
             Chooses samples and trigger.
+        on_error
+            Whether an unreadable sample stops the command, or is left out of the copy.
         cache
             Where decoded images are kept.
         """
         from antibackdoor.readers import read
         from antibackdoor.red_team import Aim, poison_data_set
 
-        loaded = read(data, test_fraction=0, cache=cache, seed=seed, progress=True)
+        loaded = read(data, test_fraction=0, on_error=on_error, cache=cache, seed=seed, progress=True)
         aim = Aim(rate, target_label, source_label, cover_rate)
         print_facts(poison_data_set(loaded, hyper, aim, out, seed=seed))
 
@@ -236,6 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; the user's mistakes end in one line and exit code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore", message=".*even kernel lengths.*")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app = build_app(arguments)
         app(arguments, exit_on_error=False, print_error=False)
@@ -243,6 +249,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(str(error))
     except cyclopts.CycloptsError as error:
         fail(" ".join(str(error).split()))
+    except OSError as error:
+        if error.filename is None:  # no file of the user's
+            raise
+        fail(f"{error.filename!s}: {error.strerror}; check the path and its permissions, or give another")
     except KeyboardInterrupt:
         stop("Stopped.")
 

@@ -124,6 +124,7 @@ def evaluate(
     truth: Path | None = None,
     trigger: Path | None = None,
     split: Literal["test", "train", "all"] = "test",
+    on_error: Literal["raise", "skip"] = "raise",
     device: str = "auto",
     cache: Path | None = None,
 ) -> None:
@@ -141,23 +142,34 @@ def evaluate(
         Folder of a saved trigger (as `poison` writes it), to measure the attack success rate.
     split
         Which split of DATA to use.
+    on_error
+        Whether an unreadable sample stops the evaluation, or is left out.
     device
         auto, cpu, cuda or mps.
     cache
         Where decoded images are kept.
     """
     from antibackdoor import evaluation
-    from antibackdoor.artifacts import load_model_spec
+    from antibackdoor.model_file import load_model_spec
     from antibackdoor.readers import read_samples
 
     spec = load_model_spec(run)
     samples = read_samples(
-        data, class_names=list(spec.class_names), shape=spec.input_shape, split=split, cache=cache, progress=True
-    )
+        data, class_names=list(spec.class_names), shape=spec.input_shape, split=split,
+        on_error=on_error, cache=cache, progress=True,
+    )  # fmt: skip
     print_facts(evaluation.evaluate(run, samples, truth=truth, trigger=trigger, device=device))
 
 
-def predict(run: Path, data: Path, *, out: Path, device: str = "auto", cache: Path | None = None) -> None:
+def predict(
+    run: Path,
+    data: Path,
+    *,
+    out: Path,
+    on_error: Literal["raise", "skip"] = "raise",
+    device: str = "auto",
+    cache: Path | None = None,
+) -> None:
     """Classify DATA with the model of a run; labels are not needed.
 
     Parameters
@@ -168,6 +180,8 @@ def predict(run: Path, data: Path, *, out: Path, device: str = "auto", cache: Pa
         Images in a folder or zip, one image, .npz, .ts, .csv or .tsv.
     out
         Table to write: .csv or .parquet with id, prediction, confidence.
+    on_error
+        Whether an unreadable sample stops the command, or is left out of the table.
     device
         auto, cpu, cuda or mps.
     cache
@@ -183,16 +197,17 @@ def predict(run: Path, data: Path, *, out: Path, device: str = "auto", cache: Pa
     if out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--out {out} must end in .csv or .parquet")
     model, spec = pipeline.load_model(run)
-    inputs, ids = read_inputs(data, shape=spec.input_shape, cache=cache, progress=True)
+    inputs, ids = read_inputs(data, shape=spec.input_shape, on_error=on_error, cache=cache, progress=True)
     answers = pipeline.classify_inputs(model, spec, inputs, ids, device=device)
     names = [spec.class_names[label] for label in answers.labels]
     with replacing(out) as temporary:
         if out.suffix == ".parquet":
             columns = {"id": ids.tolist(), "prediction": names, "confidence": answers.confidence}
-            pq.write_table(pa.table(columns), temporary)
+            with temporary.open("wb") as file:  # pyarrow takes no path that is not UTF-8
+                pq.write_table(pa.table(columns), file)
         else:
-            with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-                writer = csv.writer(file)
+            with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as table:
+                writer = csv.writer(table)
                 writer.writerow(["id", "prediction", "confidence"])
                 writer.writerows(zip(ids.tolist(), names, (f"{c:.6f}" for c in answers.confidence), strict=True))
     print(f"{len(ids)} predictions: {out}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from antibackdoor.errors import ModelError
 from antibackdoor.splitting import evaluation_mode
@@ -50,9 +51,9 @@ def load_factory(spec: str, input_shape: Sequence[int], n_classes: int) -> Calla
     Raises:
         ModelError: If module or factory are not found, it raises, or its network does not fit the data.
 
-    >>> build = load_factory("torch.nn:Identity", (3,), 3)
+    >>> build = load_factory("torch.nn:PReLU", (3,), 3)
     >>> build()
-    Identity()
+    PReLU(num_parameters=1)
     """
     return adapt_factory(_import_factory(spec), input_shape, n_classes, name=spec)
 
@@ -81,8 +82,23 @@ def adapt_factory(
             raise ModelError(f"{name}({call}) fails: {_brief(error)}") from error
         if not isinstance(network, nn.Module):
             raise ModelError(f"{name} returns a {type(network).__name__}; it must return a torch.nn.Module")
+        was_lazy = _is_lazy(network)
         check_network(network, input_shape, n_classes, name=name)
-    return build
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise ModelError(f"{name}: no parameter of the network can be trained; set requires_grad on some")
+    return partial(_ready, build, (2, *input_shape)) if was_lazy else build
+
+
+def _is_lazy(network: nn.Module) -> bool:
+    return any(isinstance(parameter, UninitializedParameter) for parameter in network.parameters())
+
+
+def _ready(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> nn.Module:
+    """A network whose lazy layers have met an input and know their size."""
+    network = build()
+    with evaluation_mode(network), torch.no_grad():
+        network(torch.zeros(shape))
+    return network
 
 
 def _import_factory(spec: str) -> Callable[..., Any]:

@@ -15,22 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from antibackdoor.artifacts import (
-    ModelSpec,
-    SamplesTable,
-    load_model_spec,
-    load_weights,
-    save_model,
-    write_history,
-    write_samples_table,
-    write_skipped,
-)
+from antibackdoor.artifacts import SamplesTable, write_history, write_samples_table, write_skipped
 from antibackdoor.backbones import build_backbone, default_backbone
 from antibackdoor.defenses import DEFENSES, E2ABL
 from antibackdoor.errors import ConfigError
 from antibackdoor.metrics import (
     clean_accuracy,
 )
+from antibackdoor.model_file import ModelSpec, load_model_spec, load_weights, save_model
 from antibackdoor.models import channel_statistics, normalized
 from antibackdoor.own_network import adapt_factory, load_factory
 from antibackdoor.protocols import Trained, TrainingDefense

@@ -127,12 +127,12 @@ def _spread(values: FloatArray, rows: dict[int, IntArray], rng: np.random.Genera
         counts.append(len(members))
         means.append(mean)
         scatters.append((part - mean).T @ (part - mean) / size * len(members))
-    shape = (0, values.shape[1])
+    n_kept, size = len(kept), values.shape[1]
     return _Spread(
         np.array(kept, dtype=np.int64),
         np.array(counts, dtype=np.float64),
-        np.array(means).reshape(-1, shape[1]),
-        np.array(scatters).reshape(-1, shape[1], shape[1]),
+        np.array(means).reshape(n_kept, size),
+        np.array(scatters).reshape(n_kept, size, size),
     )
 
 

@@ -49,6 +49,8 @@ class Recipe:
         for name, low in (("epochs", 0), ("batch_size", 0), ("devices", 1), ("seed", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a number from {low} on")
+        if self.seed >= 2**32:
+            raise ConfigError(f"seed is {self.seed}; give a number below 2^32")
         if not 0 < self.learning_rate < 100:
             raise ConfigError(f"learning_rate is {self.learning_rate}; give a number above 0, such as 0.1")
         if not 0 <= self.momentum < 1:

@@ -55,6 +55,8 @@ def poison_data_set(data: DataSet, attack: Attack, aim: Aim, out: Path, *, seed:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists already; give --out a new folder")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed}; give a number from 0 to below 2^32")
     names = data.train.class_names
     plan = _aimed(attack.plan(), aim, names)
     poisoned = poison(data.train, attack, plan=plan, seed=seed)

@@ -184,7 +184,7 @@ class RunFolder:
         config = read_config(self.path)
         if not resume:
             state = "a finished run" if self.finished else "an unfinished run"
-            advice = "choose another folder" if self.finished else "resume it or choose another folder"
+            advice = "choose another folder" if self.finished else "go on with --resume, or choose another folder"
             raise RunError(f"{self.path} holds {state}; {advice}")
         difference = _difference(config["settings"], self.settings)
         if difference is not None:

@@ -108,5 +108,5 @@ def _in_turn(n: int, start: int, count: int, seed: int) -> IntArray:
 
 
 def draw(rng: np.random.Generator, rows: IntArray, count: int) -> IntArray:
-    """So many of the rows at random; some of them twice if they are fewer."""
-    return rng.choice(rows, count, replace=len(rows) < count)
+    """So many of the rows at random; some of them twice if they are fewer, none if there are none."""
+    return rows if not len(rows) else rng.choice(rows, count, replace=len(rows) < count)

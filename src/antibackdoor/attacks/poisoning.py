@@ -186,7 +186,8 @@ def write_truth(path: Path, ids: StrArray, truth: Truth) -> None:
         "true_label": pa.array(truth.true_labels),
         "is_cover": pa.array(truth.is_cover),
     }
-    pq.write_table(pa.table(columns), path)
+    with path.open("wb") as file:  # pyarrow takes no path that is not UTF-8
+        pq.write_table(pa.table(columns), file)
 
 
 def read_truth(path: Path) -> tuple[StrArray, Truth]:
@@ -196,9 +197,12 @@ def read_truth(path: Path) -> tuple[StrArray, Truth]:
         DataError: If the file is missing, is no parquet or lacks a column.
     """
     try:
-        table = pq.read_table(path, columns=["id", "is_poisoned", "true_label", "is_cover"]).to_pydict()
+        with path.open("rb") as file:
+            table = pq.read_table(file, columns=["id", "is_poisoned", "true_label", "is_cover"]).to_pydict()
         ids = np.asarray(table["id"], dtype=np.str_)
         flags = {name: np.asarray(table[name], dtype=np.bool_) for name in ("is_poisoned", "is_cover")}
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {path}; give the truth.parquet that `poison` wrote") from error
     except (OSError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a table of ground truth: {reason}") from error

@@ -21,7 +21,9 @@ def require_kind(samples: Samples, kind: Literal["image", "series"], attack: str
     """Raise `ConfigError` unless the samples are of the kind that the attack can change."""
     if samples.kind != kind:
         wanted = "images (N, C, H, W)" if kind == "image" else "series (N, C, T)"
-        raise ConfigError(f"{attack} changes {wanted}, but these samples are {samples.kind}s of shape {samples.shape}")
+        raise ConfigError(
+            f"{attack} changes {wanted}, but these samples are of kind {samples.kind} and shape {samples.shape}"
+        )
 
 
 def require_shape(inputs: InputArray, shape: tuple[int, ...]) -> None:

@@ -108,6 +108,11 @@ def load_trigger(folder: Path) -> SavedTrigger:
         plan: Plan = PLANS[settings.pop("type")](**settings)
         trigger: Trigger = _decode(document["trigger"], arrays)
         return SavedTrigger(trigger, plan, document["attack"], document["settings"])
+    except FileNotFoundError as error:
+        missing = Path(error.filename or folder).name
+        raise DataError(
+            f"{folder} holds no trigger: there is no {missing} in it; give a folder that `poison` wrote"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise DataError(f"{folder} holds no usable trigger: {type(error).__name__}: {error}") from error
 

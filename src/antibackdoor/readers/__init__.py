@@ -113,7 +113,11 @@ def read(
     shape = _common_shape([train] if given is None else [train, given], image_size, kept_in, notes, progress)
     notes["test"] = "given" if given is not None else "none"
     if given is None and test_fraction > 0:
-        kept, held = hold_out(_labels(train, names, path), names, test_fraction, seed=seed)
+        labels = _labels(train, names, path)
+        try:
+            kept, held = hold_out(labels, names, test_fraction, seed=seed)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
         train, given = train.select(kept), train.select(held)
         notes["test"] = f"held out {test_fraction:.0%}"
     train_samples = _samples([train], names, shape, faults, kept_in, path, progress)

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from antibackdoor.errors import DataError
 from antibackdoor.samples import InputArray, IntArray, Samples, StrArray
 
+LONGEST_NUMBER = 1000  # digits of a class name that counts as a number; Python reads some thousands
 OnError = Literal["raise", "skip"]
 Kind = Literal["image", "series"]
 
@@ -180,6 +181,6 @@ def in_natural_order(names: set[str]) -> tuple[str, ...]:
     >>> in_natural_order({"10", "9", "-1"})
     ('-1', '9', '10')
     """
-    if all(name.removeprefix("-").isdecimal() for name in names):
+    if all(name.removeprefix("-").isdecimal() and len(name) <= LONGEST_NUMBER for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))

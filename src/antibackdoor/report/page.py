@@ -15,9 +15,7 @@ from antibackdoor.artifacts import (
     HISTORY,
     METRICS,
     SAMPLES,
-    SPEC,
     iterate_history,
-    load_model_spec,
     read_metrics,
     read_sample_columns,
     sample_column_names,
@@ -25,6 +23,7 @@ from antibackdoor.artifacts import (
 from antibackdoor.atomic import write_bytes
 from antibackdoor.errors import RunError
 from antibackdoor.history import Losses
+from antibackdoor.model_file import SPEC, load_model_spec
 from antibackdoor.report.figures import (
     ClassBar,
     Figure,
