@@ -66,7 +66,7 @@ class Session:
         self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and has_fast_bf16(self.device))
         self.channels_last = images
         # Small enough for a processor's cache: half as fast again as 512 there.
-        self.evaluation_batch = 128 if self.device.type == "cpu" else 1024
+        self.evaluation_batch = 128 if self.device.type == "cpu" else 512
 
     @property
     def first(self) -> bool:
