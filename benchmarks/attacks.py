@@ -106,14 +106,16 @@ def all_cells(options: argparse.Namespace) -> list[cells.Cell]:
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """One row a data set, attack and published row; means over seeds, differences in percentage points."""
+    from antibackdoor.attacks import ATTACKS
+
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for line in lines:
         data, attack, _, _ = line["name"].split("/")
         groups.setdefault((data, attack), []).append(line["metrics"])
     rows = [
-        "| attack | data | seeds | clean accuracy % | attack success % | paper | its clean accuracy "
+        "| attack | evidence | data | seeds | clean accuracy % | attack success % | paper | its clean accuracy "
         "| its attack success | difference of accuracy | of success |",
-        "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
+        "| --- | --- | --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for (data, attack), metrics in groups.items():
         accuracy, success = (
@@ -124,7 +126,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
                 *(_percent(value) for value in paper[1:]),
                 *(_difference(m, p) for m, p in ((accuracy, paper.clean_accuracy), (success, paper.attack_success))),
             ]
-            measured = f"{attack} | {data} | {len(metrics)} | {accuracy} | {success}"
+            evidence = ATTACKS[attack].evidence if attack in ATTACKS else "-"
+            measured = f"{attack} | {evidence} | {data} | {len(metrics)} | {accuracy} | {success}"
             rows.append(f"| {measured} | {paper.source} | {' | '.join(values)} |")
     return "\n".join(rows)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -168,3 +170,9 @@ def test_doctests_of_the_source_are_collected() -> None:
         "ini_options"
     ]
     assert "src" in options["testpaths"] and "--doctest-modules" in options["addopts"]
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    words = [sys.executable, str(REPOSITORY / "benchmarks" / "tables.py"), "--check"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stderr}run `python benchmarks/tables.py`"

@@ -1,0 +1,226 @@
+"""The tables in README.md and docs/, written from benchmarks/results; what stands between them is written by hand.
+
+    python benchmarks/tables.py             write them
+    python benchmarks/tables.py --check     exit with 1 if one is not what the results say
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import attacks
+import cells
+import isolation
+import residual
+
+REPOSITORY = cells.HERE.parent
+DOCUMENTS = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+PLACE = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+
+Metrics = dict[str, Any]
+DEFENSES = {"none": "none", "e2abl-published": "E2ABL as published", "e2abl": "E2ABL"}
+ATTACKS = {"badnets": "BadNets", "blend": "Blend", "sig": "SIG", "static": "static pattern", "clean": "clean data"}
+
+
+def grid(names: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    """A Markdown table whose first column is words and whose others are numbers."""
+    lines = [names, ["---", *["---:"] * (len(names) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def lines_of(name: str) -> list[dict[str, Any]]:
+    """The lines of a result."""
+    return cells.read_lines(cells.RESULTS / name)
+
+
+def whole(name: str) -> dict[str, Any]:
+    """A result that is one object."""
+    result: dict[str, Any] = json.loads((cells.RESULTS / name).read_text(encoding="utf-8"))
+    return result
+
+
+def by_seed(runs: Sequence[Metrics], key: str, form: Callable[[Any], str]) -> str:
+    """One number a seed."""
+    values = [run.get(key) for run in runs]
+    return "-" if None in values else "; ".join(form(value) for value in values)
+
+
+def percent(value: float) -> str:
+    """A share as a number of percent."""
+    return f"{100 * value:.1f}"
+
+
+def count(value: int) -> str:
+    """A number of samples."""
+    return f"{value:,}"
+
+
+# --------------------------------------------------------------------------- the tables
+
+
+def demo() -> str:
+    """Means over the seeds; isolated and missed seed by seed."""
+    runs = whole("demo.json")["runs"]
+
+    def rows() -> Iterator[Sequence[str]]:
+        for title in runs[0]:
+            found = [run[title] for run in runs]
+            shares = [
+                str(cells.mean(run.get(key) for run in found)) for key in ("clean_accuracy", "attack_success_rate")
+            ]
+            defended = "E2ABL" in title
+            missed = by_seed(found, "n_missed", count) if defended else "-"
+            yield [title, *shares, by_seed(found, "n_isolated", count) if defended else "-", missed]
+
+    return grid(("training", "clean accuracy %", "attack success %", "isolated", "missed"), rows())
+
+
+def trainings(file: str, data: str) -> str:
+    """Accuracy, attack success and isolation of each training, one number a seed."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in sorted(lines_of(file), key=lambda line: str(line["name"])):
+        of, attack, defense, _ = line["name"].split("/")
+        if of == data:
+            groups.setdefault((attack, defense), []).append(line)
+
+    def rows() -> Iterator[Sequence[str]]:
+        for attack, title in ATTACKS.items():
+            for defense, name in DEFENSES.items():
+                if (attack, defense) not in groups:
+                    continue
+                found = groups[attack, defense]
+                runs, rate = [line["metrics"] for line in found], found[0]["cell"]["rate"]
+                shares = [by_seed(runs, key, percent) for key in ("clean_accuracy", "attack_success_rate")]
+                counts = [by_seed(runs, key, count) for key in ("n_missed", "n_false")]
+                if defense == "none":
+                    counts = ["-", "-"]
+                elif rate:
+                    counts[0] += f" of {runs[0]['n_poisoned']:,}"
+                else:
+                    counts[0] = "-"
+                yield [f"{title} {100 * rate:.0f}%" if rate else title, name, *shares, *counts]
+
+    return grid(("data", "defense", "clean accuracy %", "attack success %", "missed", "false"), rows())
+
+
+def cost() -> str:
+    """Processor time of a whole E2ABL run on clean data against plain training, of seeds that have both."""
+    seconds = {line["name"]: line["metrics"].get("cpu_seconds") for line in lines_of("cifar10.jsonl")}
+
+    def rows() -> Iterator[Sequence[str]]:
+        for seed in range(10):
+            plain, defended = (seconds.get(f"cifar10/clean/{name}/{seed}") for name in ("none", "e2abl"))
+            if plain and defended:
+                yield [str(seed), f"{plain:,.0f}", f"{defended:,.0f}", f"{defended / plain:.2f}"]
+
+    return grid(("seed", "plain training, processor s", "E2ABL, processor s", "ratio"), rows())
+
+
+def searches() -> str:
+    """The search alone: runs, what was missed and what was taken wrongly, by data and attack."""
+    groups: dict[tuple[str, str], list[tuple[str, Metrics]]] = {}
+    for line in lines_of("isolation.jsonl"):
+        data, attack, rate, _ = line["name"].split("/")
+        groups.setdefault((data, attack), []).append((rate, line["metrics"]))
+
+    def rows() -> Iterator[Sequence[str]]:
+        for (data, attack), found in sorted(groups.items()):
+            rates = ", ".join(f"{100 * float(rate):g}" for rate in sorted({rate for rate, _ in found}, key=float))
+            runs = [metrics for _, metrics in found]
+            missed, poisoned = (sum(run[key] for run in runs) for key in ("n_missed", "n_poisoned"))
+            perfect = sum(not run["n_missed"] for run in runs)
+            of = [f"{perfect} of {len(runs)}", f"{missed:,} of {poisoned:,}"] if poisoned else [str(len(runs)), "-"]
+            yield [data, attack, rates if poisoned else "-", *of, count(max(run["n_false"] for run in runs))]
+
+    names = ("data", "attack", "rates %", "runs without a miss", "missed in all", "most false in a run")
+    return grid(names, rows())
+
+
+def speed() -> str:
+    """Images per second of each contestant."""
+    result = whole("speed.json")
+    titles = {
+        "bare": "bare loop (forward, backward, step)",
+        "none": "antibackdoor, no defense",
+        "e2abl": "antibackdoor, E2ABL",
+        "skorch": "skorch (fp32)",
+        "art": "ART (fp32)",
+    }
+    rows = (
+        [titles[name], f"{rate['median']:,.0f}", f"{rate['min']:,.0f} to {rate['max']:,.0f}", f"{rate['ratio']:.2f}"]
+        for name, rate in result["images_per_second"].items()
+    )
+    return grid(("training", "images/s", "range", "of the bare loop"), rows)
+
+
+def memory() -> str:
+    """Peak memory by number of images."""
+    result = whole("memory.json")
+    rows = (
+        [count(run["images"]), *(f"{run[key]:,.0f}" for key in ("file_mib", "peak_mib", "peak_without_files_mib"))]
+        for run in result["runs"]
+    )
+    return grid(("images", "file, MiB", "peak, MiB", "of it not file, MiB"), rows)
+
+
+def throughput() -> str:
+    """How fast fixed triggers stamp."""
+    rows = (
+        [cell["throughput"], count(cell["n_images"]), f"{seconds:.2f}", f"{cell['n_images'] / seconds:,.0f}"]
+        for cell, seconds in (
+            (line["cell"], line["metrics"]["seconds"])
+            for line in lines_of("attacks.jsonl")
+            if "throughput" in line["cell"]
+        )
+    )
+    return grid(("attack", "images", "s", "images/s"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "cifar10": lambda: trainings("cifar10.jsonl", "cifar10"),
+    "arabicdigits": lambda: trainings("series.jsonl", "arabicdigits"),
+    "ecg5000": lambda: trainings("series.jsonl", "ecg5000"),
+    "cost": cost,
+    "searches": searches,
+    "isolation": lambda: isolation.table(lines_of("isolation.jsonl")),
+    "residual": lambda: residual.table(list(residual.pairs(cells.RESULTS))),
+    "attacks": lambda: attacks.table([line for line in lines_of("attacks.jsonl") if "attack" in line["cell"]]),
+    "throughput": throughput,
+    "speed": speed,
+    "memory": memory,
+}
+
+
+def filled(text: str) -> str:
+    """A document with its tables as the results say."""
+    return PLACE.sub(lambda place: f"{place[1]}\n{TABLES[place[2]]()}\n\n{place[3]}", text)
+
+
+def main() -> None:
+    """Write, or compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is not up to date")
+    options = parser.parse_args()
+    stale = []
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        wanted = filled(text)
+        if wanted != text:
+            stale.append(path.name)
+            if not options.check:
+                path.write_text(wanted, encoding="utf-8")
+    if stale:
+        print(f"{'not up to date' if options.check else 'written'}: {', '.join(stale)}", file=sys.stderr)
+    sys.exit(1 if stale and options.check else 0)
+
+
+if __name__ == "__main__":
+    main()
