@@ -93,8 +93,8 @@ def loss_figure(moments: Iterable[tuple[int, Losses]], isolated: BoolArray) -> F
     )
     return Figure(
         "How fast the samples are learned",
-        "Lines are medians, bands hold 80% of the samples. A shortcut is learned early: its samples "
-        "lose their loss long before the others do.",
+        "Lines are medians, bands hold 80% of the samples. A shortcut is learned early, or remains at the end of the "
+        "search, when E2ABL's default form unlearns what the classes look like.",
         _legend(isolated),
         chart("Loss of isolated and other samples over optimizer steps", *axes, marks),
     )
