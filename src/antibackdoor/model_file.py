@@ -78,7 +78,7 @@ class ModelSpec:
 
 
 def save_model(run: Path, model: nn.Module, spec: ModelSpec) -> None:
-    """Write `model.safetensors` and `model.json`. Tied weights are stored once.
+    """Write `model.safetensors` and `model.json`. Tied weights are stored once; the layout of all becomes contiguous.
 
     Raises:
         RunError: The folder cannot be written.
