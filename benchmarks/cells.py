@@ -41,6 +41,7 @@ class Cell:
         seed: Chooses poisoned samples, weights and order.
         epochs: Passes over the data; 0 lets the package choose.
         limit: Most training and test samples, evenly spread; 0 takes all.
+        probes: Attacks and their rates whose triggers are tried on the model although it never saw them.
     """
 
     data: str
@@ -51,6 +52,7 @@ class Cell:
     seed: int
     epochs: int = 0
     limit: int = 0
+    probes: Sequence[tuple[str, float]] = ()
 
     @property
     def name(self) -> str:
@@ -142,6 +144,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     measured = {
         **_accuracy(predict(session, model, test).labels, test.labels),
         **_attacked(session, model, test, poisoned),
+        **_probed(session, model, train, test, cell),
         **_isolated(trained, poisoned, train),
         **_left(session, model, train, trained),
         "seconds": round(seconds, 1),
@@ -193,6 +196,19 @@ def _attacked(session: Any, model: Any, test: Any, poisoned: Any) -> dict[str, f
         "robust_accuracy": robust_accuracy(answers, everyone, triggered.labels),
         "n_triggered": len(triggered),
     }
+
+
+def _probed(session: Any, model: Any, train: Any, test: Any, cell: Cell) -> dict[str, Any]:
+    """What triggers do to a model that was not trained with them: a success of theirs owes nothing to poison."""
+    if not cell.probes:
+        return {}
+    from antibackdoor.attacks import ATTACKS, poison
+
+    success = {}
+    for attack, rate in cell.probes:
+        poisoned = poison(train, ATTACKS[attack](), seed=cell.seed, rate=rate)
+        success[attack] = _attacked(session, model, test, poisoned)["attack_success_rate"]
+    return {"attack_success_without_poison": success}
 
 
 def _isolated(trained: Any, poisoned: Any, train: Any) -> dict[str, Any]:
@@ -334,8 +350,8 @@ def _in_own_process(cell: Cell, folder: Path) -> dict[str, Any] | None:
 
 
 def identity(cell: dict[str, Any]) -> str:
-    """What makes two cells the same."""
-    return json.dumps(cell, sort_keys=True)
+    """What makes two cells the same; an option that is not used is as one that did not exist yet."""
+    return json.dumps({key: value for key, value in cell.items() if value}, sort_keys=True)
 
 
 def command() -> list[str]:

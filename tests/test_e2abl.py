@@ -1,5 +1,6 @@
 """E2ABL on real digits, poisoned: what is found, what is delivered."""
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import pictures
 from torch import Tensor, nn
 
@@ -17,12 +19,13 @@ from antibackdoor.defenses import E2ABL, PublishedE2ABL
 from antibackdoor.defenses.recovery import recover
 from antibackdoor.demo import digits
 from antibackdoor.models import channel_statistics, normalized
+from antibackdoor.protocols import Trained
 from antibackdoor.readers import read
 from antibackdoor.recipe import Recipe
 from antibackdoor.run_folder import RunFolder
 from antibackdoor.samples import BoolArray, IntArray, Samples
-from antibackdoor.session import Feed, Session
-from antibackdoor.training import predict
+from antibackdoor.session import Feed, Session, seeded
+from antibackdoor.training import NoJournal, predict
 from antibackdoor.trap import Caught
 
 RECIPE = Recipe(epochs=6, seed=0)
@@ -71,21 +74,63 @@ class Fragile:
             raise Killed
 
 
+class Watched(NoJournal):
+    """Keeps the last checkpoint of each phase."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, dict[str, Any]] = {}
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.last[state["phase"]] = copy.deepcopy(state)
+
+
+def killed_and_resumed(folder: Path, samples: Samples, recipe: Recipe, *ends: tuple[str, int]) -> Trained:
+    build = builder(samples)
+    for phase, epoch in ends:
+        with RunFolder.create(folder, {}, resume=True) as run, pytest.raises(Killed):
+            E2ABL().train(samples, build, recipe, journal=Fragile(run, phase, epoch))
+    with RunFolder.create(folder, {}, resume=True) as run:
+        return E2ABL().train(samples, build, recipe, journal=run)
+
+
+def assert_alike(one: Trained, other: Trained) -> None:
+    for part in ("isolated", "recovered", "labels", "suspicion", "evidence"):
+        np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
+    assert one.notes == other.notes
+    for name, value in one.model.state_dict().items():
+        assert value.equal(other.model.state_dict()[name]), name
+
+
 def test_a_killed_run_ends_as_an_unbroken_one_does(tmp_path: Path, dirty: Poisoned) -> None:
     """With samples that come back, which must do so alike before and after the kill."""
-    build, recipe = builder(dirty.samples), Recipe(epochs=4, seed=0)
-    whole = E2ABL().train(dirty.samples, build, recipe)
+    recipe = Recipe(epochs=4, seed=0)
+    whole = E2ABL().train(dirty.samples, builder(dirty.samples), recipe)
     assert whole.recovered.any()
-    for phase, epoch in (("found", 0), ("main", 1), ("main", 3)):
-        with RunFolder.create(tmp_path / "run", {}, resume=True) as folder, pytest.raises(Killed):
-            E2ABL().train(dirty.samples, build, recipe, journal=Fragile(folder, phase, epoch))
-    with RunFolder.create(tmp_path / "run", {}, resume=True) as folder:
-        resumed = E2ABL().train(dirty.samples, build, recipe, journal=folder)
-    for part in ("isolated", "recovered", "labels", "suspicion", "evidence"):
-        np.testing.assert_array_equal(getattr(resumed, part), getattr(whole, part))
-    assert resumed.notes == whole.notes
-    for name, value in whole.model.state_dict().items():
-        assert value.equal(resumed.model.state_dict()[name]), name
+    resumed = killed_and_resumed(tmp_path / "run", dirty.samples, recipe, ("found", 0), ("main", 1), ("main", 3))
+    assert_alike(resumed, whole)
+
+
+def test_a_killed_run_on_clean_data_goes_on_from_the_same_warm_up(tmp_path: Path) -> None:
+    samples, recipe = digits(1).train, Recipe(epochs=2, seed=0)
+    whole = E2ABL().train(samples, builder(samples), recipe)
+    assert not whole.isolated.any()
+    assert_alike(killed_and_resumed(tmp_path / "run", samples, recipe, ("found", 0)), whole)
+
+
+@pytest.mark.parametrize("poisoned", [True, False])
+def test_the_delivered_network_keeps_what_the_warm_up_taught_only_if_nothing_was_caught(
+    dirty: Poisoned, poisoned: bool
+) -> None:
+    samples = dirty.samples if poisoned else digits(1).train
+    build, journal = builder(samples), Watched()
+    # Steps too small to change a weight: what is delivered is what the main training began with.
+    trained = E2ABL().train(samples, build, Recipe(epochs=1, seed=0, learning_rate=1e-12), journal=journal)
+    assert trained.poisoned == poisoned
+    warm, fresh = journal.last["warm-up"]["model"], seeded(build, 0).state_dict()
+    for name, parameter in trained.model.named_parameters():
+        began = fresh[name] if poisoned else warm[f"network.{name}"]
+        torch.testing.assert_close(parameter.detach(), began, rtol=1e-5, atol=1e-7)
+    assert any(not value.equal(warm[f"network.{name}"]) for name, value in fresh.items())
 
 
 def test_the_search_alone_finds_what_training_finds(dirty: Poisoned) -> None:

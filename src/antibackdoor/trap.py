@@ -96,7 +96,7 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     Args:
         session: Device, precision, processes.
         feed: The data.
-        net: The network after the warm-up; its trunk and second head change.
+        net: The network after the warm-up; its trunk and second head change if something is caught.
         settings: Steps and shares.
         history: Losses of the warm-up.
 
@@ -111,7 +111,10 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     if caught is None:
         net.load_state_dict(before)
         caught = search.attempt(search.by_parts(), settings.suspect_shares[:BY_PARTS], strangers)
-    return search.nothing(strangers) if caught is None else caught
+    if caught is None:
+        caught = search.nothing(strangers)
+        net.load_state_dict(before)
+    return caught
 
 
 def n_searched(n_samples: int, n_classes: int) -> int:

@@ -40,6 +40,7 @@ from antibackdoor.warm_up import SNAPSHOT, warm_up
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
 LEAST_PASSES = 0.85  # of the main training, however much the search costs: on small data it costs seconds
+LEAST_AFTER_WARM_UP = 0.8  # of it where the network goes on with what the warm-up has taught it
 SUSPECT_SHARES = (0.2, 0.1, 0.05, 0.05)  # of each label, in the rounds of confusion
 MOST_ROUNDS = len(SUSPECT_SHARES) + BY_PARTS
 TIMED_STEPS = 5  # to estimate how long a search takes
@@ -115,8 +116,10 @@ class E2ABL:
         caught, history = self._find(session, samples, feed, net, journal, state)
         if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
             raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
-        # The trunk of the trap knows the trigger, so the delivered network starts from fresh weights.
+        # The trunk of a trap that caught something knows the trigger: then the delivered network starts afresh.
         model = session.prepare(seeded(build, recipe.seed))
+        if not caught.isolated.any():
+            model.load_state_dict(net.network.state_dict())
         removal = find_removal(samples, caught.isolated, caught.core)
         labels, returned = self._train_main(session, feed, model, caught, removal, history, journal, state)
         recovered = caught.isolated & (labels != samples.labels)
@@ -189,6 +192,8 @@ class E2ABL:
     ) -> tuple[Caught, LossHistory]:
         """What the second head finds, and the losses that it went by."""
         if "caught" in state:
+            if state["phase"] == "found":
+                net.load_state_dict(state["model"])
             return _caught_from(state), LossHistory.from_state(state["history"])
         with session.full_precision(_is_delicate(samples)):
             history = warm_up(
@@ -209,7 +214,8 @@ class E2ABL:
         steps = int(history.steps[-1]) + caught.steps
         history = history.append(np.logaddexp(0, -caught.margins).astype(np.float32), steps)
         journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
-        journal.save({"phase": "found", "caught": vars(caught), "history": history.state()})
+        found = {"phase": "found", "model": net.state_dict(), "history": history.state(), "caught": vars(caught)}
+        journal.save(found)
         return caught, history
 
     @staticmethod
@@ -282,8 +288,9 @@ class E2ABL:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             back, first = Return(*(np.asarray(part) for part in state["back"])), state["epoch"]
+        quarters = {quarter * n_epochs // 4 for quarter in (1, 2, 3)} - {0}  # before the first pass it knows nothing
         for epoch in range(first, n_epochs):
-            if caught.isolated.any() and epoch in (n_epochs // 2, 3 * n_epochs // 4):
+            if caught.isolated.any() and epoch in quarters:
                 back = recover(session, feed, model, caught, removal, self.recovery_confidence)
             usable = np.flatnonzero(~caught.isolated | (back.labels != given) | back.unchanged)
             order = usable[shuffled(len(usable), recipe.seed, 4, epoch)]
@@ -320,7 +327,8 @@ class E2ABL:
         rounds = caught.steps // self.confusion_steps
         spent = _passes(session, n, n_classes, int(history.steps[-1]), rounds)
         left = (total - spent) * n / (n - int(caught.isolated.sum()))
-        return max(math.floor(left), math.ceil(LEAST_PASSES * total))
+        least = LEAST_PASSES if caught.isolated.any() else LEAST_AFTER_WARM_UP
+        return max(math.floor(left), math.ceil(least * total))
 
 
 def _passes(session: Session, n_samples: int, n_classes: int, steps: int, rounds: int) -> float:
