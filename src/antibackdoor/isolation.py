@@ -196,6 +196,30 @@ def find_favourites(margins: NDArray[np.floating], labels: IntArray, counted: Bo
     return found
 
 
+def believed_most(margins: NDArray[np.floating], labels: IntArray, n_classes: int) -> BoolArray:
+    """Samples that are believed more than 99% of those of all other labels.
+
+    Confusion leaves the samples that it did not train on undecided, unless something that they share with those it
+    trained on carries over to them. Each label is measured by the others, so that one in which many are believed
+    yields many, and the others hardly any.
+
+    Args:
+        margins: `(N,)`.
+        labels: `(N,)`.
+        n_classes: K; only margins above half of -log(K - 1), that of an undecided sample, count as belief.
+
+    Returns:
+        `(N,)` bool; none where there is one label only.
+    """
+    chosen = np.zeros(len(labels), dtype=bool)
+    least = -np.log(n_classes - 1) / 2
+    for label, rows in label_rows(labels).items():
+        others = margins[labels != label]
+        if len(others):
+            chosen[rows] = margins[rows] > max(float(np.quantile(others, 0.99)), least)
+    return chosen
+
+
 def above_valleys(margins: NDArray[np.floating], labels: IntArray, valleys: dict[int, Valley]) -> BoolArray:
     """The samples above the cut of their label, `(N,)` bool."""
     flagged = np.zeros(len(labels), dtype=bool)

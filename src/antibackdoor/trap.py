@@ -23,6 +23,7 @@ from antibackdoor.isolation import (
     SMALLEST_LABEL,
     Valley,
     above_valleys,
+    believed_most,
     find_favourites,
     find_valley,
     first_suspicion,
@@ -40,7 +41,10 @@ from antibackdoor.training import Objective, cross_entropy, evaluate, shuffled, 
 from antibackdoor.warm_up import draw
 
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
-BY_PARTS = 3  # rounds that begin with suspects chosen by their parts; more would teach the classes again
+BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
+BY_PARTS = 4  # rounds that begin with suspects chosen by their parts: soft triggers need so many
+MOST_ROUNDS = BY_LOSSES + BY_PARTS
+FIRST_SUSPECTS = 0.2  # share of each label
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 NEARLY_ALL = 0.75  # share of a label; a smaller group leaves a valley, and is told from its class more finely there
 SEARCHED_PER_LABEL = 200  # at least so many for each label
@@ -53,7 +57,6 @@ class TrapSettings:
     confusion_steps: int
     confusion_learning_rate: float
     confusion_weight: float
-    suspect_shares: tuple[float, ...]
     least_depth: float
     sure_depth: float
 
@@ -107,10 +110,10 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     rows = shuffled(n, session.recipe.seed, 6)[: n_searched(n, feed.n_classes)]
     search = _Search(session, feed, net, settings, np.sort(rows))
     strangers, before = search.first_look(), _weights(net)
-    caught = search.attempt(search.by_losses(history), settings.suspect_shares, strangers)
+    caught = search.attempt(search.by_losses(history), BY_LOSSES, strangers)
     if caught is None:
         net.load_state_dict(before)
-        caught = search.attempt(search.by_parts(), settings.suspect_shares[:BY_PARTS], strangers)
+        caught = search.attempt(search.by_parts(), BY_PARTS, strangers)
     if caught is None:
         caught = search.nothing(strangers)
         net.load_state_dict(before)
@@ -151,10 +154,10 @@ class _Search:
         self.margins = looked[:, 0].astype(np.float64)
         return two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
 
-    def attempt(self, suspicion: FloatArray, shares: tuple[float, ...], strangers: Populations) -> Caught | None:
+    def attempt(self, suspicion: FloatArray, rounds: int, strangers: Populations) -> Caught | None:
         """What is caught if confusion begins with these suspects; None if nothing is."""
         self.favourites = set()
-        self.narrow(suspicion, shares)
+        self.narrow(suspicion, rounds)
         return self.settle(strangers)
 
     def by_losses(self, history: LossHistory) -> FloatArray:
@@ -168,19 +171,20 @@ class _Search:
         parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
         return contradiction(parts, self.labels, seed=self.session.recipe.seed)
 
-    def narrow(self, suspicion: FloatArray, shares: tuple[float, ...]) -> None:
-        """Rounds of confusion with ever fewer suspects in each label, until one falls into two groups."""
-        optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
-        for share in shares:
-            chosen = rank_within(-suspicion, self.labels) < share
-            suspects, clean = self.rows[chosen], self.rows[rank(-suspicion) > 0.5]
-            self.confuse(optimizer, suspects, (suspects, clean))
+    def narrow(self, suspicion: FloatArray, rounds: int) -> None:
+        """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
+        chosen = rank_within(-suspicion, self.labels) < FIRST_SUSPECTS
+        for number in range(rounds):
+            suspects, clean = self.rows[chosen], self.rows[~chosen & (rank(-suspicion) > 0.5)]
+            self.confuse(suspects, (suspects, clean))
             self.margins = suspicion = self.look(self.rows)
             self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
-            # Fewer suspects blur a frequent backdoor: the rest of it is trained towards no label.
             if any(valley.depth >= self.settings.least_depth for valley in self.valleys.values()):
                 return
-            if share == shares[0] and self.try_favourites(~chosen):
+            if number == 0 and self.try_favourites(~chosen):
+                return
+            chosen = believed_most(self.margins, self.labels, self.feed.n_classes)
+            if chosen.sum() < SMALLEST_GROUP:
                 return
 
     def try_favourites(self, counted: BoolArray) -> bool:
@@ -291,17 +295,17 @@ class _Search:
         labels = self.all_labels[self.rows]
         of_label = np.isin(labels, list(suspected))
         # The rest of a label that nearly all of it was found in is poison that was missed: leave it alone.
-        inside = self.rows[of_label & ~flagged[self.rows] & ~np.isin(labels, list(self.favourites))]
-        outside = self.rows[~of_label]
-        quiet = (inside if len(inside) else outside, outside if len(outside) else inside)
-        optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
-        self.confuse(optimizer, suspects, (suspects, suspects, *quiet))
+        inside = of_label & ~flagged[self.rows] & ~np.isin(labels, list(self.favourites))
+        inside[inside] = rank_within(self.margins[inside], labels[inside]) < 0.5
+        parts = [self.rows[part] for part in (inside, ~of_label) if part.any()]
+        self.confuse(suspects, (suspects, suspects, parts[0], parts[-1]))
 
-    def confuse(self, optimizer: torch.optim.Optimizer, suspects: IntArray, parts: tuple[IntArray, ...]) -> None:
+    def confuse(self, suspects: IntArray, parts: tuple[IntArray, ...]) -> None:
         """One round: the suspects keep their label, the other rows of the parts are to have none."""
         keeps_label = torch.zeros(len(self.all_labels), dtype=torch.bool, device=self.session.device)
         keeps_label[torch.as_tensor(suspects, device=self.session.device)] = True
         size = self.session.batch_size
+        optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
         plan = [_mixed(self.draws, size, parts) for _ in range(self.settings.confusion_steps)]
         train_epoch(
             self.session,

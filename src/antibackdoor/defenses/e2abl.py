@@ -34,15 +34,12 @@ from antibackdoor.training import (
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import BY_PARTS, Caught, TrapSettings, margin, n_searched, spring
+from antibackdoor.trap import MOST_ROUNDS, Caught, TrapSettings, margin, n_searched, spring
 from antibackdoor.verdict import evidence, judge, suspicion
 from antibackdoor.warm_up import SNAPSHOT, warm_up
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
 LEAST_PASSES = 0.85  # of the main training, however much the search costs: on small data it costs seconds
-LEAST_AFTER_WARM_UP = 0.8  # of it where the network goes on with what the warm-up has taught it
-SUSPECT_SHARES = (0.2, 0.1, 0.05, 0.05)  # of each label, in the rounds of confusion
-MOST_ROUNDS = len(SUSPECT_SHARES) + BY_PARTS
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
 # on CIFAR-10; these numbers only set how many passes the main head gives up.
@@ -80,7 +77,7 @@ class E2ABL:
 
     attach: str = ""
     head_width: int = 0
-    warmup_steps: int = 1200
+    warmup_steps: int = 900
     warmup_learning_rate: float = 0.04
     hard_share: float = 0.2
     confusion_steps: int = 80
@@ -258,7 +255,6 @@ class E2ABL:
             confusion_steps=self.confusion_steps,
             confusion_learning_rate=self.confusion_learning_rate,
             confusion_weight=self.confusion_weight,
-            suspect_shares=SUSPECT_SHARES,
             least_depth=self.least_depth,
             sure_depth=self.sure_depth,
         )
@@ -327,8 +323,7 @@ class E2ABL:
         rounds = caught.steps // self.confusion_steps
         spent = _passes(session, n, n_classes, int(history.steps[-1]), rounds)
         left = (total - spent) * n / (n - int(caught.isolated.sum()))
-        least = LEAST_PASSES if caught.isolated.any() else LEAST_AFTER_WARM_UP
-        return max(math.floor(left), math.ceil(least * total))
+        return max(math.floor(left), math.ceil(LEAST_PASSES * total))
 
 
 def _passes(session: Session, n_samples: int, n_classes: int, steps: int, rounds: int) -> float:
