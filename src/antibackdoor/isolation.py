@@ -19,6 +19,7 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
 SMALLEST_GROUP = 5  # fewer samples than this are no evidence of a second group
 SMALLEST_LABEL = 20  # a label with fewer samples has no shape to speak of
+NEARLY_ALL = 0.75  # share of a label; a smaller group leaves a valley, and is told from its class more finely there
 BELIEVED_BY_CHANCE = 0.2  # share of a distinctive class that may keep positive margins through confusion
 EDGES = np.arange(-12.0, 24.25, 0.25)  # bins of margins; what lies beyond counts to the outermost
 SMOOTHING = 2  # bins
@@ -196,27 +197,27 @@ def find_favourites(margins: NDArray[np.floating], labels: IntArray, counted: Bo
     return found
 
 
-def believed_most(margins: NDArray[np.floating], labels: IntArray, n_classes: int) -> BoolArray:
+def believed_most(margins: NDArray[np.floating], labels: IntArray, least: float) -> BoolArray:
     """Samples that are believed more than 99% of those of all other labels.
 
     Confusion leaves the samples that it did not train on undecided, unless something that they share with those it
     trained on carries over to them. Each label is measured by the others, so that one in which many are believed
-    yields many, and the others hardly any.
+    yields many, and the others hardly any. A label that is believed almost whole is a distinctive class, and left out.
 
     Args:
         margins: `(N,)`.
         labels: `(N,)`.
-        n_classes: K; only margins above half of -log(K - 1), that of an undecided sample, count as belief.
+        least: Margin from which a sample counts as believed.
 
     Returns:
         `(N,)` bool; none where there is one label only.
     """
     chosen = np.zeros(len(labels), dtype=bool)
-    least = -np.log(n_classes - 1) / 2
     for label, rows in label_rows(labels).items():
         others = margins[labels != label]
         if len(others):
-            chosen[rows] = margins[rows] > max(float(np.quantile(others, 0.99)), least)
+            believed = margins[rows] > max(float(np.quantile(others, 0.99)), least)
+            chosen[rows] = believed & (believed.mean() < NEARLY_ALL)
     return chosen
 
 

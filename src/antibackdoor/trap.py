@@ -2,10 +2,11 @@
 
 After the warm-up, all on the trunk and the second head alone: *confusion* keeps training the most suspicious samples of
 each label towards that label and surely clean ones towards no label at all: what the classes look like is forgotten,
-and what remains predictive is the trigger. (Poison that makes up nearly all of a label is looked for by a trial after
-the first round.) The *settlement* confuses twice more, first with half of the found samples, since a short-cut carries
-over to the other half and a memory does not, then with all, so that the missed ones join them. Where nothing is caught,
-a second attempt begins with other suspects.
+and what remains predictive is the trigger. What is believed then is suspected next, so that a soft trigger spreads to
+all that carry it. (Poison that makes up nearly all of a label is looked for by a trial after the first round.) The
+*settlement* confuses twice more, first with half of the found samples, since a short-cut carries over to the other half
+and a memory does not, then with all, so that the missed ones join them. Where nothing is caught, a second attempt
+begins with other suspects.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from antibackdoor.history import LossHistory
 from antibackdoor.isolation import (
+    NEARLY_ALL,
     SMALLEST_GROUP,
     SMALLEST_LABEL,
     Valley,
@@ -42,11 +44,11 @@ from antibackdoor.warm_up import draw
 
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
 BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
-BY_PARTS = 4  # rounds that begin with suspects chosen by their parts: soft triggers need so many
+BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft triggers need so many
 MOST_ROUNDS = BY_LOSSES + BY_PARTS
 FIRST_SUSPECTS = 0.2  # share of each label
+NEXT_SUSPECTS = 0.1  # at most, in the second round; then twice as many, and so on
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
-NEARLY_ALL = 0.75  # share of a label; a smaller group leaves a valley, and is told from its class more finely there
 SEARCHED_PER_LABEL = 200  # at least so many for each label
 
 
@@ -134,6 +136,7 @@ class _Search:
         self.labels = self.all_labels[rows]
         self.draws = np.random.default_rng((session.recipe.seed, 2))
         self.margins: FloatArray = np.zeros(len(rows))
+        self.undecided = -float(np.log(feed.n_classes - 1))  # the margin of a sample that has no label
         self.valleys: dict[int, Valley] = {}
         self.favourites: set[int] = set()
         self.steps = 0
@@ -183,7 +186,10 @@ class _Search:
                 return
             if number == 0 and self.try_favourites(~chosen):
                 return
-            chosen = believed_most(self.margins, self.labels, self.feed.n_classes)
+            # Fewer, but surer; if they carry others of their kind along, these come next.
+            least = 0.0 if number else self.undecided / 2
+            share = NEXT_SUSPECTS * 2**number
+            chosen = believed_most(self.margins, self.labels, least) & (rank_within(-self.margins, self.labels) < share)
             if chosen.sum() < SMALLEST_GROUP:
                 return
 
