@@ -12,6 +12,7 @@ from antibackdoor.isolation import (
     BELIEVED_BY_CHANCE,
     Valley,
     above_valleys,
+    believed_most,
     find_favourites,
     find_valley,
     first_suspicion,
@@ -110,6 +111,22 @@ def test_a_label_that_alone_is_believed_is_a_favourite() -> None:
     assert max(favourite.depth for favourite in found.values()) < 1
     found = find_favourites(loud, labels, loud < 0)
     assert found[4].depth == 0
+
+
+def test_those_who_are_believed_more_than_other_labels() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 200)
+    margins = rng.normal(-2.2, 0.3, 600)
+    margins[:60] = 1.5  # a soft trigger, not learned by all that carry it
+    margins[200:203] = 0.5  # a few of another label, as anywhere, but not more than those of the first
+    assert np.flatnonzero(believed_most(margins, labels, 0.0)).tolist() == list(range(60))
+    assert not believed_most(margins, labels, 2.0).any()
+    margins[200:203] = 2.5
+    assert np.flatnonzero(believed_most(margins, labels, 0.0)).tolist() == [*range(60), *range(200, 203)]
+    margins[400:600] = 4.0  # a distinctive class is believed as a whole, and what is believed less does not count
+    assert not believed_most(margins, labels, 0.0).any()
+    assert not believed_most(margins, np.zeros(600, dtype=np.int64), 0.0).any()
+    assert believed_most(np.zeros(0), np.zeros(0, dtype=np.int64), 0.0).shape == (0,)
 
 
 def test_above_valleys() -> None:
