@@ -48,6 +48,7 @@ BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft trig
 MOST_ROUNDS = BY_LOSSES + BY_PARTS
 FIRST_SUSPECTS = 0.2  # share of each label
 NEXT_SUSPECTS = 0.1  # at most, in the second round; then twice as many, and so on
+FAVOURITE_DEPTH = 3.0  # of a label that is poison almost whole; distinctive classes went up to 1.8
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 SEARCHED_PER_LABEL = 200  # at least so many for each label
 
@@ -60,7 +61,6 @@ class TrapSettings:
     confusion_learning_rate: float
     confusion_weight: float
     least_depth: float
-    sure_depth: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,13 +207,13 @@ class _Search:
             return False
         before = _weights(self.net)
         self.favourites = set(tried)
-        self.reinforce(self.half(np.flatnonzero(flagged)), flagged, self.favourites)
+        self.reinforce(self.half(np.flatnonzero(flagged)), flagged)
         margins = self.look(self.rows)
         valleys = self.find_valleys(margins, self.labels, self.favourites)
         kept = {
             label: valley
             for label, valley in valleys.items()
-            if valley.depth >= self.settings.sure_depth
+            if valley.depth >= FAVOURITE_DEPTH
             and (margins[self.labels == label] > valley.cut).mean() >= NEARLY_ALL
         }
         if not kept:
@@ -235,16 +235,16 @@ class _Search:
         flagged = content.copy()
         flagged[self.rows] |= above_valleys(self.margins, self.labels, wanted)
         suspected, margins = {*wanted, *strangers.labels}, self.margins
-        for rows, needed in ((self.rows, self.settings.least_depth), (everything, self.settings.sure_depth)):
+        for rows in (self.rows, everything):
             if flagged.sum() < SMALLEST_GROUP:
                 return None
             found = np.flatnonzero(flagged)
             held_out = self.half(found) if rows is self.rows else found[:0]
-            self.reinforce(np.setdiff1d(found, held_out), flagged, suspected)
+            self.reinforce(np.setdiff1d(found, held_out), flagged)
             margins = self.look(rows)
             valleys = self.find_valleys(margins, self.all_labels[rows], suspected)
             refuted = self.refuted(held_out, margins)
-            wanted = {k: v for k, v in valleys.items() if v.depth >= needed and k not in refuted}
+            wanted = {k: v for k, v in valleys.items() if v.depth >= self.settings.least_depth and k not in refuted}
             suspected = {*wanted, *strangers.labels}
             flagged = content.copy()
             flagged[rows] |= above_valleys(margins, self.all_labels[rows], wanted)
@@ -296,15 +296,12 @@ class _Search:
         members = label_rows(self.all_labels[held_out])
         return {label for label, rows in members.items() if believed[rows].mean() < LEAST_REPEATED}
 
-    def reinforce(self, suspects: IntArray, flagged: BoolArray, suspected: set[int]) -> None:
-        """A round of confusion with found samples as suspects against the rest of their labels and other labels."""
-        labels = self.all_labels[self.rows]
-        of_label = np.isin(labels, list(suspected))
+    def reinforce(self, suspects: IntArray, flagged: BoolArray) -> None:
+        """A round of confusion with found samples as suspects, against the less believed half of all others."""
+        quiet = ~flagged[self.rows] & (rank(self.margins) < 0.5)
         # The rest of a label that nearly all of it was found in is poison that was missed: leave it alone.
-        inside = of_label & ~flagged[self.rows] & ~np.isin(labels, list(self.favourites))
-        inside[inside] = rank_within(self.margins[inside], labels[inside]) < 0.5
-        parts = [self.rows[part] for part in (inside, ~of_label) if part.any()]
-        self.confuse(suspects, (suspects, suspects, parts[0], parts[-1]))
+        quiet &= ~np.isin(self.labels, list(self.favourites))
+        self.confuse(suspects, (suspects, self.rows[quiet]))
 
     def confuse(self, suspects: IntArray, parts: tuple[IntArray, ...]) -> None:
         """One round: the suspects keep their label, the other rows of the parts are to have none."""

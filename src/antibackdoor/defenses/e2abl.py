@@ -70,8 +70,8 @@ class E2ABL:
         confusion_steps: Optimizer steps in each round of confusion.
         confusion_learning_rate: Learning rate of confusion.
         confusion_weight: Weight of the undecided samples against the suspects.
-        least_depth: Depth of a valley between two groups of a label from which the label is suspected.
-        sure_depth: Depth that remains to be shown once the found samples are trained on.
+        least_depth: Depth of a valley between two groups of a label from which the label is suspected, and that it must
+            keep once the found samples are trained on.
         recovery_confidence: Probability, in (0, 1], from which an isolated sample gets the main head's label.
     """
 
@@ -84,7 +84,6 @@ class E2ABL:
     confusion_learning_rate: float = 0.02
     confusion_weight: float = 3.0
     least_depth: float = 2.0
-    sure_depth: float = 3.0
     recovery_confidence: float = 0.9
 
     def train(self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None) -> Trained:
@@ -231,7 +230,6 @@ class E2ABL:
             confusion_learning_rate="(0, inf)",
             confusion_weight="(0, inf)",
             least_depth="(0, inf)",
-            sure_depth="(0, inf)",
             recovery_confidence="(0, 1]",
         )
 
@@ -256,7 +254,6 @@ class E2ABL:
             confusion_learning_rate=self.confusion_learning_rate,
             confusion_weight=self.confusion_weight,
             least_depth=self.least_depth,
-            sure_depth=self.sure_depth,
         )
 
     def _train_main(
