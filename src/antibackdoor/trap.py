@@ -213,8 +213,7 @@ class _Search:
         kept = {
             label: valley
             for label, valley in valleys.items()
-            if valley.depth >= FAVOURITE_DEPTH
-            and (margins[self.labels == label] > valley.cut).mean() >= NEARLY_ALL
+            if valley.depth >= FAVOURITE_DEPTH and (margins[self.labels == label] > valley.cut).mean() >= NEARLY_ALL
         }
         if not kept:
             self.net.load_state_dict(before)
