@@ -20,6 +20,7 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 SMALLEST_GROUP = 5  # fewer samples than this are no evidence of a second group
 SMALLEST_LABEL = 20  # a label with fewer samples has no shape to speak of
 NEARLY_ALL = 0.75  # share of a label; a smaller group leaves a valley, and is told from its class more finely there
+OUTLYING = 0.99  # share of the margins of other labels that a sample is to exceed
 BELIEVED_BY_CHANCE = 0.2  # share of a distinctive class that may keep positive margins through confusion
 EDGES = np.arange(-12.0, 24.25, 0.25)  # bins of margins; what lies beyond counts to the outermost
 SMOOTHING = 2  # bins
@@ -192,8 +193,8 @@ def find_favourites(margins: NDArray[np.floating], labels: IntArray, counted: Bo
             continue
         share = believed[rows].sum() / counted[rows].sum()
         elsewhere = believed[others].sum() / counted[others].sum()
-        cut = float(np.quantile(margins[others], 0.99))
-        found[label] = Valley(float(share / (BELIEVED_BY_CHANCE + elsewhere)), cut)
+        depth = float(share / (BELIEVED_BY_CHANCE + elsewhere))
+        found[label] = Valley(depth, float(np.quantile(margins[others], OUTLYING)))
     return found
 
 
@@ -216,7 +217,7 @@ def believed_most(margins: NDArray[np.floating], labels: IntArray, least: float)
     for label, rows in label_rows(labels).items():
         others = margins[labels != label]
         if len(others):
-            believed = margins[rows] > max(float(np.quantile(others, 0.99)), least)
+            believed = margins[rows] > max(float(np.quantile(others, OUTLYING)), least)
             chosen[rows] = believed & (believed.mean() < NEARLY_ALL)
     return chosen
 

@@ -178,8 +178,7 @@ class _Search:
         """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
         chosen = rank_within(-suspicion, self.labels) < FIRST_SUSPECTS
         for number in range(rounds):
-            suspects, clean = self.rows[chosen], self.rows[~chosen & (rank(-suspicion) > 0.5)]
-            self.confuse(suspects, (suspects, clean))
+            self.confuse(self.rows[chosen], self.rows[~chosen & (rank(-suspicion) > 0.5)])
             self.margins = suspicion = self.look(self.rows)
             self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
             if any(valley.depth >= self.settings.least_depth for valley in self.valleys.values()):
@@ -300,15 +299,18 @@ class _Search:
         quiet = ~flagged[self.rows] & (rank(self.margins) < 0.5)
         # The rest of a label that nearly all of it was found in is poison that was missed: leave it alone.
         quiet &= ~np.isin(self.labels, list(self.favourites))
-        self.confuse(suspects, (suspects, self.rows[quiet]))
+        self.confuse(suspects, self.rows[quiet])
 
-    def confuse(self, suspects: IntArray, parts: tuple[IntArray, ...]) -> None:
-        """One round: the suspects keep their label, the other rows of the parts are to have none."""
+    def confuse(self, suspects: IntArray, clean: IntArray) -> None:
+        """One round, half of each batch from either: the suspects keep their label, the clean rows are to have none."""
         keeps_label = torch.zeros(len(self.all_labels), dtype=torch.bool, device=self.session.device)
         keeps_label[torch.as_tensor(suspects, device=self.session.device)] = True
-        size = self.session.batch_size
         optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
-        plan = [_mixed(self.draws, size, parts) for _ in range(self.settings.confusion_steps)]
+        half = self.session.batch_size // 2
+        plan = [
+            np.concatenate([draw(self.draws, rows, half) for rows in (suspects, clean)])
+            for _ in range(self.settings.confusion_steps)
+        ]
         train_epoch(
             self.session,
             self.feed,
@@ -346,11 +348,6 @@ def _coarse(features: Tensor) -> Tensor:
     if features.ndim == 3:
         return F.adaptive_avg_pool1d(features, 4).flatten(1)
     return features.flatten(1)
-
-
-def _mixed(rng: np.random.Generator, size: int, parts: tuple[IntArray, ...]) -> IntArray:
-    """A batch with an equal number of rows from each part."""
-    return np.concatenate([draw(rng, part, size // len(parts)) for part in parts])
 
 
 def confusion(net: TwoHead, keeps_label: Tensor, weight: float) -> Objective:
