@@ -73,12 +73,12 @@ def test_shuffled_is_a_permutation_of_its_seeds() -> None:
 
 
 def test_triangle() -> None:
-    assert on_triangle(0.1, 0, 10)(0.0) == 0
-    assert on_triangle(0.1, 1, 10)(0.0) == pytest.approx(0.05)
-    assert on_triangle(0.1, 2, 10)(0.0) == pytest.approx(0.1)  # the peak after a fifth
-    assert on_triangle(0.1, 6, 10)(0.0) == pytest.approx(0.05)
-    assert on_triangle(0.1, 9, 10)(0.5) == pytest.approx(0.1 * 0.05 / 0.8)
-    assert on_triangle(0.1, 10, 10)(0.0) == 0
+    assert on_triangle(0.1, 0.0, 0.1)(0.0) == 0
+    assert on_triangle(0.1, 0.1, 0.2)(0.0) == pytest.approx(0.05)
+    assert on_triangle(0.1, 0.2, 0.3)(0.0) == pytest.approx(0.1)  # the peak after a fifth
+    assert on_triangle(0.1, 0.0, 1.0)(0.6) == pytest.approx(0.05)
+    assert on_triangle(0.1, 0.9, 1.0)(0.5) == pytest.approx(0.1 * 0.05 / 0.8)
+    assert on_triangle(0.1, 1.0, 1.0)(0.0) == 0
 
 
 def test_recorded_losses_by_hand() -> None:

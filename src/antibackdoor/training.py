@@ -80,20 +80,20 @@ def batches(rows: IntArray, size: int) -> list[IntArray]:
     return cuts
 
 
-def on_triangle(peak: float, epoch: int, n_epochs: int) -> Callable[[float], float]:
-    """The learning rate within one epoch of a schedule that rises over a fifth of all epochs, then falls to zero.
+def on_triangle(peak: float, start: float, end: float) -> Callable[[float], float]:
+    """The learning rate within a part of a schedule that rises over the first fifth, then falls to zero.
 
     Args:
         peak: Largest learning rate.
-        epoch: The epoch, from 0.
-        n_epochs: Length of the schedule.
+        start: Where the part begins, in [0, 1], the whole schedule being 1.
+        end: Where it ends.
 
     Returns:
-        Learning rate as a function of the done share of the epoch in [0, 1).
+        Learning rate as a function of the done share of the part in [0, 1).
     """
 
     def rate(done: float) -> float:
-        progress = (epoch + done) / n_epochs
+        progress = start + done * (end - start)
         return peak * max(min(progress / 0.2, (1 - progress) / 0.8), 0.0)
 
     return rate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,7 +38,7 @@ from antibackdoor.verdict import evidence, judge, suspicion
 from antibackdoor.warm_up import SNAPSHOT, warm_up
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
-LEAST_PASSES = 0.85  # of the main training, however much the search costs: on small data it costs seconds
+LEAST_PASSES = 0.8  # of the main training, however much the search costs: on small data it costs seconds
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
 # on CIFAR-10; these numbers only set how many passes the main head gives up.
@@ -273,33 +272,35 @@ class E2ABL:
             The labels in the end, and which isolated samples came back under their given label, `(N,)` each.
         """
         recipe = session.recipe
-        n_epochs = self._main_epochs(session, caught, feed.n_classes, history)
+        budget = self._main_visits(session, caught, feed.n_classes, history)
         optimizer = session.optimizer(model.parameters(), recipe.learning_rate)
         given = feed.labels.cpu().numpy()
-        back, first = Return.nothing(given), 0
+        back, epoch, visits, asked = Return.nothing(given), 0, 0, 0
         if state.get("phase") == "main":
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            back, first = Return(*(np.asarray(part) for part in state["back"])), state["epoch"]
-        quarters = {quarter * n_epochs // 4 for quarter in (1, 2, 3)} - {0}  # before the first pass it knows nothing
-        for epoch in range(first, n_epochs):
-            if caught.isolated.any() and epoch in quarters:
-                back = recover(session, feed, model, caught, removal, self.recovery_confidence)
+            back = Return(*(np.asarray(part) for part in state["back"]))
+            epoch, visits, asked = state["epoch"], state["visits"], state["asked"]
+        while budget - visits >= min(session.batch_size, budget):  # a rest too small for batch statistics is left
+            quarter = 4 * visits // budget
+            if caught.isolated.any() and quarter > asked:
+                back, asked = recover(session, feed, model, caught, removal, self.recovery_confidence), quarter
             usable = np.flatnonzero(~caught.isolated | (back.labels != given) | back.unchanged)
-            order = usable[shuffled(len(usable), recipe.seed, 4, epoch)]
-            plan = batches(order, session.batch_size)
+            order = usable[shuffled(len(usable), recipe.seed, 4, epoch)][: budget - visits]
+            done = visits + len(order)
             losses = train_epoch(
                 session,
                 feed._replace(labels=torch.from_numpy(back.labels), change=removal and removal.only(back.unchanged)),
-                plan,
+                batches(order, session.batch_size),
                 model,
                 _weighted(model, torch.from_numpy(back.weights).to(session.device)),
                 optimizer,
                 seed=(recipe.seed, 4, epoch),
-                learning_rate=on_triangle(recipe.learning_rate, epoch, n_epochs),
-                title=f"epoch {epoch + 1}/{n_epochs}",
+                learning_rate=on_triangle(recipe.learning_rate, visits / budget, done / budget),
+                title=f"epoch {epoch + 1}, to {done / budget:.0%}",
             )
-            journal.log(phase="training", epoch=epoch + 1, loss=float(np.nanmean(losses)), n_trained=len(usable))
+            epoch, visits = epoch + 1, done
+            journal.log(phase="training", epoch=epoch, loss=float(np.nanmean(losses)), n_trained=len(order))
             journal.save(
                 {
                     "phase": "main",
@@ -307,20 +308,21 @@ class E2ABL:
                     "optimizer": optimizer.state_dict(),
                     "history": history.state(),
                     "back": list(back),
-                    "epoch": epoch + 1,
+                    "epoch": epoch,
+                    "visits": visits,
+                    "asked": asked,
                     "caught": vars(caught),
                 }
             )
         return back.labels, back.unchanged
 
-    def _main_epochs(self, session: Session, caught: Caught, n_classes: int, history: LossHistory) -> int:
-        """Passes over the rest that cost what plain training would, less the search."""
+    def _main_visits(self, session: Session, caught: Caught, n_classes: int, history: LossHistory) -> int:
+        """Visits to a sample, one by one, that cost what plain training would, less the search."""
         n = len(caught.isolated)
         total = session.recipe.passes(n)
         rounds = caught.steps // self.confusion_steps
         spent = _passes(session, n, n_classes, int(history.steps[-1]), rounds)
-        left = (total - spent) * n / (n - int(caught.isolated.sum()))
-        return max(math.floor(left), math.ceil(LEAST_PASSES * total))
+        return round(max(total - spent, LEAST_PASSES * total) * n)
 
 
 def _passes(session: Session, n_samples: int, n_classes: int, steps: int, rounds: int) -> float:

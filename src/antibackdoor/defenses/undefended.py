@@ -54,7 +54,7 @@ class Undefended:
                 classify(model),
                 optimizer,
                 seed=(recipe.seed, epoch),
-                learning_rate=on_triangle(recipe.learning_rate, epoch, n_epochs),
+                learning_rate=on_triangle(recipe.learning_rate, epoch / n_epochs, (epoch + 1) / n_epochs),
                 title=f"epoch {epoch + 1}/{n_epochs}",
             )
             history = history.append(losses, int(history.steps[-1]) + len(plan))
