@@ -75,10 +75,15 @@ class Fragile:
 
 
 class Watched(NoJournal):
-    """Keeps the last checkpoint of each phase."""
+    """Keeps the last checkpoint of each phase, and how many samples each epoch of the main head saw."""
 
     def __init__(self) -> None:
         self.last: dict[str, dict[str, Any]] = {}
+        self.trained: list[int] = []
+
+    def log(self, **values: Any) -> None:
+        if values["phase"] == "training":
+            self.trained.append(values["n_trained"])
 
     def save(self, state: dict[str, Any]) -> None:
         self.last[state["phase"]] = copy.deepcopy(state)
@@ -131,6 +136,17 @@ def test_the_delivered_network_keeps_what_the_warm_up_taught_only_if_nothing_was
         began = fresh[name] if poisoned else warm[f"network.{name}"]
         torch.testing.assert_close(parameter.detach(), began, rtol=1e-5, atol=1e-7)
     assert any(not value.equal(warm[f"network.{name}"]) for name, value in fresh.items())
+
+
+@pytest.mark.parametrize("poisoned", [True, False])
+def test_the_main_head_sees_as_many_samples_whatever_is_kept_from_it(dirty: Poisoned, poisoned: bool) -> None:
+    """On small data the search costs so much that the least share of plain training, four fifths, is what is left."""
+    samples, journal = dirty.samples if poisoned else digits(1).train, Watched()
+    trained = E2ABL().train(samples, builder(samples), Recipe(epochs=4, seed=0), journal=journal)
+    n = len(samples)
+    assert journal.trained[0] == n - trained.isolated.sum()
+    assert max(journal.trained) <= n
+    assert 3.2 * n - Session(RECIPE, n, images=True).batch_size < sum(journal.trained) <= 3.2 * n + 1
 
 
 def test_the_search_alone_finds_what_training_finds(dirty: Poisoned) -> None:
