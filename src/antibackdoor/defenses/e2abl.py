@@ -41,8 +41,8 @@ ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the featu
 LEAST_PASSES = 0.8  # of the main training, however much the search costs: on small data it costs seconds
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
-# on CIFAR-10 (.69, .18, .35) and rounded up, so that the whole costs less than plain training; these numbers only set
-# how much of its training the main head gives up.
+# on CIFAR-10 (.69, .18, .35) and rounded up, so that the whole costs no more than plain training; these numbers only
+# set how much of its training the main head gives up.
 TRAINED, LOOKED_AT, COMPARED = 0.8, 0.2, 0.4
 
 
