@@ -143,7 +143,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     model = session.prepare(trained.model)
     measured = {
         **_accuracy(predict(session, model, test).labels, test.labels),
-        **_attacked(session, model, test, poisoned),
+        **({} if poisoned is None else _attacked(session, model, test, poisoned.trigger, poisoned.plan)),
         **_probed(session, model, train, test, cell),
         **_isolated(trained, poisoned, train),
         **_left(session, model, train, trained),
@@ -177,17 +177,15 @@ def _accuracy(predicted: Any, labels: Any) -> dict[str, float]:
     }
 
 
-def _attacked(session: Any, model: Any, test: Any, poisoned: Any) -> dict[str, float]:
+def _attacked(session: Any, model: Any, test: Any, trigger: Any, plan: Any) -> dict[str, float]:
     """How often the trigger works on held-out samples of other classes, with Wilson's 95% interval."""
-    if poisoned is None:
-        return {}
     from antibackdoor.attacks import trigger_test_set
     from antibackdoor.metrics import attack_success_rate, robust_accuracy, wilson_interval
     from antibackdoor.training import predict
 
-    triggered = trigger_test_set(test, poisoned.trigger, poisoned.plan)
+    triggered = trigger_test_set(test, trigger, plan)
     answers = predict(session, model, triggered).labels
-    goal, everyone = poisoned.plan.goal(triggered.labels), np.ones(len(triggered), dtype=bool)
+    goal, everyone = plan.goal(triggered.labels), np.ones(len(triggered), dtype=bool)
     low, high = wilson_interval(int((answers == goal).sum()), len(triggered))
     return {
         "attack_success_rate": attack_success_rate(answers, everyone, goal),
@@ -202,12 +200,12 @@ def _probed(session: Any, model: Any, train: Any, test: Any, cell: Cell) -> dict
     """What triggers do to a model that was not trained with them: a success of theirs owes nothing to poison."""
     if not cell.probes:
         return {}
-    from antibackdoor.attacks import ATTACKS, poison
+    from antibackdoor.attacks import ATTACKS, make_trigger
 
     success = {}
     for attack, rate in cell.probes:
-        poisoned = poison(train, ATTACKS[attack](), seed=cell.seed, rate=rate)
-        success[attack] = _attacked(session, model, test, poisoned)["attack_success_rate"]
+        trigger, plan = make_trigger(train, ATTACKS[attack](), seed=cell.seed, rate=rate)
+        success[attack] = _attacked(session, model, test, trigger, plan)["attack_success_rate"]
     return {"attack_success_without_poison": success}
 
 

@@ -22,6 +22,7 @@ from antibackdoor.attacks import (
     MultiTarget,
     SourceSpecific,
     load_trigger,
+    make_trigger,
     poison,
     read_truth,
     sample_numbers,
@@ -169,6 +170,17 @@ def test_every_plan_goes_with_a_trigger_made_earlier() -> None:
     for kind in PLANS.values():
         result = poison(samples, BadNets(), seed=3, plan=kind(), trigger=trigger)
         assert (result.samples.inputs[result.truth.is_poisoned, :, -3:, -3:] == 255).all()
+
+
+def test_the_trigger_alone_is_that_of_the_poisoned_data() -> None:
+    samples = make_samples()
+    trigger, plan = make_trigger(samples, Blend(), seed=3, rate=0.1, target_label=2)
+    poisoned = poison(samples, Blend(), seed=3, rate=0.1, target_label=2)
+    assert plan == poisoned.plan
+    whole = sample_numbers(samples.ids)
+    np.testing.assert_array_equal(stamp(samples.inputs, trigger, whole), stamp(samples.inputs, poisoned.trigger, whole))
+    with pytest.raises(ConfigError, match="negative"):
+        make_trigger(samples, Blend(), seed=-1)
 
 
 def test_seed_decides_the_rows() -> None:

@@ -26,6 +26,7 @@ from antibackdoor.attacks.plans import (
 from antibackdoor.attacks.poisoning import (
     Poisoned,
     Truth,
+    make_trigger,
     poison,
     read_truth,
     sample_numbers,
@@ -105,6 +106,7 @@ __all__ = [
     "Truth",
     "WaNet",
     "load_trigger",
+    "make_trigger",
     "physical_transforms",
     "poison",
     "read_truth",

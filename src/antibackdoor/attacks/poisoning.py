@@ -134,9 +134,7 @@ def poison(
         >>> int(rows.sum()), poisoned.samples.labels[rows].tolist()
         (2, [3, 3])
     """
-    if seed < 0:
-        raise ConfigError(f"seed is {seed}; it must not be negative")
-    fitted = _override(attack.plan() if plan is None else plan, rate, target_label).fit(samples.n_classes)
+    fitted = _fitted(samples, attack, seed, plan, rate, target_label)
     poisoned_rows, cover_rows = fitted.draw(samples.labels, seed=seed)
     made = attack.trigger(samples, seed=seed, plan=fitted) if trigger is None else trigger
     planted, cover = (made.planted, made.cover) if isinstance(made, Staged) else (made, made)
@@ -149,6 +147,14 @@ def poison(
     labels[poisoned_rows] = fitted.goal(labels[poisoned_rows])
     truth = Truth(_mask(len(labels), poisoned_rows), samples.labels.copy(), _mask(len(labels), cover_rows))
     return Poisoned(replace(samples, inputs=inputs, labels=labels), truth, made, fitted, attack)
+
+
+def make_trigger(
+    samples: Samples, attack: Attack, *, seed: int, rate: float | None = None, target_label: int | None = None
+) -> tuple[Trigger, Plan]:
+    """The trigger and the plan that `poison` takes with the same arguments, without poisoning a sample."""
+    fitted = _fitted(samples, attack, seed, None, rate, target_label)
+    return attack.trigger(samples, seed=seed, plan=fitted), fitted
 
 
 def trigger_test_set(samples: Samples, trigger: Trigger, plan: Plan, *, out: InputArray | None = None) -> Samples:
@@ -207,6 +213,14 @@ def read_truth(path: Path) -> tuple[StrArray, Truth]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a table of ground truth: {reason}") from error
     return ids, Truth(flags["is_poisoned"], np.asarray(table["true_label"], dtype=np.int64), flags["is_cover"])
+
+
+def _fitted(
+    samples: Samples, attack: Attack, seed: int, plan: Plan | None, rate: float | None, target_label: int | None
+) -> Plan:
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; it must not be negative")
+    return _override(attack.plan() if plan is None else plan, rate, target_label).fit(samples.n_classes)
 
 
 def _override(plan: Plan, rate: float | None, target_label: int | None) -> Plan:
