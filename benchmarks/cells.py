@@ -239,9 +239,7 @@ def _left(session: Any, model: Any, train: Any, trained: Any) -> dict[str, float
 
     if not trained.poisoned:
         return {}
-    return residual_attack_success(
-        session, model, train, trained.isolated, trained.isolated & (trained.evidence != "near")
-    )
+    return residual_attack_success(session, model, train, trained)
 
 
 def provenance(packages: Sequence[str] = ("antibackdoor", "torch", "numpy", "scipy", "scikit-learn")) -> dict[str, Any]:

@@ -31,7 +31,11 @@ from antibackdoor.artifacts import (
 from antibackdoor.errors import ModelError, RunError
 from antibackdoor.history import LossHistory
 from antibackdoor.model_file import ModelSpec, load_model_spec, load_weights, save_model
+from antibackdoor.pipeline import verdict_table
+from antibackdoor.protocols import Trained
 from antibackdoor.run_folder import RunFolder, read_config, read_log
+from antibackdoor.samples import Samples
+from antibackdoor.training import Predictions
 
 SPEC = ModelSpec(
     backbone="small_cnn",
@@ -67,6 +71,20 @@ def one_line_of(error: pytest.ExceptionInfo[Exception]) -> str:
     text = str(error.value)
     assert "\n" not in text
     return text
+
+
+def test_the_suggested_label_is_the_models_only_where_nothing_better_is_known() -> None:
+    """Of five samples one is trusted, one comes back relabelled, one under its label; two stay out."""
+    given, said = np.array([0, 0, 0, 0, 1]), np.array([2, 2, 2, 2, 2])
+    isolated, recovered, returned = (np.array(rows) > 0 for rows in ([0, 1, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]))
+    labels = np.where(recovered, 1, given)
+    samples = Samples(np.zeros((5, 1, 4), np.float32), given, np.arange(5).astype(str), np.array(["a", "b", "c"]))
+    history = LossHistory.start(5, 3)
+    trained = Trained(nn.Identity(), history, np.zeros(5), isolated, recovered, labels, returned=returned)
+    predictions = Predictions(said, np.ones(5, np.float32), np.zeros(5, np.float32))
+    assert verdict_table(samples, trained, predictions).suggested_label.tolist() == [0, 1, 0, 2, 2]
+    table = verdict_table(samples, replace(trained, returned=None), predictions)
+    assert table.suggested_label.tolist() == [0, 1, 2, 2, 2]
 
 
 def test_model_comes_back(tmp_path: Path) -> None:

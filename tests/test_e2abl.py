@@ -99,7 +99,7 @@ def killed_and_resumed(folder: Path, samples: Samples, recipe: Recipe, *ends: tu
 
 
 def assert_alike(one: Trained, other: Trained) -> None:
-    for part in ("isolated", "recovered", "labels", "suspicion", "evidence"):
+    for part in ("isolated", "recovered", "returned", "labels", "suspicion", "evidence"):
         np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
     assert one.notes == other.notes
     for name, value in one.model.state_dict().items():

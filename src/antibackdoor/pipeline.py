@@ -239,8 +239,7 @@ def _write(
     verdicts = predict(session, model, samples)
     metrics = facts(samples, trained, job, spec, seconds)
     if trained.poisoned:
-        core = trained.isolated if trained.evidence is None else trained.isolated & (trained.evidence != "near")
-        metrics |= residual_attack_success(session, model, samples, trained.isolated, core)
+        metrics |= residual_attack_success(session, model, samples, trained)
     if data.test is not None and len(data.test):
         tested = predict(session, model, data.test)
         metrics["clean_accuracy"] = clean_accuracy(tested.labels, data.test.labels)
@@ -256,13 +255,16 @@ def _write(
 
 def verdict_table(samples: Samples, trained: Trained, verdicts: Predictions) -> SamplesTable:
     """One row for every sample: what was given, what is suspected, what the clean model says."""
+    unknown = trained.isolated & ~trained.recovered
+    if trained.returned is not None:
+        unknown &= ~trained.returned
     return SamplesTable(
         ids=samples.ids,
         given_label=samples.labels,
         suspicion=trained.suspicion,
         isolated=trained.isolated,
         recovered=trained.recovered,
-        suggested_label=np.where(trained.isolated & ~trained.recovered, verdicts.labels, trained.labels),
+        suggested_label=np.where(unknown, verdicts.labels, trained.labels),
         prediction=verdicts.labels,
         confidence=verdicts.confidence.astype(np.float64),
         margin=trained.margins,

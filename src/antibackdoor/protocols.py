@@ -35,6 +35,8 @@ class Trained:
         poisoned: Whether the evidence says that the data are poisoned; None if the defense does not judge.
         evidence: `(N,)` str, what speaks against each isolated sample; None if the defense does not tell.
         margins: `(N,)` float64, the log-odds of each given label that the suspicion rests on, or None.
+        returned: `(N,)` bool, those of the isolated samples that came back under their given label, without their
+            shortcut; None if the defense brings none back so.
         notes: Flat facts about the run for `metrics.json` and the report (plain numbers and strings).
     """
 
@@ -48,6 +50,7 @@ class Trained:
     poisoned: bool | None = None
     evidence: StrArray | None = None
     margins: FloatArray | None = None
+    returned: BoolArray | None = None
     notes: dict[str, Any] | None = None
 
 

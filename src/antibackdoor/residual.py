@@ -9,35 +9,37 @@ from torch import nn
 
 from antibackdoor.difference import difference
 from antibackdoor.metrics import wilson_interval
-from antibackdoor.samples import BoolArray, IntArray, Samples
+from antibackdoor.protocols import Trained
+from antibackdoor.samples import IntArray, Samples
 from antibackdoor.session import Session
 from antibackdoor.training import predict
 
 ASKED = 2000  # samples of each suspected label that the model is asked about
 
 
-def residual_attack_success(
-    session: Session, model: nn.Module, samples: Samples, isolated: BoolArray, core: BoolArray
-) -> dict[str, float]:
+def residual_attack_success(session: Session, model: nn.Module, samples: Samples, trained: Trained) -> dict[str, float]:
     """How often the model still answers as the attacker wants, by two questions to it.
 
     The first: which share of the samples that carry a shortcut does it give their given label, the suspected target?
     That is the attack success rate if the poison is mislabelled. The second: samples of other labels are changed as
     those with the shortcut differ from their like (`Difference.carry_over`); which share of them does that move? The
-    larger share is the estimate, except where the model agrees with most of the carriers and the change moves less
-    than half as many: then the poison keeps its true labels, the model rightly says so, and the second share counts.
+    larger share is the estimate, except where the poison keeps its true labels: there the first question tells how
+    well the model sees through a trigger, and the second share counts alone. Labels are true where most of the
+    carriers came back under them, or where the model agrees with most of the carriers and the change moves less than
+    half as many.
 
     Args:
         session: Device and precision.
         model: The delivered model, prepared.
         samples: The training set.
-        isolated: `(N,)` bool, what was kept from the model under its label.
-        core: `(N,)` bool, those of them that carry a shortcut.
+        trained: What the defense isolated and what of it came back; those isolated as near copies carry no shortcut.
 
     Returns:
         `estimated_residual_attack_success_rate` with `_low` and `_high` (Wilson's 95% interval of the share asked
         for); empty where no label has five such samples.
     """
+    isolated = trained.isolated
+    core = isolated if trained.evidence is None else isolated & (trained.evidence != "near")
     successes = asked = 0
     for label in np.unique(samples.labels[core]).tolist():
         of_label = core & (samples.labels == label)
@@ -50,7 +52,8 @@ def residual_attack_success(
         moved = samples.take(_some(others))
         moved = replace(moved, inputs=change.carry_over(moved.inputs))
         followed = predict(session, model, moved).labels == label
-        true_labels = obeyed.mean() > 0.5 and followed.mean() < obeyed.mean() / 2
+        came_back = trained.returned is not None and trained.returned[of_label].mean() > 0.5
+        true_labels = came_back or (obeyed.mean() > 0.5 and followed.mean() < obeyed.mean() / 2)
         answers = followed if true_labels or followed.mean() > obeyed.mean() else obeyed
         successes, asked = successes + int(answers.sum()), asked + len(answers)
     if not asked:

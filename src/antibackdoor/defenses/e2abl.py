@@ -126,6 +126,7 @@ class E2ABL:
             margins=caught.margins,
             isolated=caught.isolated,
             recovered=recovered,
+            returned=returned,
             labels=labels,
             backdoor_labels=caught.labels,
             poisoned=bool(caught.isolated.any()),
