@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,6 +42,7 @@ class Cell:
         epochs: Passes over the data; 0 lets the package choose.
         limit: Most training and test samples, evenly spread; 0 takes all.
         probes: Attacks and their rates whose triggers are tried on the model although it never saw them.
+        cover_rate: Share of the training samples that carry the trigger under their own label; 0 leaves it to the plan.
     """
 
     data: str
@@ -53,6 +54,7 @@ class Cell:
     epochs: int = 0
     limit: int = 0
     probes: Sequence[tuple[str, float]] = ()
+    cover_rate: float = 0.0
 
     @property
     def name(self) -> str:
@@ -131,7 +133,11 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     train, test = (thinned(samples, cell.limit) for samples in (data.train, data.test))
     poisoned = None
     if cell.attack:
-        poisoned = poison(train, ATTACKS[cell.attack](), seed=cell.seed, rate=cell.rate)
+        attack = ATTACKS[cell.attack]()
+        plan: Any = attack.plan()
+        if cell.cover_rate:
+            plan = replace(plan, cover_rate=cell.cover_rate)
+        poisoned = poison(train, attack, seed=cell.seed, plan=plan, rate=cell.rate)
         train = poisoned.samples
     job = Job(DEFENSES[cell.defense](), Recipe(epochs=cell.epochs, seed=cell.seed), backbone=cell.backbone)
     build = builder(describe_model(train, job, None))
