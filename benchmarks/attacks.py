@@ -34,7 +34,8 @@ class Paper(NamedTuple):
     attack_success: float | None
 
 
-# Rates, and covers where the attack has them, as in the paper compared with.
+# Rates, and covers where the attack has them, as in the paper compared with; except WaNet's, which are four times as
+# many as there (those of its own code) and make it weaker.
 IMAGE_ATTACKS = (
     ("badnets", 0.1),
     ("blend", 0.1),
@@ -53,7 +54,7 @@ IMAGE_ATTACKS = (
     ("adaptive_blend", 0.05),
     ("adaptive_patch", 0.05),
 )
-COVERS = {"wanet": 0.05, "tact": 0.01, "adaptive_blend": 0.01, "adaptive_patch": 0.01}
+COVERS = {"tact": 0.01, "adaptive_blend": 0.01, "adaptive_patch": 0.01}
 SERIES_ATTACKS = tuple((name, 0.1) for name in ("static", "powerline", "timetrojan_fgsm", "timetrojan_de", "tsba_b"))
 # File, passes over the data (0 lets the package choose), attacks.
 DATA = (
