@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -18,6 +19,7 @@ from antibackdoor.splitting import (
     check_attach,
     evaluation_mode,
     find_attach,
+    find_last,
     find_layer,
     hooked,
     trunk_features,
@@ -32,7 +34,9 @@ __all__ = [
     "TwoHead",
     "channel_statistics",
     "check_attach",
+    "coarse",
     "find_attach",
+    "find_last",
     "global_pool",
     "initialize_he",
     "normalized",
@@ -59,6 +63,15 @@ LIGHT_WIDTH = 64  # least channels of a light second head
 def global_pool(dims: int) -> nn.Sequential:
     """Global average pooling of `(B, C, *spatial)` maps with `dims` spatial axes to `(B, C)`."""
     return nn.Sequential(POOL[dims](1), nn.Flatten())
+
+
+def coarse(features: Tensor) -> Tensor:
+    """Features pooled to four cells, `(B, 4 C)`: where in the sample something is found matters a little."""
+    if features.ndim == 4:
+        return F.adaptive_avg_pool2d(features, 2).flatten(1)
+    if features.ndim == 3:
+        return F.adaptive_avg_pool1d(features, 4).flatten(1)
+    return features.flatten(1)
 
 
 def initialize_he(network: nn.Module) -> None:

@@ -17,6 +17,7 @@ Security 2021), which also splits labels in two, but needs no clean samples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -27,11 +28,13 @@ from antibackdoor.isolation import SMALLEST_GROUP, SMALLEST_LABEL, label_rows
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
 LEAST_GAIN = 10.0  # nats that the constellation must explain beyond a plain group, with one parameter more
+LEAST_GAIN_EACH = 0.2  # and for each sample of the label, if the features are those of a network that knows the classes
 LEAST_CONTENT = 0.4  # size of the constellation in the group against the other labels' own (1: all of it is kept)
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
 MOST_ERROR = 0.05  # expected share of samples put into the wrong group, of the smaller group
 CONTENT_AXES = 8  # directions that separate the other labels
 OWN_AXES = 4  # the label's own strongest directions outside them, where a trigger shows
+MOST_AXES = 128  # of deep features
 MOST_OTHERS = 50  # labels in a constellation; the most frequent ones
 MOST_FITTED = 2000  # samples of a label that the mixtures are fitted to
 MOST_SPREAD = 20_000  # samples that the spread inside labels is measured on
@@ -87,13 +90,55 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
     Returns:
         Members and labels of the second populations.
     """
+    flagged = np.zeros(len(labels), dtype=bool)
+    gains: dict[int, float] = {}
+    found: list[int] = []
+    for label, members, gain, _, best, odds in _tested(features, labels, seed):
+        gains[label] = gain
+        if gain > LEAST_GAIN and best.content > LEAST_CONTENT and _is_sharp(best, odds):
+            found.append(label)
+            flagged[members[odds > 0]] = True
+    return Populations(flagged, tuple(found), gains)
+
+
+def strangers(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> Populations:
+    """Test each label for samples that belong to the other labels, whether or not anything moved them.
+
+    For the features of a network that knows the classes: there, clean samples lie with their own label, and no shift
+    is needed to tell who does not. What is left are mislabelled samples. If most labels hold some, they are mistakes
+    and no attack, and nothing is flagged.
+
+    Args:
+        features: `(N, D)` of a deep layer, in eval mode.
+        labels: `(N,)` given labels.
+        seed: Chooses starts, and samples where there are many.
+
+    Returns:
+        Members and labels of the second populations; members are told from the rest less sharply than by
+        `two_populations`.
+    """
+    flagged = np.zeros(len(labels), dtype=bool)
+    gains: dict[int, float] = {}
+    found: list[int] = []
+    for label, members, gain, n_fitted, best, odds in _tested(_principal(features), labels, seed):
+        gains[label] = gain
+        enough = gain > max(LEAST_GAIN, LEAST_GAIN_EACH * n_fitted)
+        if enough and best.content > LEAST_CONTENT and SMALLEST_GROUP <= (odds > 0).sum() < len(odds):
+            found.append(label)
+            flagged[members[odds > 0]] = True
+    if 2 * len(found) > len(gains):
+        return Populations(np.zeros_like(flagged), (), gains)
+    return Populations(flagged, tuple(found), gains)
+
+
+def _tested(
+    features: NDArray[np.float32], labels: IntArray, seed: int
+) -> Iterator[tuple[int, IntArray, float, int, _Mixture, FloatArray]]:
+    """For each label that can be tested: its rows, gain, samples fitted, content mixture and log-odds of the rows."""
     values = features[:, features.std(axis=0) > 1e-9].astype(np.float64)
     rows = label_rows(labels)
     rng = np.random.default_rng((seed, 6))
     spread = _spread(values, rows, rng)
-    flagged = np.zeros(len(labels), dtype=bool)
-    gains: dict[int, float] = {}
-    found: list[int] = []
     for label, members in rows.items():
         if len(members) < SMALLEST_LABEL:
             continue
@@ -105,12 +150,16 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
         if len(members) > MOST_FITTED:
             fitted = points[rng.choice(len(members), MOST_FITTED, replace=False)]
         gain, best = _test(fitted, constellation, weights, seed)
-        gains[label] = gain
-        odds = _log_odds(points, best)
-        if gain > LEAST_GAIN and best.content > LEAST_CONTENT and _is_sharp(best, odds):
-            found.append(label)
-            flagged[members[odds > 0]] = True
-    return Populations(flagged, tuple(found), gains)
+        yield label, members, gain, len(fitted), best, _log_odds(points, best)
+
+
+def _principal(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The strongest directions of wide features, `(N, at most 128)`."""
+    if features.shape[1] <= MOST_AXES:
+        return features
+    centered = features - features.mean(axis=0)
+    axes = np.linalg.eigh(centered.T @ centered)[1][:, -MOST_AXES:]
+    return np.asarray(centered @ axes, dtype=np.float32)
 
 
 def _spread(values: FloatArray, rows: dict[int, IntArray], rng: np.random.Generator) -> _Spread:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -118,6 +119,28 @@ def find_attach(network: nn.Module, example: Tensor) -> str:
         "the network cannot be split: no layer inside it returns one tensor (batch first) that alone decides "
         "the logits; wrap its first half in one nn.Module, or give --attach"
     )
+
+
+def find_last(network: nn.Module, example: Tensor) -> str:
+    """Name of the last layer at which the network can be cut, if possible one that still has places to average over.
+
+    Args:
+        network: Maps `(B, *shape)` to logits `(B, K)`. Left as it was.
+        example: `(B, *shape)`, on the network's device; only shape, type and device matter.
+
+    Raises:
+        ModelError: If the network fails on such a batch, or no layer is a cut.
+    """
+    probe = _probe(example)
+    with evaluation_mode(network):
+        logits = _logits(network, probe)
+        trace = _trace(network, probe)
+        total = trace.convolutions + trace.others
+        inside = [layer for layer in reversed(trace.ended) if 0 < layer.convolutions + layer.others < total]
+        for layer in sorted(inside, key=lambda layer: prod(layer.shape[2:]) == 1):
+            if _is_cut(network, layer.name, probe, logits):
+                return layer.name
+    raise ModelError("the network cannot be split: no layer inside it returns one tensor that alone decides the logits")
 
 
 def check_attach(network: nn.Module, attach: str, example: Tensor) -> str:

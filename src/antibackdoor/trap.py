@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from antibackdoor.history import LossHistory
@@ -34,7 +33,7 @@ from antibackdoor.isolation import (
     rank_within,
     widen,
 )
-from antibackdoor.models import TwoHead, trunk_features
+from antibackdoor.models import TwoHead, coarse, trunk_features
 from antibackdoor.parts import contradiction, n_parts, pooled_parts
 from antibackdoor.populations import Populations, two_populations
 from antibackdoor.samples import Batch, BoolArray, FloatArray, IntArray
@@ -147,7 +146,7 @@ class _Search:
 
         def forward(inputs: Tensor) -> Tensor:
             features = trunk_features(self.net.network, self.net.attach, inputs)
-            return torch.cat([self.net.second(features).float(), _coarse(features.float())], dim=1)
+            return torch.cat([self.net.second(features).float(), coarse(features.float())], dim=1)
 
         def reduce(values: Tensor, labels: Tensor) -> Tensor:
             return torch.cat([margin(values[:, :n_classes], labels)[:, None], values[:, n_classes:]], dim=1)
@@ -339,15 +338,6 @@ class _Search:
 def _weights(net: TwoHead) -> dict[str, Tensor]:
     """A copy of the network's state, to go back to."""
     return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-def _coarse(features: Tensor) -> Tensor:
-    """Features pooled to four cells, `(B, 4 C)`: where in the sample something is found matters a little."""
-    if features.ndim == 4:
-        return F.adaptive_avg_pool2d(features, 2).flatten(1)
-    if features.ndim == 3:
-        return F.adaptive_avg_pool1d(features, 4).flatten(1)
-    return features.flatten(1)
 
 
 def confusion(net: TwoHead, keeps_label: Tensor, weight: float) -> Objective:

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.defenses.e2abl_published import PublishedE2ABL
+from antibackdoor.defenses.late_look import look_again, reconsidered, with_strangers
 from antibackdoor.defenses.recovery import Return, recover
 from antibackdoor.errors import DataError
 from antibackdoor.history import LossHistory
 from antibackdoor.models import HeadWidth, TwoHead, split_network
+from antibackdoor.populations import Populations
 from antibackdoor.protocols import Build, Trained
 from antibackdoor.ranges import check_ranges
 from antibackdoor.recipe import Recipe
 from antibackdoor.removal import Removal, find_removal
-from antibackdoor.samples import Batch, BoolArray, IntArray, Samples
+from antibackdoor.samples import Batch, BoolArray, Samples
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import (
     Journal,
@@ -39,6 +41,7 @@ from antibackdoor.warm_up import SNAPSHOT, warm_up
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
 LEAST_PASSES = 0.8  # of the main training, however much the search costs: on small data it costs seconds
+LATE_LOOK = 3  # quarters of the main training before it; what is found then costs a training from the start
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
 # on CIFAR-10 (.69, .18, .35) and rounded up, so that the whole costs no more than plain training; these numbers only
@@ -54,8 +57,9 @@ class E2ABL:
     Two witnesses then look for labels with two kinds of samples: the features, for content that belongs to other
     labels (`antibackdoor.populations`), and the second head itself, made to forget the classes so that it believes
     in short-cuts alone (`antibackdoor.trap`). The samples found are kept from the main head, which starts from fresh
-    weights; those that it later knows to be something else come back under that label. Nothing is isolated where
-    neither witness speaks.
+    weights; those that it later knows to be something else come back under that label. Late in the training the main
+    head is looked at as well: samples of the other labels that it holds in one label are isolated, and its training
+    begins anew. Nothing is isolated where no witness speaks.
 
     The form of the paper is `E2ABL.as_published()`; `docs/e2abl.md` tells what differs and why. After Jiang et al.,
     "End-to-End Anti-Backdoor Learning on Images and Time Series", arXiv 2401.03215.
@@ -112,12 +116,23 @@ class E2ABL:
         caught, history = self._find(session, samples, feed, net, journal, state)
         if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
             raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
-        # The trunk of a trap that caught something knows the trigger: then the delivered network starts afresh.
-        model = session.prepare(seeded(build, recipe.seed))
-        if not caught.isolated.any():
-            model.load_state_dict(net.network.state_dict())
-        removal = find_removal(samples, caught.isolated, caught.core)
-        labels, returned = self._train_main(session, feed, model, caught, removal, history, journal, state)
+        late = np.asarray(state.get("late", np.zeros(len(samples), dtype=bool)))
+        while True:
+            # The trunk of a trap that caught something knows the trigger: then the delivered network starts afresh.
+            model = session.prepare(seeded(build, recipe.seed))
+            if not caught.isolated.any():
+                model.load_state_dict(net.network.state_dict())
+            removal = find_removal(samples, caught.isolated & ~late, caught.core & ~late)
+            back, missed = self._train_main(session, feed, model, caught, late, removal, history, journal, state)
+            if missed is None:
+                break
+            caught, late = with_strangers(caught, missed), missed.flagged
+            journal.log(phase="late look", n_isolated=int(late.sum()))
+            state = {"phase": "found", "model": net.state_dict(), "history": history.state(), "caught": vars(caught)}
+            state["late"] = late
+            journal.save(state)
+        labels, returned = back.labels, back.unchanged
+        caught = reconsidered(session, samples, model, caught, late)
         recovered = caught.isolated & (labels != samples.labels)
         return Trained(
             model=session.finished(model, build),
@@ -131,7 +146,12 @@ class E2ABL:
             backdoor_labels=caught.labels,
             poisoned=bool(caught.isolated.any()),
             evidence=evidence(caught),
-            notes={**judge(caught), "n_returned": int(returned.sum()), "search_steps": caught.steps},
+            notes={
+                **judge(caught),
+                "n_returned": int(returned.sum()),
+                "n_found_late": int(late.sum()),
+                "search_steps": caught.steps,
+            },
         )
 
     def isolate(
@@ -263,28 +283,34 @@ class E2ABL:
         feed: Feed,
         model: nn.Module,
         caught: Caught,
+        late: BoolArray,
         removal: Removal | None,
         history: LossHistory,
         journal: Journal,
         state: dict[str, Any],
-    ) -> tuple[IntArray, BoolArray]:
+    ) -> tuple[Return, Populations | None]:
         """Train the main head on what was not isolated, and on what comes back.
 
         Returns:
-            The labels in the end, and which isolated samples came back under their given label, `(N,)` each.
+            How isolated samples came back in the end; and what a look at the main head found, whose training then was
+            not finished. There is one such look, unless some `late` ones were found already.
         """
         recipe = session.recipe
         budget = self._main_visits(session, caught, feed.n_classes, history)
         optimizer = session.optimizer(model.parameters(), recipe.learning_rate)
         given = feed.labels.cpu().numpy()
-        back, epoch, visits, asked = Return.nothing(given), 0, 0, 0
+        back, epoch, visits, asked, looked = Return.nothing(given), 0, 0, 0, bool(late.any())
         if state.get("phase") == "main":
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             back = Return(*(np.asarray(part) for part in state["back"]))
-            epoch, visits, asked = state["epoch"], state["visits"], state["asked"]
+            epoch, visits, asked, looked = (state[key] for key in ("epoch", "visits", "asked", "looked"))
         while budget - visits >= min(session.batch_size, budget):  # a rest too small for batch statistics is left
             quarter = 4 * visits // budget
+            if quarter >= LATE_LOOK and not looked:
+                looked, found = True, look_again(session, feed, model, caught.isolated)
+                if found.labels:
+                    return back, found
             if caught.isolated.any() and quarter > asked:
                 back, asked = recover(session, feed, model, caught, removal, self.recovery_confidence), quarter
             usable = np.flatnonzero(~caught.isolated | (back.labels != given) | back.unchanged)
@@ -313,10 +339,12 @@ class E2ABL:
                     "epoch": epoch,
                     "visits": visits,
                     "asked": asked,
+                    "looked": looked,
+                    "late": late,
                     "caught": vars(caught),
                 }
             )
-        return back.labels, back.unchanged
+        return back, None
 
     def _main_visits(self, session: Session, caught: Caught, n_classes: int, history: LossHistory) -> int:
         """Visits to a sample, one by one, that cost what plain training would, less the search."""
@@ -324,6 +352,7 @@ class E2ABL:
         total = session.recipe.passes(n)
         rounds = caught.steps // self.confusion_steps
         spent = _passes(session, n, n_classes, int(history.steps[-1]), rounds)
+        spent += (LOOKED_AT + COMPARED) * n_searched(n, n_classes) / n  # the late look
         return round(max(total - spent, LEAST_PASSES * total) * n)
 
 

@@ -1,0 +1,36 @@
+"""Triggers without an edge, which the search does not see: what a late look at the main head makes of them.
+
+    python benchmarks/soft.py                                   all cells; goes on where it was stopped
+    python benchmarks/soft.py --cells '*/wanet/*/0'             some of them
+    python benchmarks/soft.py --table                           what is there
+
+10,000 images of CIFAR-10, 20 epochs; minutes to a quarter of an hour a cell. Needs `cifar10.zip` in ANTIBACKDOOR_DATA.
+"""
+
+from __future__ import annotations
+
+import cells
+
+ATTACKED = (
+    ("cifar10.zip", "resnet18-thin", "adaptive_blend", 0.05),
+    ("cifar10.zip", "resnet18-thin", "wanet", 0.1),
+)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = cells.arguments("Triggers without an edge.", "soft", seeds=2)
+    parser.set_defaults(epochs=20, limit=10_000)
+    options = parser.parse_args()
+    chosen = cells.ordered(
+        ATTACKED,
+        range(options.seeds),
+        defenses=("e2abl", "none"),
+        epochs=options.epochs,
+        limit=options.limit,
+    )
+    cells.run(chosen, options)
+
+
+if __name__ == "__main__":
+    main()
