@@ -155,6 +155,43 @@ def test_the_search_alone_finds_what_training_finds(dirty: Poisoned) -> None:
     np.testing.assert_array_equal(caught.isolated, E2ABL().train(dirty.samples, build, RECIPE).isolated)
 
 
+@pytest.fixture(scope="module")
+def mislabelled() -> tuple[Samples, BoolArray]:
+    """Every twentieth digit is said to be a 4, and nothing marks it: the search has no shortcut to find."""
+    samples = digits(1).train
+    rows = np.random.default_rng(1).choice(np.flatnonzero(samples.labels != 4), len(samples) // 20, replace=False)
+    wrong = np.zeros(len(samples), dtype=bool)
+    wrong[rows] = True
+    return replace(samples, labels=np.where(wrong, 4, samples.labels)), wrong
+
+
+def test_what_the_search_misses_is_found_in_the_main_head(mislabelled: tuple[Samples, BoolArray]) -> None:
+    samples, wrong = mislabelled
+    searched, _ = E2ABL().isolate(samples, builder(samples), RECIPE)
+    assert not searched.isolated.any(), "or the test shows nothing"
+    journal = Watched()
+    trained = E2ABL().train(samples, builder(samples), RECIPE, journal=journal)
+    assert trained.poisoned and trained.backdoor_labels == (4,)
+    assert (wrong & ~trained.isolated).sum() <= 2 and (trained.isolated & ~wrong).sum() <= 5
+    assert trained.notes is not None and trained.notes["n_found_late"] == trained.isolated.sum()
+    assert trained.suspicion[wrong].min() > trained.suspicion[~trained.isolated].max()
+    n, kept = len(samples), len(samples) - int(trained.isolated.sum())
+    assert journal.trained[0] == n and journal.trained.count(kept) > 1, "the training began anew without them"
+    session = Session(RECIPE, n, images=True)
+    given = predict(session, trained.model, samples).labels[wrong] == 4
+    assert given.mean() < 0.1, "the delivered model does not repeat what it was told"
+
+
+def test_a_run_killed_around_the_late_look_ends_as_an_unbroken_one(
+    tmp_path: Path, mislabelled: tuple[Samples, BoolArray]
+) -> None:
+    samples, _ = mislabelled
+    whole = E2ABL().train(samples, builder(samples), RECIPE)
+    assert whole.notes is not None and whole.notes["n_found_late"]
+    late = killed_and_resumed(tmp_path / "run", samples, RECIPE, ("main", 3), ("found", 0), ("main", 2))
+    assert_alike(late, whole)
+
+
 def test_clean_data_are_left_alone() -> None:
     samples = digits(1).train
     trained = E2ABL().train(samples, builder(samples), RECIPE)

@@ -16,6 +16,7 @@ from antibackdoor.models import (
     channel_statistics,
     check_attach,
     find_attach,
+    find_last,
     normalized,
     second_head,
     split_network,
@@ -327,6 +328,19 @@ def test_users_networks_are_split_automatically(make):
     main, second = model.eval().both(x, torch.tensor([2, 0]))
     torch.testing.assert_close(main, network(x)[[2, 0]])
     assert second.shape == (4, 3)
+
+
+@pytest.mark.parametrize(("make", "expected"), [(user_cnn, "0.10"), (mlp, "6"), (transformer, "encoder")])
+def test_the_last_cut_lies_before_the_places_are_averaged(make, expected):
+    network, shape, _ = make()
+    modes = [m.training for m in network.train().modules()]
+    assert find_last(network, torch.zeros(2, *shape)) == expected
+    assert [m.training for m in network.modules()] == modes
+
+
+def test_a_network_of_one_layer_has_no_last_cut():
+    with pytest.raises(ModelError, match="cannot be split"):
+        find_last(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.zeros(2, 3, 4))
 
 
 def test_tokens_are_convolved_along_the_sequence_not_the_width():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from antibackdoor.populations import two_populations
+from antibackdoor.populations import strangers, two_populations
 
 K, PER_LABEL, AXES = 6, 120, 16
 
@@ -95,3 +95,48 @@ def test_features_that_never_vary_do_no_harm() -> None:
     found = two_populations(constant, given, seed=0)
     assert found.labels == (5,)
     assert found.flagged[rows].mean() > 0.98
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+@pytest.mark.parametrize("count", [15, 60, 120])
+def test_strangers_are_found_with_or_without_a_common_shift(count: int, shift: float) -> None:
+    features, labels = classes(14)
+    moved, given, rows = mislabel(features, labels, target=2, count=count, shift=shift, seed=15)
+    found = strangers(moved, given, seed=0)
+    assert found.labels == (2,)
+    truth = np.zeros(len(labels), dtype=bool)
+    truth[rows] = True
+    assert (truth & ~found.flagged).sum() <= 1 and (found.flagged & ~truth).sum() <= 1
+
+
+@pytest.mark.parametrize("distance", [2.0, 4.0, 8.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_clean_labels_hold_no_strangers_however_well_they_are_told_apart(seed: int, distance: float) -> None:
+    features, labels = classes(seed, distance=distance)
+    assert strangers(features, labels, seed=seed).labels == ()
+
+
+def test_mistakes_in_most_labels_are_no_attack() -> None:
+    features, labels = classes(16)
+    given, rng = labels.copy(), np.random.default_rng(17)
+    rows = rng.choice(len(labels), len(labels) // 5, replace=False)
+    given[rows] = rng.integers(0, K, len(rows))
+    found = strangers(features, given, seed=0)
+    assert max(found.gains.values()) > 20, "the mistakes are seen, or the test shows nothing"
+    assert found.labels == () and not found.flagged.any()
+
+
+def test_samples_of_one_class_under_another_label_are_not_told_from_a_subclass() -> None:
+    features, labels = classes(18)
+    given = labels.copy()
+    given[np.flatnonzero(labels == 0)[:40]] = 1
+    assert strangers(features, given, seed=0).labels == ()
+
+
+def test_wide_features_are_looked_at_along_their_strongest_directions() -> None:
+    features, labels = classes(19)
+    moved, given, rows = mislabel(features, labels, target=2, count=40, shift=0.0, seed=20)
+    noise = np.random.default_rng(21).normal(size=(len(labels), 300)).astype(np.float32)
+    wide = np.concatenate([moved, 0.1 * noise], axis=1)
+    found = strangers(wide, given, seed=0)
+    assert found.labels == (2,) and found.flagged[rows].mean() > 0.95

@@ -351,6 +351,18 @@ def test_verdict_words() -> None:
     assert verdict({"poisoned": True}).sentences == ("Some samples carry a shortcut.",)
 
 
+def test_what_the_late_look_found_is_no_shortcut() -> None:
+    facts = {"poisoned": True, "target_labels": ["cat"], "n_samples": 1000, "n_isolated": 50}
+    late = " ".join(verdict({**facts, "n_found_late": 50}).sentences)
+    assert late.startswith(
+        "50 of 1,000 samples (5.0%) with the label ‘\u2068cat\u2069’ look like samples of the other labels"
+    )
+    assert "shortcut" not in late and "mislabelled" in late
+    both = " ".join(verdict({**facts, "n_found_late": 20}).sentences)
+    assert both.startswith("50 of 1,000 samples (5.0%) stand out of the label ‘\u2068cat\u2069’. 20 of them look like")
+    assert "look like" not in " ".join(verdict({**facts, "n_found_late": 0}).sentences)
+
+
 @pytest.mark.parametrize("junk", ["text", None, True, [], [1]])
 def test_words_survive_junk(junk: Any) -> None:
     metrics = dict.fromkeys(("n_samples", "n_isolated", "clean_accuracy", "backdoor_label", "backdoor_labels"), junk)

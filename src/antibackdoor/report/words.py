@@ -89,12 +89,11 @@ def verdict(metrics: Facts | None) -> Verdict:
     if poisoned is None:
         return Verdict("open", "This run gives no verdict on the data set.", tuple(_what_was_done(metrics)))
     if poisoned:
-        target = f" to the label{'s' if len(labels) > 1 else ''} {_listing(labels)}" if labels else ""
         return Verdict(
             "poisoned",
             "This data set is very probably poisoned.",
             (
-                f"{_how_many(metrics)} carry a shortcut{target}.",
+                *_what_was_found(metrics, labels),
                 *_what_it_is_worth(metrics),
                 *_what_was_done(metrics, "They"),
             ),
@@ -198,6 +197,23 @@ def _how_many(metrics: Facts) -> str:
     if not total:
         return f"{count(isolated)} samples"
     return f"{count(isolated)} of {count(total)} samples ({percent(isolated / total)})"
+
+
+def _what_was_found(metrics: Facts, labels: Sequence[str]) -> list[str]:
+    """What the isolated samples have in common: a shortcut, or the content of other labels, seen late."""
+    named = f" label{'s' if len(labels) > 1 else ''} {_listing(labels)}" if labels else ""
+    late = int(_number(metrics, "n_found_late") or 0)
+    if not late:
+        return [f"{_how_many(metrics)} carry a shortcut{' to the' + named if named else ''}."]
+    everyone = late >= (_number(metrics, "n_isolated") or 0)
+    who = _how_many(metrics) if everyone else f"{count(late)} of them"
+    found = [] if everyone else [f"{_how_many(metrics)} stand out of the{named}."]
+    return [
+        *found,
+        f"{who}{' with the' + named if everyone and named else ''} look like samples of the other labels to a network "
+        "that had learned the classes: poisoned with a trigger that is hard to see, or mislabelled. "
+        "The training began anew without them.",
+    ]
 
 
 def _what_it_is_worth(metrics: Facts) -> list[str]:
