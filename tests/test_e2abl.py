@@ -174,7 +174,7 @@ def test_what_the_search_misses_is_found_in_the_main_head(mislabelled: tuple[Sam
     assert trained.poisoned and trained.backdoor_labels == (4,)
     assert (wrong & ~trained.isolated).sum() <= 2 and (trained.isolated & ~wrong).sum() <= 5
     assert trained.notes is not None and trained.notes["n_found_late"] == trained.isolated.sum()
-    assert trained.suspicion[wrong].min() > trained.suspicion[~trained.isolated].max()
+    assert trained.suspicion[wrong & trained.isolated].min() > trained.suspicion[~trained.isolated].max()
     n, kept = len(samples), len(samples) - int(trained.isolated.sum())
     assert journal.trained[0] == n and journal.trained.count(kept) > 1, "the training began anew without them"
     session = Session(RECIPE, n, images=True)
@@ -244,11 +244,15 @@ def shown(labels: IntArray, isolated: BoolArray) -> tuple[Session, Feed, Caught]
     return session, session.feed(samples), caught
 
 
+def nobody(caught: Caught) -> BoolArray:
+    return caught.isolated & False
+
+
 def test_mislabelled_samples_come_back_under_what_they_are() -> None:
     truth = np.arange(400) % 4
     isolated = (truth != 0) & (np.arange(400) < 100)
     session, feed, caught = shown(np.where(isolated, 0, truth), isolated)
-    back = recover(session, feed, Sure(), caught, None, 0.9)
+    back = recover(session, feed, Sure(), caught, nobody(caught), None, 0.9)
     np.testing.assert_array_equal(back.labels, truth)
     assert not back.unchanged.any() and (back.weights == 1).all()
 
@@ -258,12 +262,26 @@ def test_samples_that_are_what_they_are_labelled_as_come_back_so() -> None:
     isolated = (truth == 0) & (np.arange(400) < 200)
     session, feed, caught = shown(truth, isolated)
     stuck = isolated & (np.arange(400) < 100)
-    back = recover(session, feed, Sure(), replace(caught, removable=isolated & ~stuck), None, 0.9)
+    back = recover(session, feed, Sure(), replace(caught, removable=isolated & ~stuck), nobody(caught), None, 0.9)
     np.testing.assert_array_equal(back.labels, truth)
     np.testing.assert_array_equal(back.unchanged, isolated & ~stuck)
     # The 25 that stay out are stood in for by the 50 that were never isolated and the 25 that came back.
     np.testing.assert_allclose(back.weights[(truth == 0) & ~isolated], 1 + 25 / 75)
     assert (back.weights[truth != 0] == 1).all()
+
+
+def test_what_the_late_look_took_along_comes_back_as_it_is() -> None:
+    """Half of the samples that it found belong to their label; beside them stand some that the search found."""
+    truth = np.arange(400) % 4
+    late, by_search = np.arange(400) < 80, (truth == 1) & (np.arange(400) >= 300)
+    session, feed, caught = shown(np.where(late & (truth < 2), 0, truth), late | by_search)
+    given = feed.labels.numpy()
+    back = recover(session, feed, Sure(), caught, late, None, 0.9)
+    np.testing.assert_array_equal(back.cleared, late & (truth == given))
+    np.testing.assert_array_equal(back.labels, truth)
+    assert not back.unchanged.any()
+    wary = recover(session, feed, Sure(), caught, late, None, 1.0)
+    assert (wary.cleared <= back.cleared).all()
 
 
 def test_the_published_form_is_at_hand() -> None:

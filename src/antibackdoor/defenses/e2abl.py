@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.defenses.e2abl_published import PublishedE2ABL
-from antibackdoor.defenses.late_look import look_again, reconsidered, with_strangers
+from antibackdoor.defenses.late_look import look_again, with_strangers, without
 from antibackdoor.defenses.recovery import Return, recover
 from antibackdoor.errors import DataError
 from antibackdoor.history import LossHistory
@@ -123,7 +123,9 @@ class E2ABL:
             if not caught.isolated.any():
                 model.load_state_dict(net.network.state_dict())
             removal = find_removal(samples, caught.isolated & ~late, caught.core & ~late)
-            back, missed = self._train_main(session, feed, model, caught, late, removal, history, journal, state)
+            back, missed = self._train_main(
+                session, feed, net.attach, model, caught, late, removal, history, journal, state
+            )
             if missed is None:
                 break
             caught, late = with_strangers(caught, missed), missed.flagged
@@ -132,7 +134,7 @@ class E2ABL:
             state["late"] = late
             journal.save(state)
         labels, returned = back.labels, back.unchanged
-        caught = reconsidered(session, samples, model, caught, late)
+        caught = without(caught, back.cleared)
         recovered = caught.isolated & (labels != samples.labels)
         return Trained(
             model=session.finished(model, build),
@@ -149,7 +151,7 @@ class E2ABL:
             notes={
                 **judge(caught),
                 "n_returned": int(returned.sum()),
-                "n_found_late": int(late.sum()),
+                "n_found_late": int((late & caught.isolated).sum()),
                 "search_steps": caught.steps,
             },
         )
@@ -281,6 +283,7 @@ class E2ABL:
         self,
         session: Session,
         feed: Feed,
+        middle: str,
         model: nn.Module,
         caught: Caught,
         late: BoolArray,
@@ -308,12 +311,13 @@ class E2ABL:
         while budget - visits >= min(session.batch_size, budget):  # a rest too small for batch statistics is left
             quarter = 4 * visits // budget
             if quarter >= LATE_LOOK and not looked:
-                looked, found = True, look_again(session, feed, model, caught.isolated)
+                looked, found = True, look_again(session, feed, model, middle, caught.isolated)
                 if found.labels:
                     return back, found
             if caught.isolated.any() and quarter > asked:
-                back, asked = recover(session, feed, model, caught, removal, self.recovery_confidence), quarter
-            usable = np.flatnonzero(~caught.isolated | (back.labels != given) | back.unchanged)
+                back = recover(session, feed, model, caught, late, removal, self.recovery_confidence)
+                asked = quarter
+            usable = np.flatnonzero(~caught.isolated | (back.labels != given) | back.unchanged | back.cleared)
             order = usable[shuffled(len(usable), recipe.seed, 4, epoch)][: budget - visits]
             done = visits + len(order)
             losses = train_epoch(

@@ -10,25 +10,28 @@ from torch import Tensor, nn
 
 from antibackdoor.models import coarse, find_last, trunk_features
 from antibackdoor.populations import Populations, strangers
-from antibackdoor.samples import BoolArray, FloatArray, IntArray, Samples
+from antibackdoor.samples import BoolArray, FloatArray, IntArray
 from antibackdoor.session import Feed, Session
-from antibackdoor.training import evaluate, predict, shuffled
+from antibackdoor.training import evaluate, shuffled
 from antibackdoor.trap import Caught, n_searched
 
+FAR_MORE = 2.0  # times the gain of the middle layer
 WIDEST = 512  # values of a sample in four cells; wider features are averaged over all places
 
 
-def look_again(session: Session, feed: Feed, model: nn.Module, isolated: BoolArray) -> Populations:
+def look_again(session: Session, feed: Feed, model: nn.Module, middle: str, isolated: BoolArray) -> Populations:
     """Test the samples that the model is trained on for labels that hold samples of all the others.
 
-    The model knows the classes by now, so in its last features a mislabelled sample lies with those that it was taken
-    from until the model has learned it by heart. That needs no trigger that stands out: it sees the smooth and the
-    half hidden ones, if they are not rare. It is blind to clean-label poison, and to poison of one source only.
+    The model knows the classes by now, so a mislabelled sample lies with those that it was taken from: in the last
+    features until the model has learned its trigger, in the middle ones even then. That needs no trigger that stands
+    out; it sees the smooth and the half hidden ones, if they are not rare. It is blind to clean-label poison, and to
+    poison from one source only.
 
     Args:
         session: Device, precision, processes.
         feed: The data with their given labels.
         model: Well trained; it is left in eval mode.
+        middle: A layer about the middle at which the model can be cut.
         isolated: `(N,)` bool, what the model is not trained on.
 
     Returns:
@@ -39,11 +42,11 @@ def look_again(session: Session, feed: Feed, model: nn.Module, isolated: BoolArr
     part = trained_on[shuffled(len(trained_on), session.recipe.seed, 9)]
     rows = np.sort(part[: n_searched(len(trained_on), feed.n_classes)])
     model.eval()
-    layer = find_last(model, torch.zeros(2, *feed.inputs.shape[1:], device=session.device))
-    found = _test(session, feed, model, layer, rows, labels)
+    last = find_last(model, torch.zeros(2, *feed.inputs.shape[1:], device=session.device))
+    found = _test(session, feed, model, (middle, last), rows, labels)
     if found.labels and len(rows) < len(trained_on):
         rows = np.union1d(rows, trained_on[np.isin(labels[trained_on], found.labels)])
-        found = _test(session, feed, model, layer, rows, labels)
+        found = _test(session, feed, model, (middle, last), rows, labels)
     flagged = np.zeros(len(labels), dtype=bool)
     flagged[rows] = found.flagged
     return found._replace(flagged=flagged)
@@ -62,22 +65,41 @@ def with_strangers(caught: Caught, found: Populations) -> Caught:
     )
 
 
-def reconsidered(session: Session, samples: Samples, model: nn.Module, caught: Caught, late: BoolArray) -> Caught:
-    """The same with those in the core only that a model which never saw them calls something else than their label.
+def without(caught: Caught, cleared: BoolArray) -> Caught:
+    """What was caught, except for some."""
+    return replace(
+        caught,
+        isolated=caught.isolated & ~cleared,
+        core=caught.core & ~cleared,
+        content=caught.content & ~cleared,
+        removable=caught.removable & ~cleared,
+    )
 
-    The late look divides a label less sharply than the search does; the others were isolated to be safe.
-    """
-    rows = np.flatnonzero(late)
-    own = np.zeros(len(late), dtype=bool)
-    own[rows] = predict(session, model, samples.take(rows)).labels == samples.labels[rows]
-    return replace(caught, core=caught.core & ~own, content=caught.content & ~own)
+
+def _test(
+    session: Session, feed: Feed, model: nn.Module, layers: tuple[str, str], rows: IntArray, labels: IntArray
+) -> Populations:
+    """What the two layers show. The last one counts where it tells far more: then no trigger misleads it yet."""
+    middle, last = (_strangers_at(session, feed, model, layer, rows, labels[rows]) for layer in layers)
+    by_last = [
+        label
+        for label in last.labels
+        if label not in middle.labels or last.gains[label] > FAR_MORE * middle.gains[label]
+    ]
+    return Populations(
+        flagged=np.where(np.isin(labels[rows], by_last), last.flagged, middle.flagged),
+        labels=tuple(sorted({*middle.labels, *last.labels})),
+        gains={label: max(gain, last.gains[label]) for label, gain in middle.gains.items()},
+    )
 
 
-def _test(session: Session, feed: Feed, model: nn.Module, layer: str, rows: IntArray, labels: IntArray) -> Populations:
-    def forward(inputs: Tensor) -> Tensor:
+def _strangers_at(
+    session: Session, feed: Feed, model: nn.Module, layer: str, rows: IntArray, labels: IntArray
+) -> Populations:
+    def pooled(inputs: Tensor) -> Tensor:
         features = trunk_features(model, layer, inputs).float()
         cells = coarse(features)
         return cells if cells.shape[1] <= WIDEST else features.reshape(*features.shape[:2], -1).mean(2)
 
-    values = evaluate(session, feed, forward, lambda values, _: values, rows, title="looking again")
-    return strangers(values, labels[rows], seed=session.recipe.seed)
+    values = evaluate(session, feed, pooled, lambda values, _: values, rows, title="looking again")
+    return strangers(values, labels, seed=session.recipe.seed)

@@ -23,28 +23,38 @@ class Return(NamedTuple):
     labels: IntArray  # another than the given one for those that come back under it
     weights: NDArray[np.float32]  # in the objective
     unchanged: BoolArray  # isolated samples that come back under their given label, without their shortcut
+    cleared: BoolArray  # those that come back under it as they are
 
     @classmethod
     def nothing(cls, given: IntArray) -> Return:
         """Isolated samples stay out."""
-        return cls(given.copy(), np.ones(len(given), dtype=np.float32), np.zeros(len(given), dtype=bool))
+        nobody = np.zeros(len(given), dtype=bool)
+        return cls(given.copy(), np.ones(len(given), dtype=np.float32), nobody, nobody.copy())
 
 
 def recover(
-    session: Session, feed: Feed, model: nn.Module, caught: Caught, removal: Removal | None, confidence: float
+    session: Session,
+    feed: Feed,
+    model: nn.Module,
+    caught: Caught,
+    late: BoolArray,
+    removal: Removal | None,
+    confidence: float,
 ) -> Return:
     """Ask the model about the isolated samples, which it is shown without their shortcut where that can be removed.
 
     A label whose isolated samples mostly are what they are labelled as was poisoned without mislabelling: there,
     those whose shortcut can be removed come back without it. Elsewhere, samples that the model is sure are something
     else come back as that. Whatever belongs to its label and stays out is stood in for by the remaining samples of
-    that label, by their weight.
+    that label, by their weight. The late look takes many along that are what they are labelled as, and no shortcut
+    of theirs is known: they come back as they are if the model, which never saw them, is sure of them.
 
     Args:
         session: Device, precision, processes.
         feed: The data with their given labels.
         model: Trained on the rest; it is left in eval mode.
         caught: What was isolated.
+        late: `(N,)` bool, those of them that only the late look found.
         removal: What to undo in the isolated samples; None if that is not known.
         confidence: Least probability of another label, in (0, 1].
 
@@ -61,14 +71,16 @@ def recover(
     missing = np.zeros(feed.n_classes)
     for label, members in label_rows(given[rows]).items():
         of_label, said = rows[members], predicted[members]
-        if np.bincount(said, minlength=feed.n_classes).argmax() == label:
-            back.unchanged[of_label] = caught.removable[of_label]
-            missing[label] = len(of_label) - caught.removable[of_label].sum()
-        else:
-            sure = (said != label) & (probability[members] >= confidence)
-            back.labels[of_label[sure]] = said[sure]
-            missing[label] = (said == label).sum()
-    present = np.bincount(given[~isolated | back.unchanged], minlength=feed.n_classes)
+        own, sure, by_search = said == label, probability[members] >= confidence, ~late[of_label]
+        usual = np.bincount(said[by_search], minlength=feed.n_classes).argmax()
+        as_labelled = by_search & (usual == label)
+        back.unchanged[of_label] = as_labelled & caught.removable[of_label]
+        back.cleared[of_label] = ~by_search & own & sure
+        foreign = ~as_labelled & ~own & sure
+        back.labels[of_label[foreign]] = said[foreign]
+        stays_out = ~back.unchanged[of_label] & ~back.cleared[of_label]
+        missing[label] = ((own | as_labelled) & stays_out).sum()
+    present = np.bincount(given[~isolated | back.unchanged | back.cleared], minlength=feed.n_classes)
     back.weights[~isolated] = (1 + missing / np.maximum(present, 1))[given[~isolated]]
     return back
 
