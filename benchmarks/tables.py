@@ -188,6 +188,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10": lambda: trainings("cifar10.jsonl", "cifar10"),
     "arabicdigits": lambda: trainings("series.jsonl", "arabicdigits"),
     "ecg5000": lambda: trainings("series.jsonl", "ecg5000"),
+    "soft": lambda: trainings("soft.jsonl", "cifar10"),
     "cost": cost,
     "searches": searches,
     "isolation": lambda: isolation.table(lines_of("isolation.jsonl")),

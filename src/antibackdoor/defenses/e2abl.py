@@ -118,10 +118,8 @@ class E2ABL:
             raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
         late = np.asarray(state.get("late", np.zeros(len(samples), dtype=bool)))
         while True:
-            # The trunk of a trap that caught something knows the trigger: then the delivered network starts afresh.
+            # Not from the trap's trunk, which was trained on the hardest samples and may know a trigger by now.
             model = session.prepare(seeded(build, recipe.seed))
-            if not caught.isolated.any():
-                model.load_state_dict(net.network.state_dict())
             removal = find_removal(samples, caught.isolated & ~late, caught.core & ~late)
             back, missed = self._train_main(
                 session, feed, net.attach, model, caught, late, removal, history, journal, state
@@ -130,8 +128,7 @@ class E2ABL:
                 break
             caught, late = with_strangers(caught, missed), missed.flagged
             journal.log(phase="late look", n_isolated=int(late.sum()))
-            state = {"phase": "found", "model": net.state_dict(), "history": history.state(), "caught": vars(caught)}
-            state["late"] = late
+            state = {"phase": "found", "history": history.state(), "caught": vars(caught), "late": late}
             journal.save(state)
         labels, returned = back.labels, back.unchanged
         caught = without(caught, back.cleared)
@@ -211,8 +208,6 @@ class E2ABL:
     ) -> tuple[Caught, LossHistory]:
         """What the second head finds, and the losses that it went by."""
         if "caught" in state:
-            if state["phase"] == "found":
-                net.load_state_dict(state["model"])
             return _caught_from(state), LossHistory.from_state(state["history"])
         with session.full_precision(_is_delicate(samples)):
             history = warm_up(
@@ -233,8 +228,7 @@ class E2ABL:
         steps = int(history.steps[-1]) + caught.steps
         history = history.append(np.logaddexp(0, -caught.margins).astype(np.float32), steps)
         journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
-        found = {"phase": "found", "model": net.state_dict(), "history": history.state(), "caught": vars(caught)}
-        journal.save(found)
+        journal.save({"phase": "found", "history": history.state(), "caught": vars(caught)})
         return caught, history
 
     @staticmethod
