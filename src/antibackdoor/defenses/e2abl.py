@@ -350,7 +350,7 @@ class E2ABL:
         total = session.recipe.passes(n)
         rounds = caught.steps // self.confusion_steps
         spent = _passes(session, n, n_classes, int(history.steps[-1]), rounds)
-        spent += (LOOKED_AT + COMPARED) * n_searched(n, n_classes) / n  # the late look
+        spent += 2 * (LOOKED_AT + COMPARED) * n_searched(n, n_classes) / n  # the late look, at two layers
         return round(max(total - spent, LEAST_PASSES * total) * n)
 
 
