@@ -26,7 +26,15 @@ PLACE = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.DOT
 
 Metrics = dict[str, Any]
 DEFENSES = {"none": "none", "e2abl-published": "E2ABL as published", "e2abl": "E2ABL"}
-ATTACKS = {"badnets": "BadNets", "blend": "Blend", "sig": "SIG", "static": "static pattern", "clean": "clean data"}
+ATTACKS = {
+    "badnets": "BadNets",
+    "blend": "Blend",
+    "sig": "SIG",
+    "adaptive_blend": "Adaptive-Blend",
+    "wanet": "WaNet",
+    "static": "static pattern",
+    "clean": "clean data",
+}
 
 
 def grid(names: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
