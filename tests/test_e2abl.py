@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from antibackdoor.attacks import BadNets, Poisoned, StaticPattern, poison, trigger_test_set
 from antibackdoor.backbones import build_backbone
 from antibackdoor.defenses import E2ABL, PublishedE2ABL
+from antibackdoor.defenses.late_look import without
 from antibackdoor.defenses.recovery import recover
 from antibackdoor.demo import digits
 from antibackdoor.models import channel_statistics, normalized
@@ -282,6 +283,16 @@ def test_what_the_late_look_took_along_comes_back_as_it_is() -> None:
     np.testing.assert_array_equal(back.unchanged, by_search)
     wary = recover(session, feed, Sure(), caught, late, None, 1.0)
     assert (wary.cleared <= back.cleared).all()
+
+
+def test_a_label_of_which_everything_comes_back_is_no_target() -> None:
+    given = np.arange(400) % 4
+    isolated = given < 2
+    _, _, caught = shown(given, isolated)
+    caught = without(replace(caught, labels=(0, 1)), given == 0, given)
+    assert caught.labels == (1,)
+    np.testing.assert_array_equal(caught.isolated, given == 1)
+    assert without(caught, given == 1, given).labels == ()
 
 
 def test_the_published_form_is_at_hand() -> None:

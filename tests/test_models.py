@@ -338,9 +338,10 @@ def test_the_last_cut_lies_before_the_places_are_averaged(make, expected):
     assert [m.training for m in network.modules()] == modes
 
 
-def test_a_network_of_one_layer_has_no_last_cut():
+def test_the_last_cut_of_a_network_with_one_layer_of_weights_lies_before_it():
+    assert find_last(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.zeros(2, 3, 4)) == "0"
     with pytest.raises(ModelError, match="cannot be split"):
-        find_last(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.zeros(2, 3, 4))
+        find_last(nn.Linear(12, 3), torch.zeros(2, 12))
 
 
 def test_tokens_are_convolved_along_the_sequence_not_the_width():

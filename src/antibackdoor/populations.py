@@ -17,7 +17,7 @@ Security 2021), which also splits labels in two, but needs no clean samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -90,15 +90,11 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
     Returns:
         Members and labels of the second populations.
     """
-    flagged = np.zeros(len(labels), dtype=bool)
-    gains: dict[int, float] = {}
-    found: list[int] = []
-    for label, members, gain, _, best, odds in _tested(features, labels, seed):
-        gains[label] = gain
-        if gain > LEAST_GAIN and best.content > LEAST_CONTENT and _is_sharp(best, odds):
-            found.append(label)
-            flagged[members[odds > 0]] = True
-    return Populations(flagged, tuple(found), gains)
+
+    def accepted(gain: float, _n_fitted: int, best: _Mixture, odds: FloatArray) -> bool:
+        return gain > LEAST_GAIN and best.content > LEAST_CONTENT and _is_sharp(best, odds)
+
+    return _tested(features, labels, seed, accepted)
 
 
 def strangers(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> Populations:
@@ -117,28 +113,31 @@ def strangers(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> 
         Members and labels of the second populations; members are told from the rest less sharply than by
         `two_populations`.
     """
-    flagged = np.zeros(len(labels), dtype=bool)
-    gains: dict[int, float] = {}
-    found: list[int] = []
-    for label, members, gain, n_fitted, best, odds in _tested(_principal(features), labels, seed):
-        gains[label] = gain
+
+    def accepted(gain: float, n_fitted: int, best: _Mixture, odds: FloatArray) -> bool:
         enough = gain > max(LEAST_GAIN, LEAST_GAIN_EACH * n_fitted)
-        if enough and best.content > LEAST_CONTENT and SMALLEST_GROUP <= (odds > 0).sum() < len(odds):
-            found.append(label)
-            flagged[members[odds > 0]] = True
-    if 2 * len(found) > len(gains):
-        return Populations(np.zeros_like(flagged), (), gains)
-    return Populations(flagged, tuple(found), gains)
+        return enough and best.content > LEAST_CONTENT and SMALLEST_GROUP <= int((odds > 0).sum()) < len(odds)
+
+    found = _tested(_principal(features), labels, seed, accepted)
+    if 2 * len(found.labels) > len(found.gains):
+        return found._replace(flagged=np.zeros_like(found.flagged), labels=())
+    return found
 
 
 def _tested(
-    features: NDArray[np.float32], labels: IntArray, seed: int
-) -> Iterator[tuple[int, IntArray, float, int, _Mixture, FloatArray]]:
-    """For each label that can be tested: its rows, gain, samples fitted, content mixture and log-odds of the rows."""
+    features: NDArray[np.float32],
+    labels: IntArray,
+    seed: int,
+    accepted: Callable[[float, int, _Mixture, FloatArray], bool],
+) -> Populations:
+    """Test each label; its gain, samples fitted, content mixture and the log-odds of its rows decide."""
     values = features[:, features.std(axis=0) > 1e-9].astype(np.float64)
     rows = label_rows(labels)
     rng = np.random.default_rng((seed, 6))
     spread = _spread(values, rows, rng)
+    flagged = np.zeros(len(labels), dtype=bool)
+    gains: dict[int, float] = {}
+    found: list[int] = []
     for label, members in rows.items():
         if len(members) < SMALLEST_LABEL:
             continue
@@ -149,8 +148,12 @@ def _tested(
         fitted = points
         if len(members) > MOST_FITTED:
             fitted = points[rng.choice(len(members), MOST_FITTED, replace=False)]
-        gain, best = _test(fitted, constellation, weights, seed)
-        yield label, members, gain, len(fitted), best, _log_odds(points, best)
+        gains[label], best = _test(fitted, constellation, weights, seed)
+        odds = _log_odds(points, best)
+        if accepted(gains[label], len(fitted), best, odds):
+            found.append(label)
+            flagged[members[odds > 0]] = True
+    return Populations(flagged, tuple(found), gains)
 
 
 def _principal(features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -109,16 +109,7 @@ def find_attach(network: nn.Module, example: Tensor) -> str:
     Raises:
         ModelError: If the network fails on such a batch, or no layer is a cut.
     """
-    probe = _probe(example)
-    with evaluation_mode(network):
-        logits = _logits(network, probe)
-        for candidate in _ranked(_trace(network, probe)):
-            if _is_cut(network, candidate.name, probe, logits):
-                return candidate.name
-    raise ModelError(
-        "the network cannot be split: no layer inside it returns one tensor (batch first) that alone decides "
-        "the logits; wrap its first half in one nn.Module, or give --attach"
-    )
+    return _first_cut(network, example, _ranked)
 
 
 def find_last(network: nn.Module, example: Tensor) -> str:
@@ -131,16 +122,7 @@ def find_last(network: nn.Module, example: Tensor) -> str:
     Raises:
         ModelError: If the network fails on such a batch, or no layer is a cut.
     """
-    probe = _probe(example)
-    with evaluation_mode(network):
-        logits = _logits(network, probe)
-        trace = _trace(network, probe)
-        total = trace.convolutions + trace.others
-        inside = [layer for layer in reversed(trace.ended) if 0 < layer.convolutions + layer.others < total]
-        for layer in sorted(inside, key=lambda layer: prod(layer.shape[2:]) == 1):
-            if _is_cut(network, layer.name, probe, logits):
-                return layer.name
-    raise ModelError("the network cannot be split: no layer inside it returns one tensor that alone decides the logits")
+    return _first_cut(network, example, _from_the_end)
 
 
 def check_attach(network: nn.Module, attach: str, example: Tensor) -> str:
@@ -233,6 +215,30 @@ def _call_recorder(
     output: object,
 ) -> None:
     record(name, module, output)
+
+
+def _first_cut(network: nn.Module, example: Tensor, order: Callable[[_Trace], list[_Ended]]) -> str:
+    """Name of the first layer in this order that is a cut."""
+    probe = _probe(example)
+    with evaluation_mode(network):
+        logits = _logits(network, probe)
+        for candidate in order(_trace(network, probe)):
+            if _is_cut(network, candidate.name, probe, logits):
+                return candidate.name
+    raise ModelError(
+        "the network cannot be split: no layer inside it returns one tensor (batch first) that alone decides "
+        "the logits; wrap its first half in one nn.Module, or give --attach"
+    )
+
+
+def _from_the_end(trace: _Trace) -> list[_Ended]:
+    """Layers before the last one with weights, the last first; those without places come after the others."""
+    inside = [
+        layer
+        for layer in reversed(trace.ended)
+        if layer.convolutions + layer.others < trace.convolutions + trace.others
+    ]
+    return sorted(inside, key=lambda layer: prod(layer.shape[2:]) == 1)
 
 
 def _ranked(trace: _Trace) -> list[_Ended]:

@@ -131,7 +131,7 @@ class E2ABL:
             state = {"phase": "found", "history": history.state(), "caught": vars(caught), "late": late}
             journal.save(state)
         labels, returned = back.labels, back.unchanged
-        caught = without(caught, back.cleared)
+        caught = without(caught, back.cleared, samples.labels)
         recovered = caught.isolated & (labels != samples.labels)
         return Trained(
             model=session.finished(model, build),

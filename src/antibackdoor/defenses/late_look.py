@@ -65,11 +65,13 @@ def with_strangers(caught: Caught, found: Populations) -> Caught:
     )
 
 
-def without(caught: Caught, cleared: BoolArray) -> Caught:
-    """What was caught, except for some."""
+def without(caught: Caught, cleared: BoolArray, given: IntArray) -> Caught:
+    """What was caught, except for some, and the labels `(N,)` that still hold any of it."""
+    isolated = caught.isolated & ~cleared
     return replace(
         caught,
-        isolated=caught.isolated & ~cleared,
+        isolated=isolated,
+        labels=tuple(label for label in caught.labels if (isolated & (given == label)).any()),
         core=caught.core & ~cleared,
         content=caught.content & ~cleared,
         removable=caught.removable & ~cleared,
