@@ -25,9 +25,9 @@ from antibackdoor.readers import read
 from antibackdoor.recipe import Recipe
 from antibackdoor.run_folder import RunFolder
 from antibackdoor.samples import BoolArray, IntArray, Samples
+from antibackdoor.search import Caught
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import NoJournal, predict
-from antibackdoor.trap import Caught
 
 RECIPE = Recipe(epochs=6, seed=0)
 

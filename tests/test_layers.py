@@ -27,8 +27,8 @@ LAYERS = (
     ("isolation", "session", "backbones", "artifacts", "model_file", "removal"),
     ("populations", "parts", "planting", "training", "run_folder"),
     ("protocols", "warm_up"),
-    ("trap", "residual", "attacks", "report"),
-    ("verdict",),
+    ("search", "residual", "attacks", "report"),
+    ("trap", "verdict"),
     ("defenses", "red_team"),
     ("pipeline",),
     ("evaluation", "scanning"),
@@ -100,7 +100,7 @@ def test_folders_do_not_import_each_other(path: Path) -> None:
 def test_isolation_knows_no_torch_and_methods_see_no_metrics(path: Path) -> None:
     if part_of(path) in ("isolation", "history", "metrics"):
         assert "import torch" not in path.read_text() and "from torch" not in path.read_text()
-    if part_of(path) in ("defenses", "trap", "isolation"):
+    if part_of(path) in ("defenses", "trap", "search", "isolation"):
         assert not {"metrics", "attacks"} & set(imports(path)), "a defense may not know the truth"
 
 

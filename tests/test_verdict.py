@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from antibackdoor.trap import Caught
+from antibackdoor.search import Caught
 from antibackdoor.verdict import evidence, false_alarm_probability, judge, suspicion
 
 

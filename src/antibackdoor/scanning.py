@@ -23,7 +23,7 @@ from antibackdoor.readers import DataSet
 from antibackdoor.report import save_gallery, write_report
 from antibackdoor.run_folder import RunFolder
 from antibackdoor.samples import InputArray, Samples
-from antibackdoor.trap import Caught
+from antibackdoor.search import Caught
 from antibackdoor.verdict import evidence, judge, suspicion
 
 

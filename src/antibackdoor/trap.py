@@ -1,94 +1,34 @@
 """The second head as a trap: shallow layers learn short-cuts before they learn classes, and this holds them there.
 
-After the warm-up, all on the trunk and the second head alone: *confusion* keeps training the most suspicious samples of
-each label towards that label and surely clean ones towards no label at all: what the classes look like is forgotten,
-and what remains predictive is the trigger. What is believed then is suspected next, so that a soft trigger spreads to
-all that carry it. (Poison that makes up nearly all of a label is looked for by a trial after the first round.) The
-*settlement* confuses twice more, first with half of the found samples, since a short-cut carries over to the other half
-and a memory does not, then with all, so that the missed ones join them. Where nothing is caught, a second attempt
-begins with other suspects.
+`Search` is one attempt: it confuses the second head about everything but short-cuts, and believes what repeats itself.
+Three attempts are made from the same warm-up until one catches something. The first suspects samples by their losses
+and asks whether a short-cut leads to a label. The other two suspect samples whose parts look like other labels. One
+asks whether there is a short-cut at all, wherever it leads: the suspects of all labels are trained towards one and the
+same output, so that it sees a trigger that leads each class to another label and by itself tells nothing about the
+label. The last asks for a label again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from antibackdoor.history import LossHistory
-from antibackdoor.isolation import (
-    NEARLY_ALL,
-    SMALLEST_GROUP,
-    SMALLEST_LABEL,
-    Valley,
-    above_valleys,
-    believed_most,
-    find_favourites,
-    find_valley,
-    first_suspicion,
-    label_rows,
-    rank,
-    rank_within,
-    widen,
-)
-from antibackdoor.models import TwoHead, coarse, trunk_features
-from antibackdoor.parts import contradiction, n_parts, pooled_parts
-from antibackdoor.populations import Populations, two_populations
-from antibackdoor.samples import Batch, BoolArray, FloatArray, IntArray
+from antibackdoor.isolation import SMALLEST_LABEL, find_valley, label_rows, rank_within
+from antibackdoor.models import TwoHead
+from antibackdoor.populations import Populations
+from antibackdoor.samples import BoolArray, FloatArray
+from antibackdoor.search import Caught, Search, TrapSettings, n_searched, weights
 from antibackdoor.session import Feed, Session
-from antibackdoor.training import Objective, cross_entropy, evaluate, shuffled, train_epoch
-from antibackdoor.warm_up import draw
+from antibackdoor.training import shuffled
 
-SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
 BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
 BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft triggers need so many
-MOST_ROUNDS = BY_LOSSES + BY_PARTS
-FIRST_SUSPECTS = 0.2  # share of each label
-NEXT_SUSPECTS = 0.1  # at most, in the second round; then twice as many, and so on
-FAVOURITE_DEPTH = 3.0  # of a label that is poison almost whole; distinctive classes went up to 1.8
-LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
-SEARCHED_PER_LABEL = 200  # at least so many for each label
-
-
-@dataclass(frozen=True)
-class TrapSettings:
-    """What the trap is made of; the values are those of `E2ABL`, where they are explained."""
-
-    confusion_steps: int
-    confusion_learning_rate: float
-    confusion_weight: float
-    least_depth: float
-
-
-@dataclass(frozen=True, eq=False)
-class Caught:
-    """What the trap holds.
-
-    Attributes:
-        isolated: `(N,)` bool.
-        core: `(N,)` bool, those of them that lie in a second group; the others were added to be safe.
-        content: `(N,)` bool, those of them for which the content of other labels speaks.
-        margins: `(N,)` float64, log-odds that the second head gives to each sample's own label.
-        removable: `(N,)` bool, those of the isolated that the second head doubts once the difference from their like
-            is undone.
-        depths: `(K,)` float64, the valley in the margins of each label at the moment that decided; nan for labels
-            with too few samples.
-        gains: `(K,)` float64, nats that other labels' content explains in each label; nan where it was not asked.
-        labels: Labels with two groups: the suspected targets.
-        steps: Optimizer steps taken.
-    """
-
-    isolated: BoolArray
-    core: BoolArray
-    content: BoolArray
-    margins: FloatArray
-    removable: BoolArray
-    depths: FloatArray
-    gains: FloatArray
-    labels: tuple[int, ...]
-    steps: int
+ACROSS_LABELS = 2  # rounds towards one output; with more, clean data come along
+LEAST_OF_MOST = 0.25  # of the share of carriers in the label that holds most: a target too, and not some covers
+MOST_ROUNDS = BY_LOSSES + BY_PARTS + ACROSS_LABELS
 
 
 def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, history: LossHistory) -> Caught:
@@ -105,259 +45,65 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
         history: Losses of the warm-up.
 
     Returns:
-        What was caught; nothing where no label has two groups.
+        What was caught; nothing where no label has two groups, nor all of them together.
     """
     n = len(feed.labels)
     rows = shuffled(n, session.recipe.seed, 6)[: n_searched(n, feed.n_classes)]
-    search = _Search(session, feed, net, settings, np.sort(rows))
-    strangers, before = search.first_look(), _weights(net)
+    search = Search(session, feed, net, settings, np.sort(rows))
+    across = AcrossLabels(search)
+    strangers, before = search.first_look(), weights(net)
     caught = search.attempt(search.by_losses(history), BY_LOSSES, strangers)
     if caught is None:
         net.load_state_dict(before)
-        caught = search.attempt(search.by_parts(), BY_PARTS, strangers)
+        contradicting = search.by_parts()
+        caught = across.attempt(contradicting, ACROSS_LABELS, strangers)
+    if caught is None:
+        net.load_state_dict(before)
+        caught = search.attempt(contradicting, BY_PARTS, strangers)
     if caught is None:
         caught = search.nothing(strangers)
         net.load_state_dict(before)
-    return caught
+    return replace(caught, steps=search.steps + across.steps)
 
 
-def n_searched(n_samples: int, n_classes: int) -> int:
-    """How many samples of a data set the search works on."""
-    return min(n_samples, max(SEARCHED, SEARCHED_PER_LABEL * n_classes))
+def under_one_output(feed: Feed) -> Feed:
+    """The same samples, all under the first label: its output stands for "carries a short-cut"."""
+    return feed._replace(labels=torch.zeros_like(feed.labels))
 
 
-class _Search:
-    """The state of one search: optimizer steps taken, random draws, and the margins of the rows searched."""
+class AcrossLabels(Search):
+    """A search beside another one, for a short-cut that samples of several labels share.
 
-    def __init__(self, session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, rows: IntArray) -> None:
-        self.session, self.feed, self.net, self.settings, self.rows = session, feed, net, settings, rows
-        self.all_labels = feed.labels.cpu().numpy()
-        self.labels = self.all_labels[rows]
-        self.draws = np.random.default_rng((session.recipe.seed, 2))
-        self.margins: FloatArray = np.zeros(len(rows))
-        self.undecided = -float(np.log(feed.n_classes - 1))  # the margin of a sample that has no label
-        self.valleys: dict[int, Valley] = {}
-        self.favourites: set[int] = set()
-        self.steps = 0
-
-    def first_look(self) -> Populations:
-        """Margins, and the labels whose shallow features hold two populations."""
-        n_classes = self.feed.n_classes
-
-        def forward(inputs: Tensor) -> Tensor:
-            features = trunk_features(self.net.network, self.net.attach, inputs)
-            return torch.cat([self.net.second(features).float(), coarse(features.float())], dim=1)
-
-        def reduce(values: Tensor, labels: Tensor) -> Tensor:
-            return torch.cat([margin(values[:, :n_classes], labels)[:, None], values[:, n_classes:]], dim=1)
-
-        self.net.eval()
-        looked = evaluate(self.session, self.feed, forward, reduce, self.rows, title="weighing the evidence")
-        self.margins = looked[:, 0].astype(np.float64)
-        return two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
-
-    def attempt(self, suspicion: FloatArray, rounds: int, strangers: Populations) -> Caught | None:
-        """What is caught if confusion begins with these suspects; None if nothing is."""
-        self.favourites = set()
-        self.narrow(suspicion, rounds)
-        return self.settle(strangers)
-
-    def by_losses(self, history: LossHistory) -> FloatArray:
-        """How suspicious the loss of each row is, after the first look."""
-        losses = np.logaddexp(0, -self.margins).astype(np.float32)
-        return first_suspicion(LossHistory(history.losses[:, self.rows], history.steps), losses)
-
-    def by_parts(self) -> FloatArray:
-        """How much the parts of each row look like other labels."""
-        parts = evaluate(self.session, self.feed, pooled_parts, lambda values, _: values, self.rows, title="comparing")
-        parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
-        return contradiction(parts, self.labels, seed=self.session.recipe.seed)
-
-    def narrow(self, suspicion: FloatArray, rounds: int) -> None:
-        """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
-        chosen = rank_within(-suspicion, self.labels) < FIRST_SUSPECTS
-        for number in range(rounds):
-            self.confuse(self.rows[chosen], self.rows[~chosen & (rank(-suspicion) > 0.5)])
-            self.margins = suspicion = self.look(self.rows)
-            self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
-            if any(valley.depth >= self.settings.least_depth for valley in self.valleys.values()):
-                return
-            if number == 0 and self.try_favourites(~chosen):
-                return
-            # Fewer, but surer; if they carry others of their kind along, these come next.
-            least = 0.0 if number else self.undecided / 2
-            share = NEXT_SUSPECTS * 2**number
-            chosen = believed_most(self.margins, self.labels, least) & (rank_within(-self.margins, self.labels) < share)
-            if chosen.sum() < SMALLEST_GROUP:
-                return
-
-    def try_favourites(self, counted: BoolArray) -> bool:
-        """Whether a label that alone is still believed consists of poison almost whole; if not, nothing has changed.
-
-        With its believed samples as suspects, the few others of such a label stay behind. A class that is merely
-        distinctive comes along as a whole.
-        """
-        favourites = find_favourites(self.margins, self.labels, counted)
-        tried = {k: v for k, v in favourites.items() if v.depth >= self.settings.least_depth}
-        flagged = np.zeros(len(self.all_labels), dtype=bool)
-        flagged[self.rows] = above_valleys(self.margins, self.labels, tried)
-        if flagged.sum() < SMALLEST_GROUP:
-            return False
-        before = _weights(self.net)
-        self.favourites = set(tried)
-        self.reinforce(self.half(np.flatnonzero(flagged)), flagged)
-        margins = self.look(self.rows)
-        valleys = self.find_valleys(margins, self.labels, self.favourites)
-        kept = {
-            label: valley
-            for label, valley in valleys.items()
-            if valley.depth >= FAVOURITE_DEPTH and (margins[self.labels == label] > valley.cut).mean() >= NEARLY_ALL
-        }
-        if not kept:
-            self.net.load_state_dict(before)
-            self.favourites = set()
-            return False
-        self.margins, self.valleys, self.favourites = margins, self.valleys | kept, set(kept)
-        return True
-
-    def settle(self, strangers: Populations) -> Caught | None:
-        """Keep the labels whose finding repeats itself, then let the samples that were missed stand out as well.
-
-        None if no finding is left.
-        """
-        everything = np.arange(len(self.all_labels))
-        wanted = {k: v for k, v in self.valleys.items() if v.depth >= self.settings.least_depth}
-        content: BoolArray = np.zeros(len(everything), dtype=bool)
-        content[self.rows] = strangers.flagged
-        flagged = content.copy()
-        flagged[self.rows] |= above_valleys(self.margins, self.labels, wanted)
-        suspected, margins = {*wanted, *strangers.labels}, self.margins
-        for rows in (self.rows, everything):
-            if flagged.sum() < SMALLEST_GROUP:
-                return None
-            found = np.flatnonzero(flagged)
-            held_out = self.half(found) if rows is self.rows else found[:0]
-            self.reinforce(np.setdiff1d(found, held_out), flagged)
-            margins = self.look(rows)
-            valleys = self.find_valleys(margins, self.all_labels[rows], suspected)
-            refuted = self.refuted(held_out, margins)
-            wanted = {k: v for k, v in valleys.items() if v.depth >= self.settings.least_depth and k not in refuted}
-            suspected = {*wanted, *strangers.labels}
-            flagged = content.copy()
-            flagged[rows] |= above_valleys(margins, self.all_labels[rows], wanted)
-        if flagged.sum() < SMALLEST_GROUP:
-            return None
-        isolated = widen(margins, self.all_labels, flagged, suspected)
-        return self.caught(isolated, flagged, content, margins, suspected, strangers)
-
-    def nothing(self, strangers: Populations) -> Caught:
-        """The outcome of a search that found nothing: margins of all samples, and the evidence that there was."""
-        everything = np.arange(len(self.all_labels))
-        margins = self.margins if len(self.rows) == len(everything) else self.look(everything)
-        none: BoolArray = np.zeros(len(everything), dtype=bool)
-        return self.caught(none, none, none, margins, set(), strangers)
-
-    def caught(
-        self,
-        isolated: BoolArray,
-        core: BoolArray,
-        content: BoolArray,
-        margins: FloatArray,
-        labels: set[int],
-        strangers: Populations,
-    ) -> Caught:
-        """An outcome with the evidence of each label and the cost."""
-        return Caught(
-            isolated=isolated,
-            core=core,
-            content=content,
-            margins=margins,
-            removable=np.zeros(len(isolated), dtype=bool),
-            depths=self.by_label({label: valley.depth for label, valley in self.valleys.items()}),
-            gains=self.by_label(strangers.gains),
-            labels=tuple(sorted(labels)),
-            steps=self.steps,
-        )
-
-    def by_label(self, values: dict[int, float]) -> FloatArray:
-        """A value for each label, `(K,)`; nan where there is none."""
-        return np.array([values.get(label, np.nan) for label in range(self.feed.n_classes)])
-
-    def half(self, rows: IntArray) -> IntArray:
-        """Half of the rows of each label, drawn at random."""
-        return rows[rank_within(self.draws.random(len(rows)), self.all_labels[rows]) >= 0.5]
-
-    def refuted(self, held_out: IntArray, margins: FloatArray) -> set[int]:
-        """Labels whose found samples are not believed in once they are not trained on: a memory, not a short-cut."""
-        believed = margins[np.searchsorted(self.rows, held_out)] > 0
-        members = label_rows(self.all_labels[held_out])
-        return {label for label, rows in members.items() if believed[rows].mean() < LEAST_REPEATED}
-
-    def reinforce(self, suspects: IntArray, flagged: BoolArray) -> None:
-        """A round of confusion with found samples as suspects, against the less believed half of all others."""
-        quiet = ~flagged[self.rows] & (rank(self.margins) < 0.5)
-        # The rest of a label that nearly all of it was found in is poison that was missed: leave it alone.
-        quiet &= ~np.isin(self.labels, list(self.favourites))
-        self.confuse(suspects, self.rows[quiet])
-
-    def confuse(self, suspects: IntArray, clean: IntArray) -> None:
-        """One round, half of each batch from either: the suspects keep their label, the clean rows are to have none."""
-        keeps_label = torch.zeros(len(self.all_labels), dtype=torch.bool, device=self.session.device)
-        keeps_label[torch.as_tensor(suspects, device=self.session.device)] = True
-        optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
-        half = self.session.batch_size // 2
-        plan = [
-            np.concatenate([draw(self.draws, rows, half) for rows in (suspects, clean)])
-            for _ in range(self.settings.confusion_steps)
-        ]
-        train_epoch(
-            self.session,
-            self.feed,
-            plan,
-            self.net,
-            confusion(self.net, keeps_label, self.settings.confusion_weight),
-            optimizer,
-            seed=(self.session.recipe.seed, 2, self.steps),
-            augmented=False,
-            title="setting the trap",
-        )
-        self.steps += len(plan)
-
-    def look(self, rows: IntArray) -> FloatArray:
-        """Log-odds of each row's own label under the second head."""
-        self.net.eval()
-        title = "weighing the evidence"
-        return evaluate(self.session, self.feed, self.net.second_logits, margin, rows, title=title).astype(np.float64)
-
-    def find_valleys(self, margins: FloatArray, labels: IntArray, wanted: set[int]) -> dict[int, Valley]:
-        """The valley in the margins of each wanted label that has enough samples."""
-        members = {k: r for k, r in label_rows(labels).items() if k in wanted and len(r) >= SMALLEST_LABEL}
-        return {label: find_valley(margins[rows]) for label, rows in members.items()}
-
-
-def _weights(net: TwoHead) -> dict[str, Tensor]:
-    """A copy of the network's state, to go back to."""
-    return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-def confusion(net: TwoHead, keeps_label: Tensor, weight: float) -> Objective:
-    """Cross-entropy for the rows that keep their label, distance from the uniform distribution for the others.
-
-    The uniform target is bounded where gradient ascent is not, and it fixes where the margins of clean samples
-    end: at -log(K - 1). Each half counts with its own mean, the second `weight` times.
+    Suspects come from each label alike, and so do the samples that count as clean: what tells the classes apart tells
+    nothing about who is suspected.
     """
 
-    def objective(batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = net.second_logits(batch.inputs).float()
-        losses = cross_entropy(logits, batch.labels)
-        undecided = -logits.log_softmax(1).mean(1)
-        return torch.where(keeps_label[batch.rows], 2 * losses, 2 * weight * undecided), losses
+    def __init__(self, search: Search) -> None:
+        super().__init__(search.session, under_one_output(search.feed), search.net, search.settings, search.rows)
+        self.all_given, self.given = search.all_labels, search.labels
+        self.draws = np.random.default_rng((search.session.recipe.seed, 10))
 
-    return objective
+    def is_quiet(self, suspicion: FloatArray) -> BoolArray:
+        """The less suspicious half of each label."""
+        return rank_within(-suspicion, self.given) > 0.5
 
+    def is_believed(self, least: float) -> BoolArray:
+        """Rows with a larger margin than this; there is no other label to compare with."""
+        return self.margins > least
 
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-odds of the given label: its logit minus the log-sum-exp of all others, `(B,)`."""
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return own[:, 0] - others.logsumexp(1)
+    def attempt(self, suspicion: FloatArray, rounds: int, strangers: Populations) -> Caught | None:
+        """What is caught, told by the given labels; None if nothing is."""
+        caught = super().attempt(suspicion, rounds, Populations(np.zeros_like(strangers.flagged), (), {}))
+        if caught is None:
+            return None
+        members = {k: rows for k, rows in label_rows(self.all_given).items() if len(rows) >= SMALLEST_LABEL}
+        shares = {k: float(caught.core[rows].mean()) for k, rows in members.items()}
+        labels = [k for k, share in shares.items() if share >= LEAST_OF_MOST * max(shares.values())]
+        depths = {k: find_valley(caught.margins[rows]).depth for k, rows in members.items()}
+        return replace(
+            caught,
+            depths=self.by_label(depths | dict.fromkeys(labels, self.valleys[0].depth)),
+            gains=self.by_label(strangers.gains),
+            labels=tuple(sorted(labels)),
+            across=True,
+        )

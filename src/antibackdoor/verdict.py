@@ -12,7 +12,7 @@ from antibackdoor.isolation import SMALLEST_GROUP, label_rows, probability_of_up
 from antibackdoor.metrics import wilson_interval
 from antibackdoor.populations import MOST_ERROR
 from antibackdoor.samples import FloatArray, IntArray, StrArray
-from antibackdoor.trap import Caught
+from antibackdoor.search import Caught
 
 LEAST_NULL = 3  # labels without a finding that a false-alarm probability needs
 # Least standard deviation of log depths: what chance makes among 30 to 140 scattered margins (simulated: .17 to .29).

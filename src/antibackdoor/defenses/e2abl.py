@@ -22,6 +22,7 @@ from antibackdoor.ranges import check_ranges
 from antibackdoor.recipe import Recipe
 from antibackdoor.removal import Removal, find_removal
 from antibackdoor.samples import Batch, BoolArray, Samples
+from antibackdoor.search import Caught, TrapSettings, margin, n_searched
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import (
     Journal,
@@ -35,7 +36,7 @@ from antibackdoor.training import (
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import MOST_ROUNDS, Caught, TrapSettings, margin, n_searched, spring
+from antibackdoor.trap import MOST_ROUNDS, spring, under_one_output
 from antibackdoor.verdict import evidence, judge, suspicion
 from antibackdoor.warm_up import SNAPSHOT, warm_up
 
@@ -223,8 +224,8 @@ class E2ABL:
             caught = spring(session, feed, net, self._trap(), history)
             removal = find_removal(samples, caught.isolated, caught.core)
             if removal is not None:
-                without = feed._replace(change=removal)
-                caught = replace(caught, removable=_doubted(session, without, net, caught.isolated))
+                shown = (under_one_output(feed) if caught.across else feed)._replace(change=removal)
+                caught = replace(caught, removable=_doubted(session, shown, net, caught.isolated))
         steps = int(history.steps[-1]) + caught.steps
         history = history.append(np.logaddexp(0, -caught.margins).astype(np.float32), steps)
         journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)

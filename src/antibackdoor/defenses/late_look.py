@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from antibackdoor.models import coarse, find_last, trunk_features
 from antibackdoor.populations import Populations, strangers
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
+from antibackdoor.search import Caught, n_searched
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate, shuffled
-from antibackdoor.trap import Caught, n_searched
 
 FAR_MORE = 2.0  # times the gain of the middle layer
 WIDEST = 512  # values of a sample in four cells; wider features are averaged over all places

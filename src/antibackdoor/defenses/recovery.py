@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from antibackdoor.isolation import label_rows
 from antibackdoor.removal import Removal
 from antibackdoor.samples import BoolArray, IntArray
+from antibackdoor.search import Caught
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate
-from antibackdoor.trap import Caught
 
 
 class Return(NamedTuple):
