@@ -43,6 +43,7 @@ class Cell:
         limit: Most training and test samples, evenly spread; 0 takes all.
         probes: Attacks and their rates whose triggers are tried on the model although it never saw them.
         cover_rate: Share of the training samples that carry the trigger under their own label; 0 leaves it to the plan.
+        plan: A key of `PLANS`, with the constants of its own but the rate; empty for the attack's own plan.
     """
 
     data: str
@@ -55,11 +56,13 @@ class Cell:
     limit: int = 0
     probes: Sequence[tuple[str, float]] = ()
     cover_rate: float = 0.0
+    plan: str = ""
 
     @property
     def name(self) -> str:
-        """For `--cells`: data/attack/defense/seed."""
-        return f"{Path(self.data).stem}/{self.attack or 'clean'}/{self.defense}/{self.seed}"
+        """For `--cells`: data/attack/defense/seed, or data/attack-plan/defense/seed."""
+        attack = "-".join(part for part in (self.attack, self.plan) if part)
+        return f"{Path(self.data).stem}/{attack or 'clean'}/{self.defense}/{self.seed}"
 
 
 class Mean(NamedTuple):
@@ -121,7 +124,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     """Read, poison, train, and measure on the test data; called in a fresh process."""
     import torch
 
-    from antibackdoor.attacks import ATTACKS, poison
+    from antibackdoor.attacks import ATTACKS, PLANS, poison
     from antibackdoor.defenses import DEFENSES
     from antibackdoor.pipeline import Job, builder, describe_model
     from antibackdoor.readers import read
@@ -134,7 +137,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     poisoned = None
     if cell.attack:
         attack = ATTACKS[cell.attack]()
-        plan: Any = attack.plan()
+        plan: Any = PLANS[cell.plan]() if cell.plan else attack.plan()
         if cell.cover_rate:
             plan = replace(plan, cover_rate=cell.cover_rate)
         poisoned = poison(train, attack, seed=cell.seed, plan=plan, rate=cell.rate)
