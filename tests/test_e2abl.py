@@ -13,7 +13,16 @@ import torch
 from conftest import pictures
 from torch import Tensor, nn
 
-from antibackdoor.attacks import BadNets, Poisoned, StaticPattern, poison, trigger_test_set
+from antibackdoor.attacks import (
+    AllToAll,
+    BadNets,
+    MultiTarget,
+    Poisoned,
+    SourceSpecific,
+    StaticPattern,
+    poison,
+    trigger_test_set,
+)
 from antibackdoor.backbones import build_backbone
 from antibackdoor.defenses import E2ABL, PublishedE2ABL
 from antibackdoor.defenses.late_look import without
@@ -210,6 +219,26 @@ def test_poison_that_makes_up_nearly_all_of_a_small_class() -> None:
     assert caught.labels == (4,)
     assert (dirty.truth.is_poisoned & ~caught.isolated).sum() == 0
     assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 5
+
+
+@pytest.mark.parametrize(
+    ("plan", "targets"),
+    [(AllToAll(0.1), tuple(range(10))), (MultiTarget(0.1, (3, 7)), (3, 7)), (SourceSpecific(0.05, 4, 7, 0.02), (4,))],
+    ids=["all to all", "two targets", "one source with covers"],
+)
+def test_a_trigger_is_found_wherever_it_leads(plan: Any, targets: tuple[int, ...]) -> None:
+    dirty = poison(digits(0).train, BadNets(), seed=0, plan=plan)
+    trained = E2ABL().train(dirty.samples, builder(dirty.samples), RECIPE)
+    is_poisoned = dirty.truth.is_poisoned
+    assert trained.backdoor_labels == targets
+    assert (is_poisoned & ~trained.isolated).sum() <= 2
+    assert (trained.isolated & ~is_poisoned & ~dirty.truth.is_cover).sum() <= 15
+    test = digits(0).test
+    assert test is not None
+    shown = trigger_test_set(test, dirty.trigger, dirty.plan)
+    session = Session(RECIPE, len(shown), images=True)
+    assert (predict(session, trained.model, shown).labels == dirty.plan.goal(shown.labels)).mean() < 0.1
+    assert (predict(session, trained.model, test).labels == test.labels).mean() > 0.9
 
 
 class Sure(nn.Module):
