@@ -107,12 +107,20 @@ def all_cells(options: argparse.Namespace) -> list[cells.Cell]:
             network = options.network if data == "cifar10.zip" else options.series_network
             for attack, rate in (("", 0.0), *attacks):
                 passes = options.epochs or epochs
-                probes = () if attack else tuple(attacks)
+                probes = () if attack else first_rates(attacks)
                 covers = COVERS.get(attack, 0.0)
                 found.append(
                     cells.Cell(data, network, attack, rate, "none", seed, passes, options.limit, probes, covers)
                 )
     return found
+
+
+def first_rates(attacks: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    """Each attack once, at the first of its rates."""
+    first: dict[str, float] = {}
+    for attack, rate in attacks:
+        first.setdefault(attack, rate)
+    return tuple(first.items())
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
