@@ -35,6 +35,8 @@ ATTACKS = {
     "static": "static pattern",
     "clean": "clean data",
 }
+PLANS = {"all_to_all": "each class to the next", "multi_target": "two targets", "source_specific": "one source"}
+ATTACKS |= {f"{a}-{p}": f"{ATTACKS[a]}, {PLANS[p]}," for p in PLANS for a in ("badnets", "blend", "static")}
 
 
 def grid(names: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
@@ -197,6 +199,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "arabicdigits": lambda: trainings("series.jsonl", "arabicdigits"),
     "ecg5000": lambda: trainings("series.jsonl", "ecg5000"),
     "soft": lambda: trainings("soft.jsonl", "cifar10"),
+    "plans-cifar10": lambda: trainings("plans.jsonl", "cifar10"),
+    "plans-arabicdigits": lambda: trainings("plans.jsonl", "arabicdigits"),
     "cost": cost,
     "searches": searches,
     "isolation": lambda: isolation.table(lines_of("isolation.jsonl")),

@@ -272,8 +272,8 @@ class Search:
         return {label for label, rows in members.items() if believed[rows].mean() < LEAST_REPEATED}
 
     def reinforce(self, suspects: IntArray, flagged: BoolArray) -> None:
-        """A round of confusion with found samples as suspects, against the less believed half of all others."""
-        quiet = ~flagged[self.rows] & (rank(self.margins) < 0.5)
+        """A round of confusion with found samples as suspects, against the less believed half of the others."""
+        quiet = ~flagged[self.rows] & self.is_quiet(self.margins)
         # The rest of a label that nearly all of it was found in is poison that was missed: leave it alone.
         quiet &= ~np.isin(self.labels, list(self.favourites))
         self.confuse(suspects, self.rows[quiet])

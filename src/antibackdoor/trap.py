@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from antibackdoor.history import LossHistory
-from antibackdoor.isolation import SMALLEST_LABEL, find_valley, label_rows, rank_within
+from antibackdoor.isolation import SMALLEST_LABEL, find_valley, label_rows, rank, rank_within
 from antibackdoor.models import TwoHead
 from antibackdoor.populations import Populations
-from antibackdoor.samples import BoolArray, FloatArray
+from antibackdoor.samples import BoolArray, FloatArray, IntArray
 from antibackdoor.search import Caught, Search, TrapSettings, n_searched, weights
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import shuffled
@@ -90,6 +90,10 @@ class AcrossLabels(Search):
     def is_believed(self, least: float) -> BoolArray:
         """Rows with a larger margin than this; there is no other label to compare with."""
         return self.margins > least
+
+    def half(self, rows: IntArray) -> IntArray:
+        """The more believed half of searched rows: of all classes, some samples resemble carriers without being any."""
+        return rows[rank(-self.margins[np.searchsorted(self.rows, rows)]) < 0.5]
 
     def attempt(self, suspicion: FloatArray, rounds: int, strangers: Populations) -> Caught | None:
         """What is caught, told by the given labels; None if nothing is."""

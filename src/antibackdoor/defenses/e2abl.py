@@ -8,31 +8,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from antibackdoor.defenses.e2abl_published import PublishedE2ABL
-from antibackdoor.defenses.late_look import look_again, with_strangers, without
-from antibackdoor.defenses.recovery import Return, recover
+from antibackdoor.defenses.late_look import with_strangers, without
+from antibackdoor.defenses.main_training import MainTraining
 from antibackdoor.errors import DataError
 from antibackdoor.history import LossHistory
 from antibackdoor.models import HeadWidth, TwoHead, split_network
-from antibackdoor.populations import Populations
 from antibackdoor.protocols import Build, Trained
 from antibackdoor.ranges import check_ranges
 from antibackdoor.recipe import Recipe
-from antibackdoor.removal import Removal, find_removal
-from antibackdoor.samples import Batch, BoolArray, Samples
+from antibackdoor.removal import find_removal
+from antibackdoor.samples import BoolArray, Samples
 from antibackdoor.search import Caught, TrapSettings, margin, n_searched
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import (
     Journal,
     NoJournal,
-    Objective,
-    batches,
     classify,
-    cross_entropy,
     evaluate,
-    on_triangle,
     shuffled,
     train_epoch,
 )
@@ -42,7 +37,6 @@ from antibackdoor.warm_up import SNAPSHOT, warm_up
 
 ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
 LEAST_PASSES = 0.8  # of the main training, however much the search costs: on small data it costs seconds
-LATE_LOOK = 3  # quarters of the main training before it; what is found then costs a training from the start
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
 # on CIFAR-10 (.69, .18, .35) and rounded up, so that the whole costs no more than plain training; these numbers only
@@ -118,13 +112,13 @@ class E2ABL:
         if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
             raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
         late = np.asarray(state.get("late", np.zeros(len(samples), dtype=bool)))
+        budget = self._main_visits(session, caught, samples.n_classes, history)
+        main = MainTraining(session, feed, net.attach, history, journal, budget, self.recovery_confidence)
         while True:
             # Not from the trap's trunk, which was trained on the hardest samples and may know a trigger by now.
             model = session.prepare(seeded(build, recipe.seed))
             removal = find_removal(samples, caught.isolated & ~late, caught.core & ~late)
-            back, missed = self._train_main(
-                session, feed, net.attach, model, caught, late, removal, history, journal, state
-            )
+            back, missed = main.run(model, caught, late, removal, state)
             if missed is None:
                 break
             caught, late = with_strangers(caught, missed), missed.flagged
@@ -274,77 +268,6 @@ class E2ABL:
             least_depth=self.least_depth,
         )
 
-    def _train_main(
-        self,
-        session: Session,
-        feed: Feed,
-        middle: str,
-        model: nn.Module,
-        caught: Caught,
-        late: BoolArray,
-        removal: Removal | None,
-        history: LossHistory,
-        journal: Journal,
-        state: dict[str, Any],
-    ) -> tuple[Return, Populations | None]:
-        """Train the main head on what was not isolated, and on what comes back.
-
-        Returns:
-            How isolated samples came back in the end; and what a look at the main head found, whose training then was
-            not finished. There is one such look, unless some `late` ones were found already.
-        """
-        recipe = session.recipe
-        budget = self._main_visits(session, caught, feed.n_classes, history)
-        optimizer = session.optimizer(model.parameters(), recipe.learning_rate)
-        given = feed.labels.cpu().numpy()
-        back, epoch, visits, asked, looked = Return.nothing(given), 0, 0, 0, bool(late.any())
-        if state.get("phase") == "main":
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            back = Return(*(np.asarray(part) for part in state["back"]))
-            epoch, visits, asked, looked = (state[key] for key in ("epoch", "visits", "asked", "looked"))
-        while budget - visits >= min(session.batch_size, budget):  # a rest too small for batch statistics is left
-            quarter = 4 * visits // budget
-            if quarter >= LATE_LOOK and not looked:
-                looked, found = True, look_again(session, feed, model, middle, caught.isolated)
-                if found.labels:
-                    return back, found
-            if caught.isolated.any() and quarter > asked:
-                back = recover(session, feed, model, caught, late, removal, self.recovery_confidence)
-                asked = quarter
-            usable = np.flatnonzero(~caught.isolated | (back.labels != given) | back.unchanged | back.cleared)
-            order = usable[shuffled(len(usable), recipe.seed, 4, epoch)][: budget - visits]
-            done = visits + len(order)
-            losses = train_epoch(
-                session,
-                feed._replace(labels=torch.from_numpy(back.labels), change=removal and removal.only(back.unchanged)),
-                batches(order, session.batch_size),
-                model,
-                _weighted(model, torch.from_numpy(back.weights).to(session.device)),
-                optimizer,
-                seed=(recipe.seed, 4, epoch),
-                learning_rate=on_triangle(recipe.learning_rate, visits / budget, done / budget),
-                title=f"epoch {epoch + 1}, to {done / budget:.0%}",
-            )
-            epoch, visits = epoch + 1, done
-            journal.log(phase="training", epoch=epoch, loss=float(np.nanmean(losses)), n_trained=len(order))
-            journal.save(
-                {
-                    "phase": "main",
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "history": history.state(),
-                    "back": list(back),
-                    "epoch": epoch,
-                    "visits": visits,
-                    "asked": asked,
-                    "looked": looked,
-                    "late": late,
-                    "caught": vars(caught),
-                }
-            )
-        return back, None
-
     def _main_visits(self, session: Session, caught: Caught, n_classes: int, history: LossHistory) -> int:
         """Visits to a sample, one by one, that cost what plain training would, less the search."""
         n = len(caught.isolated)
@@ -375,14 +298,6 @@ def _doubted(session: Session, feed: Feed, net: TwoHead, isolated: BoolArray) ->
     margins = evaluate(session, feed, net.second_logits, margin, rows, title="undoing what was found")
     doubted[rows] = margins <= 0
     return doubted
-
-
-def _weighted(model: nn.Module, weights: Tensor) -> Objective:
-    def objective(batch: Batch) -> tuple[Tensor, Tensor]:
-        losses = cross_entropy(model(batch.inputs), batch.labels)
-        return losses * weights[batch.rows], losses
-
-    return objective
 
 
 def _caught_from(state: dict[str, Any]) -> Caught:

@@ -46,8 +46,9 @@ def recover(
     A label whose isolated samples mostly are what they are labelled as was poisoned without mislabelling: there,
     those whose shortcut can be removed come back without it. Elsewhere, samples that the model is sure are something
     else come back as that. Whatever belongs to its label and stays out is stood in for by the remaining samples of
-    that label, by their weight. The late look takes many along that are what they are labelled as, and no shortcut
-    of theirs is known: they come back as they are if the model, which never saw them, is sure of them.
+    that label, by their weight. The late look, and a search across labels, take some along that are what they are
+    labelled as: in a label whose isolated samples mostly are something else, they come back as they are if the model,
+    which never saw them, is sure of them.
 
     Args:
         session: Device, precision, processes.
@@ -75,7 +76,7 @@ def recover(
         usual = np.bincount(said[by_search], minlength=feed.n_classes).argmax()
         as_labelled = by_search & (usual == label)
         back.unchanged[of_label] = as_labelled & caught.removable[of_label]
-        back.cleared[of_label] = ~by_search & own & sure
+        back.cleared[of_label] = (~by_search | (caught.across and not as_labelled.any())) & own & sure
         foreign = ~as_labelled & ~own & sure
         back.labels[of_label[foreign]] = said[foreign]
         stays_out = ~back.unchanged[of_label] & ~back.cleared[of_label]
