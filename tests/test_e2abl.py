@@ -314,6 +314,21 @@ def test_what_the_late_look_took_along_comes_back_as_it_is() -> None:
     assert (wary.cleared <= back.cleared).all()
 
 
+def test_what_a_search_across_labels_took_along_comes_back_as_it_is() -> None:
+    """Label 0 holds samples of class 1 and a few of its own; in label 3 they are its own, a clean-label poison."""
+    truth = np.arange(400) % 4
+    isolated = np.arange(400) < 100
+    given = np.where(isolated & (truth == 1), 0, truth)
+    isolated &= (given == 3) | (truth == 1) | ((truth == 0) & (np.arange(400) < 40))
+    session, feed, caught = shown(given, isolated)
+    back = recover(session, feed, Sure(), replace(caught, across=True), nobody(caught), None, 0.9)
+    np.testing.assert_array_equal(back.cleared, isolated & (given == 0) & (truth == 0))
+    np.testing.assert_array_equal(back.labels, truth)
+    np.testing.assert_array_equal(back.unchanged, isolated & (given == 3))
+    by_label = recover(session, feed, Sure(), caught, nobody(caught), None, 0.9)
+    assert not by_label.cleared.any(), "what a search by label finds is sharper"
+
+
 def test_a_label_of_which_everything_comes_back_is_no_target() -> None:
     given = np.arange(400) % 4
     isolated = given < 2
