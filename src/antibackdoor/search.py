@@ -126,11 +126,11 @@ class Search:
         self.margins = looked[:, 0].astype(np.float64)
         return two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
 
-    def attempt(self, suspicion: FloatArray, rounds: int, strangers: Populations) -> Caught | None:
-        """What is caught if confusion begins with these suspects; None if nothing is."""
+    def attempt(self, suspicion: FloatArray, rounds: int, enough: float, strangers: Populations) -> Caught | None:
+        """What is caught if confusion begins with these suspects and ends with a valley so deep; None if nothing is."""
         self.favourites = set()
-        self.narrow(suspicion, rounds)
-        return self.settle(strangers)
+        self.narrow(suspicion, rounds, enough)
+        return self.settle(enough, strangers)
 
     def by_losses(self, history: LossHistory) -> FloatArray:
         """How suspicious the loss of each row is, after the first look."""
@@ -143,14 +143,14 @@ class Search:
         parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
         return contradiction(parts, self.labels, seed=self.session.recipe.seed)
 
-    def narrow(self, suspicion: FloatArray, rounds: int) -> None:
+    def narrow(self, suspicion: FloatArray, rounds: int, enough: float) -> None:
         """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
         chosen = rank_within(-suspicion, self.given) < FIRST_SUSPECTS
         for number in range(rounds):
             self.confuse(self.rows[chosen], self.rows[~chosen & self.is_quiet(suspicion)])
             self.margins = suspicion = self.look(self.rows)
             self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
-            if any(valley.depth >= self.settings.least_depth for valley in self.valleys.values()):
+            if any(valley.depth >= enough for valley in self.valleys.values()):
                 return
             if number == 0 and self.try_favourites(~chosen):
                 return
@@ -198,13 +198,13 @@ class Search:
         self.margins, self.valleys, self.favourites = margins, self.valleys | kept, set(kept)
         return True
 
-    def settle(self, strangers: Populations) -> Caught | None:
+    def settle(self, enough: float, strangers: Populations) -> Caught | None:
         """Keep the labels whose finding repeats itself, then let the samples that were missed stand out as well.
 
         None if no finding is left.
         """
         everything = np.arange(len(self.all_labels))
-        wanted = {k: v for k, v in self.valleys.items() if v.depth >= self.settings.least_depth}
+        wanted = {k: v for k, v in self.valleys.items() if v.depth >= enough}
         content: BoolArray = np.zeros(len(everything), dtype=bool)
         content[self.rows] = strangers.flagged
         flagged = content.copy()

@@ -27,6 +27,7 @@ from antibackdoor.training import shuffled
 BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
 BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft triggers need so many
 ACROSS_LABELS = 2  # rounds towards one output; with more, clean data come along
+SURER = 3.0  # least depth where parts chose the suspects: in eight runs on clean heartbeats up to 2.7 by chance
 LEAST_OF_MOST = 0.25  # of the share of carriers in the label that holds most: a target too, and not some covers
 MOST_ROUNDS = BY_LOSSES + BY_PARTS + ACROSS_LABELS
 
@@ -52,14 +53,15 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     search = Search(session, feed, net, settings, np.sort(rows))
     across = AcrossLabels(search)
     strangers, before = search.first_look(), weights(net)
-    caught = search.attempt(search.by_losses(history), BY_LOSSES, strangers)
+    caught = search.attempt(search.by_losses(history), BY_LOSSES, settings.least_depth, strangers)
+    surer = max(settings.least_depth, SURER)
     if caught is None:
         net.load_state_dict(before)
         contradicting = search.by_parts()
-        caught = across.attempt(contradicting, ACROSS_LABELS, strangers)
+        caught = across.attempt(contradicting, ACROSS_LABELS, surer, strangers)
     if caught is None:
         net.load_state_dict(before)
-        caught = search.attempt(contradicting, BY_PARTS, strangers)
+        caught = search.attempt(contradicting, BY_PARTS, surer, strangers)
     if caught is None:
         caught = search.nothing(strangers)
         net.load_state_dict(before)
@@ -95,9 +97,10 @@ class AcrossLabels(Search):
         """The more believed half of searched rows: of all classes, some samples resemble carriers without being any."""
         return rows[rank(-self.margins[np.searchsorted(self.rows, rows)]) < 0.5]
 
-    def attempt(self, suspicion: FloatArray, rounds: int, strangers: Populations) -> Caught | None:
+    def attempt(self, suspicion: FloatArray, rounds: int, enough: float, strangers: Populations) -> Caught | None:
         """What is caught, told by the given labels; None if nothing is."""
-        caught = super().attempt(suspicion, rounds, Populations(np.zeros_like(strangers.flagged), (), {}))
+        nobody = Populations(np.zeros_like(strangers.flagged), (), {})
+        caught = super().attempt(suspicion, rounds, enough, nobody)
         if caught is None:
             return None
         members = {k: rows for k, rows in label_rows(self.all_given).items() if len(rows) >= SMALLEST_LABEL}
