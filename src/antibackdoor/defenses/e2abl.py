@@ -69,8 +69,8 @@ class E2ABL:
         confusion_steps: Optimizer steps in each round of confusion.
         confusion_learning_rate: Learning rate of confusion.
         confusion_weight: Weight of the undecided samples against the suspects.
-        least_depth: Depth of a valley between two groups of a label from which the label is suspected, and that it must
-            keep once the found samples are trained on.
+        least_depth: Depth of a valley between two groups of a label from which the label is suspected (at least 3 where
+            parts of samples chose the suspects), and that it must keep once the found samples are trained on.
         recovery_confidence: Probability, in (0, 1], from which an isolated sample gets the main head's label.
     """
 
