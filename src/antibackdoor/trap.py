@@ -105,7 +105,8 @@ class AcrossLabels(Search):
             return None
         members = {k: rows for k, rows in label_rows(self.all_given).items() if len(rows) >= SMALLEST_LABEL}
         shares = {k: float(caught.core[rows].mean()) for k, rows in members.items()}
-        labels = [k for k, share in shares.items() if share >= LEAST_OF_MOST * max(shares.values())]
+        most = max(shares.values(), default=0.0)
+        labels = [k for k, share in shares.items() if share >= LEAST_OF_MOST * most > 0]
         depths = {k: find_valley(caught.margins[rows]).depth for k, rows in members.items()}
         return replace(
             caught,
