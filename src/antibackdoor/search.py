@@ -214,7 +214,7 @@ class Search:
             if flagged.sum() < SMALLEST_GROUP:
                 return None
             found = np.flatnonzero(flagged)
-            held_out = self.half(found) if rows is self.rows else found[:0]
+            held_out = self.held_out(found) if rows is self.rows else found[:0]
             self.reinforce(np.setdiff1d(found, held_out), flagged)
             margins = self.look(rows)
             valleys = self.find_valleys(margins, self.all_labels[rows], suspected)
@@ -260,6 +260,10 @@ class Search:
     def by_label(self, values: dict[int, float]) -> FloatArray:
         """A value for each label, `(K,)`; nan where there is none."""
         return np.array([values.get(label, np.nan) for label in range(self.feed.n_classes)])
+
+    def held_out(self, found: IntArray) -> IntArray:
+        """The half of the found samples that the settlement does not train on at first."""
+        return self.half(found)
 
     def half(self, rows: IntArray) -> IntArray:
         """Half of the rows of each label, drawn at random."""

@@ -27,7 +27,7 @@ from antibackdoor.training import shuffled
 BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
 BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft triggers need so many
 ACROSS_LABELS = 2  # rounds towards one output; with more, clean data come along
-SURER = 3.0  # least depth where parts chose the suspects: in eight runs on clean heartbeats up to 2.7 by chance
+SURER = 3.0  # least depth where parts chose the suspects: in seven runs on clean heartbeats up to 2.7 by chance
 LEAST_OF_MOST = 0.25  # of the share of carriers in the label that holds most: a target too, and not some covers
 MOST_ROUNDS = BY_LOSSES + BY_PARTS + ACROSS_LABELS
 
@@ -93,14 +93,13 @@ class AcrossLabels(Search):
         """Rows with a larger margin than this; there is no other label to compare with."""
         return self.margins > least
 
-    def half(self, rows: IntArray) -> IntArray:
-        """The more believed half of searched rows: of all classes, some samples resemble carriers without being any."""
-        return rows[rank(-self.margins[np.searchsorted(self.rows, rows)]) < 0.5]
+    def held_out(self, found: IntArray) -> IntArray:
+        """The less believed half: in all classes some samples resemble carriers, and are not to be trained on."""
+        return found[rank(-self.margins[np.searchsorted(self.rows, found)]) >= 0.5]
 
     def attempt(self, suspicion: FloatArray, rounds: int, enough: float, strangers: Populations) -> Caught | None:
         """What is caught, told by the given labels; None if nothing is."""
-        nobody = Populations(np.zeros_like(strangers.flagged), (), {})
-        caught = super().attempt(suspicion, rounds, enough, nobody)
+        caught = super().attempt(suspicion, rounds, enough, strangers)  # which are none: they end the first attempt
         if caught is None:
             return None
         members = {k: rows for k, rows in label_rows(self.all_given).items() if len(rows) >= SMALLEST_LABEL}
@@ -111,7 +110,6 @@ class AcrossLabels(Search):
         return replace(
             caught,
             depths=self.by_label(depths | dict.fromkeys(labels, self.valleys[0].depth)),
-            gains=self.by_label(strangers.gains),
             labels=tuple(sorted(labels)),
             across=True,
         )
