@@ -34,31 +34,42 @@ class Paper(NamedTuple):
     attack_success: float | None
 
 
+class Planted(NamedTuple):
+    """An attack, the share of the training data that it poisons, and what differs from its defaults."""
+
+    attack: str
+    rate: float
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
 # Rates, and covers where the attack has them, as in the paper compared with; except WaNet's, which are four times as
 # many as there (those of its own code) and make it weaker. 10% of the data with clean labels is the whole class; the
-# code of ABL poisons a tenth of the class in effect, so that is measured, too.
+# code of ABL poisons a tenth of the class in effect, so that is measured, too, and its form of SIG.
 IMAGE_ATTACKS = (
-    ("badnets", 0.1),
-    ("blend", 0.1),
-    ("dynamic", 0.1),
-    ("sig", 0.1),
-    ("sig", 0.01),
-    ("label_consistent", 0.1),
-    ("label_consistent", 0.01),
-    ("feature_collision", 0.1),
-    ("trojan", 0.1),
-    ("lba", 0.1),
-    ("cba", 0.1),
-    ("dfst", 0.1),
-    ("refool", 0.08),
-    ("wanet", 0.05),
-    ("physical", 0.05),
-    ("tact", 0.05),
-    ("adaptive_blend", 0.05),
-    ("adaptive_patch", 0.05),
+    Planted("badnets", 0.1),
+    Planted("blend", 0.1),
+    Planted("dynamic", 0.1),
+    Planted("sig", 0.1),
+    Planted("sig", 0.01),
+    Planted("sig", 0.01, (("mode", "abl_wrapped"),)),
+    Planted("label_consistent", 0.1),
+    Planted("label_consistent", 0.01),
+    Planted("feature_collision", 0.1),
+    Planted("trojan", 0.1),
+    Planted("lba", 0.1),
+    Planted("cba", 0.1),
+    Planted("dfst", 0.1),
+    Planted("refool", 0.08),
+    Planted("wanet", 0.05),
+    Planted("physical", 0.05),
+    Planted("tact", 0.05),
+    Planted("adaptive_blend", 0.05),
+    Planted("adaptive_patch", 0.05),
 )
 COVERS = {"tact": 0.01, "adaptive_blend": 0.01, "adaptive_patch": 0.01}
-SERIES_ATTACKS = tuple((name, 0.1) for name in ("static", "powerline", "timetrojan_fgsm", "timetrojan_de", "tsba_b"))
+SERIES_ATTACKS = tuple(
+    Planted(name, 0.1) for name in ("static", "powerline", "timetrojan_fgsm", "timetrojan_de", "tsba_b")
+)
 # File, passes over the data (0 lets the package choose), attacks.
 DATA = (
     ("ecg5000.npz", 60, SERIES_ATTACKS),
@@ -105,21 +116,30 @@ def all_cells(options: argparse.Namespace) -> list[cells.Cell]:
     for seed in range(options.seeds):
         for data, epochs, attacks in DATA:
             network = options.network if data == "cifar10.zip" else options.series_network
-            for attack, rate in (("", 0.0), *attacks):
-                passes = options.epochs or epochs
-                probes = () if attack else first_rates(attacks)
-                covers = COVERS.get(attack, 0.0)
+            for attack, rate, settings in (Planted("", 0.0), *attacks):
                 found.append(
-                    cells.Cell(data, network, attack, rate, "none", seed, passes, options.limit, probes, covers)
+                    cells.Cell(
+                        data,
+                        network,
+                        attack,
+                        rate,
+                        "none",
+                        seed,
+                        options.epochs or epochs,
+                        options.limit,
+                        probes=() if attack else first_rates(attacks),
+                        cover_rate=COVERS.get(attack, 0.0),
+                        settings=settings,
+                    )
                 )
     return found
 
 
-def first_rates(attacks: Sequence[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+def first_rates(attacks: Sequence[Planted]) -> tuple[tuple[str, float], ...]:
     """Each attack once, at the first of its rates."""
     first: dict[str, float] = {}
-    for attack, rate in attacks:
-        first.setdefault(attack, rate)
+    for planted in attacks:
+        first.setdefault(planted.attack, planted.rate)
     return tuple(first.items())
 
 
@@ -127,18 +147,19 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     """One row a data set, attack and published row; means over seeds, differences in percentage points."""
     from antibackdoor.attacks import ATTACKS
 
-    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, float, str], list[dict[str, Any]]] = {}
     for line in lines:
         data, attack, _, _ = line["name"].split("/")
-        groups.setdefault((data, attack, line["cell"]["rate"]), []).append(line["metrics"])
+        settings = "".join(f", {name} {value}" for name, value in line["cell"].get("settings", ()))
+        groups.setdefault((data, attack, line["cell"]["rate"], settings), []).append(line["metrics"])
     rows = [
         "| attack | rate | evidence | data | seeds | clean accuracy % | attack success % | without poison % | paper "
         "| its clean accuracy | its attack success | difference of accuracy | of success |",
         "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
-    for (data, attack, rate), metrics in groups.items():
-        probed = [m.get("attack_success_without_poison", {}) for m in groups.get((data, "clean", 0.0), [])]
-        unearned = cells.mean(success.get(attack) for success in probed)
+    for (data, attack, rate, settings), metrics in groups.items():
+        probed = [m.get("attack_success_without_poison", {}) for m in groups.get((data, "clean", 0.0, ""), [])]
+        unearned = cells.mean(success.get("" if settings else attack) for success in probed)
         accuracy, success = (
             cells.mean(m.get(key) for m in metrics) for key in ("clean_accuracy", "attack_success_rate")
         )
@@ -148,10 +169,9 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
                 *(_difference(m, p) for m, p in ((accuracy, paper.clean_accuracy), (success, paper.attack_success))),
             ]
             evidence = ATTACKS[attack].evidence if attack in ATTACKS else "-"
-            measured = (
-                f"{attack} | {rate:g} | {evidence} | {data} | {len(metrics)} | {accuracy} | {success} | {unearned}"
-            )
-            rows.append(f"| {measured} | {paper.source} | {' | '.join(values)} |")
+            planted = f"{attack}{settings} | {rate:g} | {evidence} | {data} | {len(metrics)}"
+            measured = f"{accuracy} | {success} | {unearned}"
+            rows.append(f"| {planted} | {measured} | {paper.source} | {' | '.join(values)} |")
     return "\n".join(rows)
 
 

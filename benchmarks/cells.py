@@ -44,6 +44,7 @@ class Cell:
         probes: Attacks and their rates whose triggers are tried on the model although it never saw them.
         cover_rate: Share of the training samples that carry the trigger under their own label; 0 leaves it to the plan.
         plan: A key of `PLANS`, with the constants of its own but the rate; empty for the attack's own plan.
+        settings: Attributes of the attack and their values, where not its defaults.
     """
 
     data: str
@@ -57,6 +58,7 @@ class Cell:
     probes: Sequence[tuple[str, float]] = ()
     cover_rate: float = 0.0
     plan: str = ""
+    settings: Sequence[tuple[str, Any]] = ()
 
     @property
     def name(self) -> str:
@@ -136,7 +138,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     train, test = (thinned(samples, cell.limit) for samples in (data.train, data.test))
     poisoned = None
     if cell.attack:
-        attack = ATTACKS[cell.attack]()
+        attack = ATTACKS[cell.attack](**dict(cell.settings))
         plan: Any = PLANS[cell.plan]() if cell.plan else attack.plan()
         if cell.cover_rate:
             plan = replace(plan, cover_rate=cell.cover_rate)
