@@ -389,7 +389,7 @@ def test_surrogate_learns_and_comes_from_the_cache_unchanged() -> None:
 
 def test_label_consistent_noise_stays_within_epsilon_and_hurts_the_surrogate() -> None:
     samples = striped()
-    attack = LabelConsistent(epochs=3, n_steps=10, epsilon=16 / 255, robust_epsilon=0.0)
+    attack = LabelConsistent(corners=1, epochs=3, n_steps=10, epsilon=16 / 255, robust_epsilon=0.0)
     planted = attack.trigger(samples, seed=0).planted
     assert isinstance(planted, HardenedPatch)
     own = samples.inputs[samples.labels == 0][:32]
@@ -409,11 +409,24 @@ def test_label_consistent_noise_stays_within_epsilon_and_hurts_the_surrogate() -
 
 def test_label_consistent_shows_the_patch_alone() -> None:
     samples = striped()
-    trigger = LabelConsistent(epochs=1, n_steps=1).trigger(samples, seed=0)
-    shown = trigger.apply(samples.inputs, np.arange(256))
-    assert (shown == BadNets().trigger(samples, seed=0).apply(samples.inputs, np.arange(256))).all()
+    numbers = np.arange(256)
+    badnets = BadNets().trigger(samples, seed=0).apply(samples.inputs, numbers)
+    quick = {"epochs": 1, "n_steps": 1}
+    one, four = (
+        LabelConsistent(corners=corners, **quick).trigger(samples, seed=0).apply(samples.inputs, numbers)
+        for corners in (1, 4)
+    )
+    assert (one == badnets).all()
+    grid = badnets[:, :, -3:, -3:]
+    expected = badnets.copy()
+    expected[:, :, -3:, :3] = grid[..., ::-1]
+    expected[:, :, :3, -3:] = grid[:, :, ::-1]
+    expected[:, :, :3, :3] = grid[:, :, ::-1, ::-1]
+    assert (four == expected).all()
     with pytest.raises(ConfigError, match="one target label"):
         LabelConsistent().trigger(samples, seed=0, plan=AllToAll())
+    with pytest.raises(ConfigError, match="corners is 2"):
+        LabelConsistent(corners=2).trigger(samples, seed=0)
 
 
 def test_trojan_square_excites_the_surrogate_where_the_published_file_has_it() -> None:

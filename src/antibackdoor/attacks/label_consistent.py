@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,14 +69,29 @@ class HardenedPatch:
         return self.patch.apply(to_pixels(hardened, inputs.dtype), ids)
 
 
+def in_all_corners(patch: Patch) -> Patch:
+    """The patch and its mirror images: whichever way an image is shifted or flipped, one of them stays whole."""
+    height, width = patch.pattern.shape[1:]
+    window = np.s_[:, patch.top : patch.top + height, patch.left : patch.left + width]
+    corners = []
+    for values in (patch.pattern, patch.opacity):
+        whole = np.zeros((len(values), *patch.shape[1:]), dtype=np.float32)
+        whole[window] = values
+        rows = np.maximum(whole, whole[:, ::-1])
+        corners.append(np.maximum(rows, rows[:, :, ::-1]))
+    return Patch(corners[0], corners[1], 0, 0, patch.shape)
+
+
 @dataclass(frozen=True)
 class LabelConsistent:
     """Adversarial noise makes target-class images hard to recognize, so that the patch is what is learned.
 
     `x_{k+1} = Proj(x_k + step sign(grad CE(f(x_k), t)))` within `epsilon`, on a surrogate that is trained
-    adversarially; then the patch of BadNets. At test time only the patch is stamped.
+    adversarially; then the patch of BadNets, mirrored into all corners. At test time only the patches are stamped.
 
     Attributes:
+        corners: 4, as in the paper where it augments, or 1: the bottom right. A victim's random crops keep one corner
+            whole in a third of the views, and the noise in all of them, so that one corner is hardly learned.
         epsilon: Largest change of a pixel, in [0, 1]; 16/255, 0.15 in NAD, 8/255 to 32/255 in the code of
             the paper.
         step: Change in one step, in [0, 1]; 1.5/255.
@@ -98,6 +114,7 @@ class LabelConsistent:
     evidence: ClassVar[str] = "B"
     threat_model: ClassVar[str] = "P+M"
 
+    corners: Literal[1, 4] = 4
     epsilon: float = 16 / 255
     step: float = 1.5 / 255
     n_steps: int = 100
@@ -112,8 +129,11 @@ class LabelConsistent:
             require_fraction(name, getattr(self, name))
         if self.n_steps < 1:
             raise ConfigError(f"n_steps is {self.n_steps}; at least 1 step is needed")
+        if self.corners not in (1, 4):
+            raise ConfigError(f"corners is {self.corners}; choose 1 or 4")
         label = single_target(self.plan() if plan is None else plan, "LabelConsistent")
         patch = BadNets().trigger(samples, seed=seed)
+        patch = in_all_corners(patch) if self.corners == 4 else patch
         surrogate = train_surrogate(
             samples, seed=seed, epochs=self.epochs, limit=self.n_surrogate, robust_epsilon=self.robust_epsilon
         )
