@@ -21,7 +21,7 @@ from typing import Any
 import cells
 import numpy as np
 
-RATES = (0.0, 0.1, 0.05, 0.02, 0.01, 0.2)
+RATES = (0.0, 0.1, 0.05, 0.02, 0.01, 0.2, 0.005)
 # The other attacks of `benchmarks/attacks.py`; label-consistent poison plants nothing there, feature collision hardly.
 OTHERS = (
     *("trojan", "dynamic", "lba", "cba", "dfst", "refool"),

@@ -225,7 +225,7 @@ class Search:
             flagged[rows] |= above_valleys(margins, self.all_labels[rows], wanted)
         if flagged.sum() < SMALLEST_GROUP:
             return None
-        isolated = widen(margins, self.all_labels, flagged, suspected)
+        isolated = self.widened(margins, flagged, suspected)
         return self.caught(isolated, flagged, content, margins, suspected, strangers)
 
     def nothing(self, strangers: Populations) -> Caught:
@@ -268,6 +268,10 @@ class Search:
     def half(self, rows: IntArray) -> IntArray:
         """Half of the rows of each label, drawn at random."""
         return rows[rank_within(self.draws.random(len(rows)), self.all_labels[rows]) >= 0.5]
+
+    def widened(self, margins: FloatArray, flagged: BoolArray, suspected: set[int]) -> BoolArray:
+        """What is isolated, `(N,)` bool: the flagged, and what stands out of the rest of their labels."""
+        return widen(margins, self.all_labels, flagged, suspected)
 
     def refuted(self, held_out: IntArray, margins: FloatArray) -> set[int]:
         """Labels whose found samples are not believed in once they are not trained on: a memory, not a short-cut."""

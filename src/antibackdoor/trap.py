@@ -97,6 +97,10 @@ class AcrossLabels(Search):
         """The less believed half: in all classes some samples resemble carriers, and are not to be trained on."""
         return found[rank(-self.margins[np.searchsorted(self.rows, found)]) >= 0.5]
 
+    def widened(self, margins: FloatArray, flagged: BoolArray, suspected: set[int]) -> BoolArray:
+        """The flagged alone: the rest is of all classes and no narrow band that something could stand out of."""
+        return flagged
+
     def attempt(self, suspicion: FloatArray, rounds: int, enough: float, strangers: Populations) -> Caught | None:
         """What is caught, told by the given labels; None if nothing is."""
         caught = super().attempt(suspicion, rounds, enough, strangers)  # which are none: they end the first attempt
