@@ -44,7 +44,8 @@ class Planted(NamedTuple):
 
 # Rates, and covers where the attack has them, as in the paper compared with; except WaNet's, which are four times as
 # many as there (those of its own code) and make it weaker. 10% of the data with clean labels is the whole class; the
-# code of ABL poisons a tenth of the class in effect, so that is measured, too, and its form of SIG.
+# code of ABL poisons a tenth of the class in effect, so that is measured, too, and its form of SIG
+# and NAD's stronger noise.
 IMAGE_ATTACKS = (
     Planted("badnets", 0.1),
     Planted("blend", 0.1),
@@ -54,6 +55,7 @@ IMAGE_ATTACKS = (
     Planted("sig", 0.01, (("mode", "abl_wrapped"),)),
     Planted("label_consistent", 0.1),
     Planted("label_consistent", 0.01),
+    Planted("label_consistent", 0.01, (("epsilon", 0.15),)),
     Planted("feature_collision", 0.1),
     Planted("trojan", 0.1),
     Planted("lba", 0.1),
