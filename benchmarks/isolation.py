@@ -22,10 +22,10 @@ import cells
 import numpy as np
 
 RATES = (0.0, 0.1, 0.05, 0.02, 0.01, 0.2, 0.005)
-# The other attacks of `benchmarks/attacks.py`; label-consistent poison plants nothing there, feature collision hardly.
+# The other attacks of `benchmarks/attacks.py` but feature collision, which works on one source class at best.
 OTHERS = (
     *("trojan", "dynamic", "lba", "cba", "dfst", "refool"),
-    *("physical", "tact", "adaptive_blend", "adaptive_patch"),
+    *("physical", "tact", "adaptive_blend", "adaptive_patch", "label_consistent"),
 )
 # Data, file (none for digits), samples (0: all), network, passes that the warm-up is measured by, attacks. A name that
 # ends in "-all" takes training and test split together.
