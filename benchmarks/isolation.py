@@ -22,7 +22,7 @@ import cells
 import numpy as np
 
 RATES = (0.0, 0.1, 0.05, 0.02, 0.01, 0.2, 0.005)
-# The other attacks of `benchmarks/attacks.py` but feature collision, which works on one source class at best.
+# The other attacks of `benchmarks/attacks.py`, but feature collision, whose success is not measured yet.
 OTHERS = (
     *("trojan", "dynamic", "lba", "cba", "dfst", "refool"),
     *("physical", "tact", "adaptive_blend", "adaptive_patch", "label_consistent"),
