@@ -159,7 +159,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
         "| its clean accuracy | its attack success | difference of accuracy | of success |",
         "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
-    for (data, attack, rate, settings), metrics in groups.items():
+    for (data, attack, rate, settings), metrics in sorted(groups.items(), key=lambda group: group[0]):
         probed = [m.get("attack_success_without_poison", {}) for m in groups.get((data, "clean", 0.0, ""), [])]
         unearned = cells.mean(success.get("" if settings else attack) for success in probed)
         accuracy, success = (
