@@ -44,8 +44,7 @@ class Planted(NamedTuple):
 
 # Rates, and covers where the attack has them, as in the paper compared with; except WaNet's, which are four times as
 # many as there (those of its own code) and make it weaker. 10% of the data with clean labels is the whole class; the
-# code of ABL poisons a tenth of the class in effect, so that is measured, too, and its form of SIG
-# and NAD's stronger noise.
+# code of ABL poisons a tenth of the class in effect, so that is measured, too, with its form of SIG and NAD's noise.
 IMAGE_ATTACKS = (
     Planted("badnets", 0.1),
     Planted("blend", 0.1),
@@ -161,7 +160,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     ]
     for (data, attack, rate, settings), metrics in sorted(groups.items(), key=lambda group: group[0]):
         probed = [m.get("attack_success_without_poison", {}) for m in groups.get((data, "clean", 0.0, ""), [])]
-        unearned = cells.mean(success.get("" if settings else attack) for success in probed)
+        unearned = cells.mean(None if settings else success.get(attack) for success in probed)
         accuracy, success = (
             cells.mean(m.get(key) for m in metrics) for key in ("clean_accuracy", "attack_success_rate")
         )

@@ -233,6 +233,9 @@ def test_a_trigger_is_found_wherever_it_leads(plan: Any, targets: tuple[int, ...
     assert trained.backdoor_labels == targets
     assert (is_poisoned & ~trained.isolated).sum() <= 2
     assert (trained.isolated & ~is_poisoned & ~dirty.truth.is_cover).sum() <= 15
+    if isinstance(plan, AllToAll):  # found across labels, where nothing is isolated for merely standing out of the rest
+        assert trained.evidence is not None
+        assert set(trained.evidence) == {"", "shortcut"}
     test = digits(0).test
     assert test is not None
     shown = trigger_test_set(test, dirty.trigger, dirty.plan)
