@@ -28,6 +28,10 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 
 
+Settings = Sequence[tuple[str, Any]]
+Probe = tuple[str, float] | tuple[str, float, Settings]
+
+
 @dataclass(frozen=True)
 class Cell:
     """One measurement.
@@ -41,7 +45,8 @@ class Cell:
         seed: Chooses poisoned samples, weights and order.
         epochs: Passes over the data; 0 lets the package choose.
         limit: Most training and test samples, evenly spread; 0 takes all.
-        probes: Attacks and their rates whose triggers are tried on the model although it never saw them.
+        probes: Attacks, their rates and (where not the defaults) attributes, whose triggers are tried on the model
+            although it never saw them.
         cover_rate: Share of the training samples that carry the trigger under their own label; 0 leaves it to the plan.
         plan: A key of `PLANS`, with the constants of its own but the rate; empty for the attack's own plan.
         settings: Attributes of the attack and their values, where not its defaults.
@@ -55,10 +60,10 @@ class Cell:
     seed: int
     epochs: int = 0
     limit: int = 0
-    probes: Sequence[tuple[str, float]] = ()
+    probes: Sequence[Probe] = ()
     cover_rate: float = 0.0
     plan: str = ""
-    settings: Sequence[tuple[str, Any]] = ()
+    settings: Settings = ()
 
     @property
     def name(self) -> str:
@@ -214,8 +219,8 @@ def _probed(session: Any, model: Any, train: Any, test: Any, cell: Cell) -> dict
     from antibackdoor.attacks import ATTACKS, make_trigger
 
     success = {}
-    for attack, rate in cell.probes:
-        trigger, plan = make_trigger(train, ATTACKS[attack](), seed=cell.seed, rate=rate)
+    for attack, rate, *settings in cell.probes:
+        trigger, plan = make_trigger(train, ATTACKS[attack](**dict(*settings)), seed=cell.seed, rate=rate)
         success[attack] = _attacked(session, model, test, trigger, plan)["attack_success_rate"]
     return {"attack_success_without_poison": success}
 

@@ -387,6 +387,16 @@ def test_surrogate_learns_and_comes_from_the_cache_unchanged() -> None:
     assert train_surrogate(changed, seed=0, epochs=3, limit=256) is not first
 
 
+def test_surrogate_learns_from_few_samples_in_few_epochs() -> None:
+    rng, labels = np.random.default_rng(0), np.arange(60) % 3
+    waves = np.sin(np.arange(40) / np.array([2, 2.5, 3.2])[:, None])[labels]
+    series = (waves + rng.normal(0, 0.5, waves.shape)).astype(np.float32)[:, None]
+    samples = Samples(series, labels, labels.astype(str), np.array(["a", "b", "c"]))
+    network = train_surrogate(samples, seed=0, epochs=5, limit=100).network()
+    # In one batch an epoch, five epochs end at 0.67.
+    assert (network(torch.from_numpy(series)).argmax(dim=1).numpy() == labels).mean() > 0.95
+
+
 def test_label_consistent_noise_stays_within_epsilon_and_hurts_the_surrogate() -> None:
     samples = striped()
     attack = LabelConsistent(corners=1, epochs=3, n_steps=10, epsilon=16 / 255, robust_epsilon=0.0)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 32
 _LARGEST_CACHE = 2
+_SMALLEST_BATCH, _LARGEST_BATCH = 16, 128  # of a training
 _cache: OrderedDict[str, Surrogate] = OrderedDict()
 
 
@@ -156,7 +157,9 @@ def fit(
     learning_rate: float = 3e-3,
     robust_epsilon: float = 0.0,
 ) -> None:
-    """Train a network by Adam and cross entropy in batches of 128; it ends frozen in evaluation mode.
+    """Train a network by Adam and cross entropy; it ends frozen in evaluation mode.
+
+    A batch has a tenth of the samples, but at least 16 and at most 128, so that few samples make enough steps.
 
     With `robust_epsilon` > 0 every batch is first moved by one random-start sign step within that distance
     (fast adversarial training, Wong et al., 2020), which suits images in [0, 1] only.
@@ -164,8 +167,9 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     network.train().requires_grad_(True)
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    size = min(max(len(inputs) // 10, _SMALLEST_BATCH), _LARGEST_BATCH)
     for _ in range(epochs):
-        for rows in torch.split(torch.randperm(len(inputs), generator=generator), 128):
+        for rows in torch.split(torch.randperm(len(inputs), generator=generator), size):
             batch = inputs[rows]
             if robust_epsilon > 0:
                 start = (torch.rand(batch.shape, generator=generator) * 2 - 1) * robust_epsilon
