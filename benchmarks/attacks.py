@@ -2,6 +2,7 @@
 
     python benchmarks/attacks.py                                  all cells; goes on where it was stopped
     python benchmarks/attacks.py --cells '*/timetrojan_*/*'        some of them
+    python benchmarks/attacks.py --cells '*/sig/none/0:0.01'       one of several of that name, by rate and settings
     python benchmarks/attacks.py --table                          what is there
     python benchmarks/attacks.py --throughput                     how fast fixed triggers stamp images
 
@@ -144,11 +145,11 @@ def first_forms(attacks: Sequence[Planted]) -> tuple[cells.Probe, ...]:
     first: dict[str, Planted] = {}
     for planted in attacks:
         first.setdefault(planted.attack, planted)
-    return tuple(tuple(planted) if planted.settings else tuple(planted)[:2] for planted in first.values())
+    return tuple((p.attack, p.rate, p.settings) if p.settings else (p.attack, p.rate) for p in first.values())
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """One row a data set, attack and published row; means over seeds, differences in percentage points."""
+    """One row a data set, attack and published row, with 95% intervals; differences in percentage points."""
     from antibackdoor.attacks import ATTACKS
 
     groups: dict[tuple[str, str, float, str], list[dict[str, Any]]] = {}
@@ -176,9 +177,18 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
             ]
             evidence = ATTACKS[attack].evidence if attack in ATTACKS else "-"
             planted = f"{attack}{settings} | {rate:g} | {evidence} | {data} | {len(metrics)}"
-            measured = f"{accuracy} | {success} | {unearned}"
+            shown = [_measured(metrics, key) for key in ("clean_accuracy", "attack_success_rate")]
+            measured = f"{' | '.join(shown)} | {unearned}"
             rows.append(f"| {planted} | {measured} | {paper.source} | {' | '.join(values)} |")
     return "\n".join(rows)
+
+
+def _measured(metrics: Sequence[dict[str, Any]], key: str) -> str:
+    """Mean over seeds and its interval; of one seed, the interval that the number of test samples leaves."""
+    if len(metrics) > 1 or f"{key}_low" not in metrics[0]:
+        return str(cells.mean(m.get(key) for m in metrics))
+    share, low, high = (_percent(100 * metrics[0][name]) for name in (key, f"{key}_low", f"{key}_high"))
+    return f"{share} ({low} to {high})"
 
 
 def _words(settings: Sequence[tuple[str, Any]] = ()) -> str:

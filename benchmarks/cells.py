@@ -71,6 +71,11 @@ class Cell:
         attack = "-".join(part for part in (self.attack, self.plan) if part)
         return f"{Path(self.data).stem}/{attack or 'clean'}/{self.defense}/{self.seed}"
 
+    @property
+    def form(self) -> str:
+        """For `--cells`, where cells share a name: with its rate and settings, as in name:0.01:mode=abl_wrapped."""
+        return ":".join((self.name, f"{self.rate:g}", *(f"{key}={value}" for key, value in self.settings)))
+
 
 class Mean(NamedTuple):
     """A mean over seeds and half the width of its 95% interval (Student's t; nan for one seed)."""
@@ -328,14 +333,14 @@ def run(
 ) -> None:
     """Measure the chosen cells that are not measured yet, one process each, and print a table of their lines."""
     patterns = options.cells.split(",")
-    chosen = [cell for cell in cells if any(fnmatchcase(cell.name, pattern) for pattern in patterns)]
+    chosen = [cell for cell in cells if any(fnmatchcase(name, p) for name in (cell.name, cell.form) for p in patterns)]
     if not chosen:
         sys.exit(f"--cells {options.cells} fits no cell; the first is {cells[0].name}")
     done = set() if options.again else {identity(line["cell"]) for line in read_lines(options.out)}
     todo = [] if options.table else [cell for cell in chosen if identity(asdict(cell)) not in done]
     failed = 0
     for number, cell in enumerate(todo, start=1):
-        print(f"[{number}/{len(todo)}] {cell.name}", file=sys.stderr, flush=True)
+        print(f"[{number}/{len(todo)}] {cell.form}", file=sys.stderr, flush=True)
         result = _in_own_process(cell, options.data)
         if result is None:
             failed += 1
