@@ -27,7 +27,6 @@ from scipy.stats import t as student
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 
-
 Settings = Sequence[tuple[str, Any]]
 Probe = tuple[str, float] | tuple[str, float, Settings]
 

@@ -23,7 +23,8 @@ NUMBERS = np.arange(128)
 
 @pytest.fixture(scope="module")
 def trained() -> Staged:
-    attack = FeatureCollision(epochs=3, n_steps=30, n_sources=20, n_candidates=4)
+    # Two steps of training: 16 gray levels move less of what a better network makes of broad stripes.
+    attack = FeatureCollision(epochs=2, n_surrogate=16, n_steps=30, n_sources=20, n_candidates=4)
     return attack.trigger(striped(128), seed=0, plan=CleanLabel(target_label=1))
 
 
@@ -67,7 +68,7 @@ def test_poisons_come_closer_to_their_goals_and_stay_near_their_images(trained: 
         (collision.surrogate.network().features(to_tensor(part))[:, None] - goals).square().sum(dim=2).amin(dim=1)
         for part in (images, poisons)
     ]
-    assert (distance[1] < 0.7 * distance[0]).all()  # 16 gray levels go no further (0.64)
+    assert (distance[1] < 0.6 * distance[0]).all()
 
 
 def test_the_patch_alone_is_shown(trained: Staged) -> None:
