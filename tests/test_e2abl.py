@@ -28,15 +28,17 @@ from antibackdoor.defenses import E2ABL, PublishedE2ABL
 from antibackdoor.defenses.late_look import without
 from antibackdoor.defenses.recovery import recover
 from antibackdoor.demo import digits
-from antibackdoor.models import channel_statistics, normalized
+from antibackdoor.history import LossHistory
+from antibackdoor.models import TwoHead, channel_statistics, normalized
 from antibackdoor.protocols import Trained
 from antibackdoor.readers import read
 from antibackdoor.recipe import Recipe
 from antibackdoor.run_folder import RunFolder
 from antibackdoor.samples import BoolArray, IntArray, Samples
-from antibackdoor.search import Caught
+from antibackdoor.search import Caught, Search, TrapSettings
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import NoJournal, predict
+from antibackdoor.trap import searched_rows
 
 RECIPE = Recipe(epochs=6, seed=0)
 
@@ -200,6 +202,53 @@ def test_a_run_killed_around_the_late_look_ends_as_an_unbroken_one(
     assert whole.notes is not None and whole.notes["n_found_late"]
     late = killed_and_resumed(tmp_path / "run", samples, RECIPE, ("main", 3), ("found", 0), ("main", 2))
     assert_alike(late, whole)
+
+
+@pytest.fixture(scope="module")
+def from_one_source() -> Poisoned:
+    return poison(digits(0).train, BadNets(), seed=0, plan=SourceSpecific(0.05, 4, 7, 0.02))
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search before the main training finds nothing, whatever there is."""
+
+    def nothing(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, history: LossHistory) -> Caught:
+        search = Search(session, feed, net, settings, searched_rows(session, feed))
+        return search.nothing(search.first_look()._replace(flagged=nobody_of(feed), labels=()))
+
+    monkeypatch.setattr("antibackdoor.defenses.e2abl.spring", nothing)
+
+
+def nobody_of(feed: Feed) -> BoolArray:
+    return np.zeros(len(feed.labels), dtype=bool)
+
+
+@pytest.mark.usefixtures("blind")
+def test_carriers_that_the_main_head_sets_apart_are_searched_for_once_more(from_one_source: Poisoned) -> None:
+    """Features cannot tell that poison from one source is wrong where it is; that it is a shortcut, the trap can."""
+    samples, is_poisoned = from_one_source.samples, from_one_source.truth.is_poisoned
+    journal = Watched()
+    trained = E2ABL().train(samples, builder(samples), RECIPE, journal=journal)
+    assert trained.backdoor_labels == (4,)
+    assert (is_poisoned & ~trained.isolated).sum() <= 4
+    assert (trained.isolated & ~is_poisoned & ~from_one_source.truth.is_cover).sum() <= 15
+    assert trained.evidence is not None and trained.notes is not None
+    assert set(trained.evidence[is_poisoned & trained.isolated]) == {"shortcut"}
+    assert trained.notes["n_found_late"] == 0, "features speak against none of them"
+    n = len(samples)
+    assert journal.trained[0] == n and n - trained.isolated.sum() in journal.trained, "the training began anew"
+
+
+@pytest.mark.usefixtures("blind")
+def test_a_run_killed_around_the_second_search_ends_as_an_unbroken_one(
+    tmp_path: Path, from_one_source: Poisoned
+) -> None:
+    samples = from_one_source.samples
+    whole = E2ABL().train(samples, builder(samples), RECIPE)
+    assert whole.poisoned
+    ends = (("found", 0), ("main", 3), ("found", 0), ("main", 2))
+    assert_alike(killed_and_resumed(tmp_path / "run", samples, RECIPE, *ends), whole)
 
 
 def test_clean_data_are_left_alone() -> None:

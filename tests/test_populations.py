@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from antibackdoor.populations import strangers, two_populations
+from antibackdoor.populations import smaller_groups, strangers, two_populations
 
 K, PER_LABEL, AXES = 6, 120, 16
 
@@ -140,3 +140,26 @@ def test_wide_features_are_looked_at_along_their_strongest_directions() -> None:
     wide = np.concatenate([moved, 0.1 * noise], axis=1)
     found = strangers(wide, given, seed=0)
     assert found.labels == (2,) and found.flagged[rows].mean() > 0.95
+
+
+def test_the_smaller_group_of_a_label_is_set_apart_wherever_it_comes_from() -> None:
+    features, labels = classes(6)
+    moved, given = features.copy(), labels.copy()
+    rows = np.flatnonzero(labels == 3)[:40]
+    given[rows] = 0
+    moved[rows] += np.full(AXES, 8 / np.sqrt(AXES), dtype=np.float32)
+    suspicion = smaller_groups(moved, given, seed=0)
+    of_label = given == 0
+    poisoned = np.isin(np.arange(len(given)), rows)
+    assert suspicion[poisoned].min() > 0 > suspicion[of_label & ~poisoned].max()
+    for label in range(K):
+        assert (suspicion[given == label] > 0).mean() <= 0.5
+
+
+def test_no_group_is_set_apart_where_there_is_nothing_to_measure_it_by() -> None:
+    features, labels = classes(7, n_classes=3)
+    assert not smaller_groups(features, labels, seed=0).any()
+    features, labels = classes(7)
+    rare = np.concatenate([np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[:10]])
+    suspicion = smaller_groups(features[rare], labels[rare], seed=0)
+    assert not suspicion[labels[rare] == 2].any() and suspicion[labels[rare] == 1].any()

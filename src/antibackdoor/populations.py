@@ -17,7 +17,7 @@ Security 2021), which also splits labels in two, but needs no clean samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +64,14 @@ class _Spread(NamedTuple):
     counts: FloatArray  # (L,)
     means: FloatArray  # (L, D)
     scatters: FloatArray  # (L, D, D) sums of squared deviations
+
+
+class _Frame(NamedTuple):
+    """A label in the coordinates that the spread inside the other labels whitens."""
+
+    points: FloatArray  # (n, A) its samples
+    means: FloatArray  # (J, A) of the other labels
+    weights: FloatArray  # (J,) their shares
 
 
 class _Mixture(NamedTuple):
@@ -124,6 +132,28 @@ def strangers(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> 
     return found
 
 
+def smaller_groups(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> FloatArray:
+    """How much rather each sample belongs to the smaller of two groups of its label than to the larger.
+
+    In the last features of a network that obeys a trigger, the carriers lie apart from the class that they are said to
+    be of, wherever they come from. So do genuine subclasses: this says whom to suspect, not whether anything is wrong.
+    The split is that of activation clustering (Chen et al., SafeAI 2019).
+
+    Args:
+        features: `(N, D)` of the last layer, in eval mode.
+        labels: `(N,)` given labels.
+        seed: Chooses starts, and samples where there are many.
+
+    Returns:
+        `(N,)` log-odds; all 0 in labels with too few samples, and with fewer than four labels.
+    """
+    suspicion = np.zeros(len(labels))
+    for _, members, (points, _, _), fitted in _frames(_principal(features), labels, seed):
+        odds = _log_odds(points, _plain(fitted, _starts(fitted, seed))[1])
+        suspicion[members] = odds if (odds > 0).mean() <= 0.5 else -odds
+    return suspicion
+
+
 def _tested(
     features: NDArray[np.float32],
     labels: IntArray,
@@ -131,29 +161,36 @@ def _tested(
     accepted: Callable[[float, int, _Mixture, FloatArray], bool],
 ) -> Populations:
     """Test each label; its gain, samples fitted, content mixture and the log-odds of its rows decide."""
-    values = features[:, features.std(axis=0) > 1e-9].astype(np.float64)
-    rows = label_rows(labels)
-    rng = np.random.default_rng((seed, 6))
-    spread = _spread(values, rows, rng)
     flagged = np.zeros(len(labels), dtype=bool)
     gains: dict[int, float] = {}
     found: list[int] = []
-    for label, members in rows.items():
-        if len(members) < SMALLEST_LABEL:
-            continue
-        frame = _frame(values[members], label, spread)
-        if frame is None:
-            continue
-        points, constellation, weights = frame
-        fitted = points
-        if len(members) > MOST_FITTED:
-            fitted = points[rng.choice(len(members), MOST_FITTED, replace=False)]
+    for label, members, (points, constellation, weights), fitted in _frames(features, labels, seed):
         gains[label], best = _test(fitted, constellation, weights, seed)
         odds = _log_odds(points, best)
         if accepted(gains[label], len(fitted), best, odds):
             found.append(label)
             flagged[members[odds > 0]] = True
     return Populations(flagged, tuple(found), gains)
+
+
+def _frames(
+    features: NDArray[np.float32], labels: IntArray, seed: int
+) -> Iterator[tuple[int, IntArray, _Frame, FloatArray]]:
+    """Each label that is large enough, its rows, its frame, and those of its points that mixtures are fitted to."""
+    values = features[:, features.std(axis=0) > 1e-9].astype(np.float64)
+    rows = label_rows(labels)
+    rng = np.random.default_rng((seed, 6))
+    spread = _spread(values, rows, rng)
+    for label, members in rows.items():
+        if len(members) < SMALLEST_LABEL:
+            continue
+        frame = _frame(values[members], label, spread)
+        if frame is None:
+            continue
+        fitted = frame.points
+        if len(members) > MOST_FITTED:
+            fitted = fitted[rng.choice(len(members), MOST_FITTED, replace=False)]
+        yield label, members, frame, fitted
 
 
 def _principal(features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -188,11 +225,8 @@ def _spread(values: FloatArray, rows: dict[int, IntArray], rng: np.random.Genera
     )
 
 
-def _frame(members: FloatArray, label: int, spread: _Spread) -> tuple[FloatArray, FloatArray, FloatArray] | None:
-    """Whitened coordinates of a label's samples and of the other labels' means, and the weights of the latter.
-
-    None if there are fewer than three other labels: no constellation.
-    """
+def _frame(members: FloatArray, label: int, spread: _Spread) -> _Frame | None:
+    """A label as the other labels see it; None if there are fewer than three of them: no constellation."""
     other = np.flatnonzero(spread.labels != label)
     if len(other) < 3:
         return None
@@ -211,11 +245,25 @@ def _frame(members: FloatArray, label: int, spread: _Spread) -> tuple[FloatArray
     rest = rest - rest @ content @ content.T
     own = np.linalg.svd(rest, full_matrices=False)[2][:OWN_AXES].T
     basis = np.concatenate([content, own], axis=1)
-    return x @ basis, means @ basis, weights
+    return _Frame(x @ basis, means @ basis, weights)
 
 
 def _test(x: FloatArray, means: FloatArray, weights: FloatArray, seed: int) -> tuple[float, _Mixture]:
     """Gain of the content mixture over the plain one, and the former, each the best of several starts."""
+    starts = _starts(x, seed)
+    plain, _ = _plain(x, starts)
+    likelihood, best = max((_fit(x, means, weights, start, content=True) for start in starts), key=lambda fit: fit[0])
+    return likelihood - plain, best
+
+
+def _plain(x: FloatArray, starts: Sequence[FloatArray]) -> tuple[float, _Mixture]:
+    """The best plain mixture and its log-likelihood."""
+    one_point, one_weight = np.zeros((1, x.shape[1])), np.ones(1)
+    return max((_fit(x, one_point, one_weight, start, content=False) for start in starts), key=lambda fit: fit[0])
+
+
+def _starts(x: FloatArray, seed: int) -> list[FloatArray]:
+    """Probabilities of the second group to begin with."""
     from sklearn.cluster import KMeans  # slow to import, and most commands need none
 
     starts: list[FloatArray] = []
@@ -223,10 +271,7 @@ def _test(x: FloatArray, means: FloatArray, weights: FloatArray, seed: int) -> t
         groups = KMeans(2, n_init=1, random_state=seed + attempt).fit(x).labels_
         # Either group may be the second one; 0.02 leaves every sample free to change sides.
         starts += [np.clip(groups == second, 0.02, 0.98).astype(np.float64) for second in (1, 0)]
-    one_point, one_weight = np.zeros((1, x.shape[1])), np.ones(1)
-    plain = max(_fit(x, one_point, one_weight, start, content=False)[0] for start in starts)
-    likelihood, best = max((_fit(x, means, weights, start, content=True) for start in starts), key=lambda fit: fit[0])
-    return likelihood - plain, best
+    return starts
 
 
 def _fit(

@@ -6,6 +6,8 @@ and asks whether a short-cut leads to a label. The other two suspect samples who
 asks whether there is a short-cut at all, wherever it leads: the suspects of all labels are trained towards one and the
 same output, so that it sees a trigger that leads each class to another label and by itself tells nothing about the
 label. The last asks for a label again.
+
+A fourth one, `spring_again`, has to wait: its suspects are those that a well trained network sets apart.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from antibackdoor.training import shuffled
 
 BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
 BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft triggers need so many
+BY_GROUPS = 5  # rounds that begin with suspects that a trained network sets apart
 ACROSS_LABELS = 2  # rounds towards one output; with more, clean data come along
 SURER = 3.0  # least depth where parts chose the suspects: in seven runs on clean heartbeats up to 2.7 by chance
 LEAST_OF_MOST = 0.25  # of the share of carriers in the label that holds most: a target too, and not some covers
@@ -48,9 +51,7 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     Returns:
         What was caught; nothing where no label has two groups, nor all of them together.
     """
-    n = len(feed.labels)
-    rows = shuffled(n, session.recipe.seed, 6)[: n_searched(n, feed.n_classes)]
-    search = Search(session, feed, net, settings, np.sort(rows))
+    search = Search(session, feed, net, settings, searched_rows(session, feed))
     across = AcrossLabels(search)
     strangers, before = search.first_look(), weights(net)
     caught = search.attempt(search.by_losses(history), BY_LOSSES, settings.least_depth, strangers)
@@ -66,6 +67,34 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
         caught = search.nothing(strangers)
         net.load_state_dict(before)
     return replace(caught, steps=search.steps + across.steps)
+
+
+def spring_again(
+    session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, suspicion: FloatArray, caught: Caught
+) -> Caught | None:
+    """Confuse the second head once more, with other suspects, where nothing was caught before.
+
+    Args:
+        session: Device, precision, processes.
+        feed: The data.
+        net: The network after the warm-up; its trunk and second head change.
+        settings: Steps and shares.
+        suspicion: `(M,)` of the `searched_rows`.
+        caught: What `spring` returned.
+
+    Returns:
+        What is caught now; None if it is nothing again.
+    """
+    search = Search(session, feed, net, settings, searched_rows(session, feed))
+    nobody = Populations(np.zeros(len(search.rows), dtype=bool), (), {})
+    again = search.attempt(suspicion, BY_GROUPS, max(settings.least_depth, SURER), nobody)
+    return again and replace(again, gains=caught.gains, steps=caught.steps + again.steps)
+
+
+def searched_rows(session: Session, feed: Feed) -> IntArray:
+    """The rows that a search works on, sorted."""
+    n = len(feed.labels)
+    return np.sort(shuffled(n, session.recipe.seed, 6)[: n_searched(n, feed.n_classes)])
 
 
 def under_one_output(feed: Feed) -> Feed:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from antibackdoor.defenses.e2abl_published import PublishedE2ABL
-from antibackdoor.defenses.late_look import with_strangers, without
-from antibackdoor.defenses.main_training import MainTraining
+from antibackdoor.defenses.late_look import look_again, set_apart, with_strangers, without
+from antibackdoor.defenses.main_training import Later, MainTraining
 from antibackdoor.errors import DataError
 from antibackdoor.history import LossHistory
 from antibackdoor.models import HeadWidth, TwoHead, split_network
@@ -31,7 +31,7 @@ from antibackdoor.training import (
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import MOST_ROUNDS, spring, under_one_output
+from antibackdoor.trap import BY_GROUPS, MOST_ROUNDS, searched_rows, spring, spring_again, under_one_output
 from antibackdoor.verdict import evidence, judge, suspicion
 from antibackdoor.warm_up import SNAPSHOT, warm_up
 
@@ -111,19 +111,28 @@ class E2ABL:
         caught, history = self._find(session, samples, feed, net, journal, state)
         if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
             raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
-        late = np.asarray(state.get("late", np.zeros(len(samples), dtype=bool)))
-        budget = self._main_visits(session, caught, samples.n_classes, history)
-        main = MainTraining(session, feed, net.attach, history, journal, budget, self.recovery_confidence)
+        late, looked = np.asarray(state.get("late", np.zeros(len(samples), dtype=bool))), bool(state.get("looked"))
+        budget = int(state.get("budget", self._main_visits(session, caught, samples.n_classes, history)))
+
+        def look(model: nn.Module, caught: Caught) -> Later | None:
+            return self._look_again(session, samples, feed, net, model, caught)
+
+        def kept() -> dict[str, Any]:
+            return {**_found(net, caught, history), "late": late, "looked": looked, "budget": budget}
+
+        main = MainTraining(session, feed, journal, budget, self.recovery_confidence, look)
         while True:
             # Not from the trap's trunk, which was trained on the hardest samples and may know a trigger by now.
             model = session.prepare(seeded(build, recipe.seed))
             removal = find_removal(samples, caught.isolated & ~late, caught.core & ~late)
-            back, missed = main.run(model, caught, late, removal, state)
-            if missed is None:
+            back, later = main.run(model, caught, late, removal, kept(), state)
+            if later is None:
                 break
-            caught, late = with_strangers(caught, missed), missed.flagged
-            journal.log(phase="late look", n_isolated=int(late.sum()))
-            state = {"phase": "found", "history": history.state(), "caught": vars(caught), "late": late}
+            searched, looked = caught.steps, True
+            caught, late = later
+            history = _with_margins(history, caught, caught.steps - searched)
+            journal.log(phase="late look", n_isolated=int(caught.isolated.sum()))
+            state = {"phase": "found", **kept()}
             journal.save(state)
         labels, returned = back.labels, back.unchanged
         caught = without(caught, back.cleared, samples.labels)
@@ -203,6 +212,8 @@ class E2ABL:
     ) -> tuple[Caught, LossHistory]:
         """What the second head finds, and the losses that it went by."""
         if "caught" in state:
+            if state.get("trap"):
+                net.load_state_dict(state["trap"])
             return _caught_from(state), LossHistory.from_state(state["history"])
         with session.full_precision(_is_delicate(samples)):
             history = warm_up(
@@ -216,15 +227,29 @@ class E2ABL:
                 hard_share=self.hard_share,
             )
             caught = spring(session, feed, net, self._trap(), history)
-            removal = find_removal(samples, caught.isolated, caught.core)
-            if removal is not None:
-                shown = (under_one_output(feed) if caught.across else feed)._replace(change=removal)
-                caught = replace(caught, removable=_doubted(session, shown, net, caught.isolated))
-        steps = int(history.steps[-1]) + caught.steps
-        history = history.append(np.logaddexp(0, -caught.margins).astype(np.float32), steps)
+            caught = _removing(session, samples, feed, net, caught)
+        history = _with_margins(history, caught, caught.steps)
         journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
-        journal.save({"phase": "found", "history": history.state(), "caught": vars(caught)})
+        journal.save({"phase": "found", **_found(net, caught, history)})
         return caught, history
+
+    def _look_again(
+        self, session: Session, samples: Samples, feed: Feed, net: TwoHead, model: nn.Module, caught: Caught
+    ) -> Later | None:
+        """What a well trained main head shows: strangers, or whom to suspect where the search had caught nothing."""
+        found = look_again(session, feed, model, net.attach, caught.isolated)
+        if found.labels:
+            return with_strangers(caught, found), found.flagged
+        if caught.isolated.any():
+            return None
+        apart = set_apart(session, feed, model, searched_rows(session, feed))
+        if not apart.any():
+            return None
+        with session.full_precision(_is_delicate(samples)):
+            again = spring_again(session, feed, net, self._trap(), apart, caught)
+            if again is None:
+                return None
+            return _removing(session, samples, feed, net, again), np.zeros(len(samples), dtype=bool)
 
     @staticmethod
     def as_published() -> PublishedE2ABL:
@@ -272,8 +297,9 @@ class E2ABL:
         """Visits to a sample, one by one, that cost what plain training would, less the search."""
         n = len(caught.isolated)
         total = session.recipe.passes(n)
-        rounds = caught.steps // self.confusion_steps
-        spent = _passes(session, n, n_classes, int(history.steps[-1]), rounds)
+        late = 0 if caught.isolated.any() else BY_GROUPS
+        rounds = caught.steps // self.confusion_steps + late
+        spent = _passes(session, n, n_classes, int(history.steps[-1]) + late * self.confusion_steps, rounds)
         spent += 2 * (LOOKED_AT + COMPARED) * n_searched(n, n_classes) / n  # the late look, at two layers
         return round(max(total - spent, LEAST_PASSES * total) * n)
 
@@ -290,6 +316,15 @@ def _is_delicate(samples: Samples) -> bool:
     return samples.kind == "series"
 
 
+def _removing(session: Session, samples: Samples, feed: Feed, net: TwoHead, caught: Caught) -> Caught:
+    """What was caught, and whom of it the second head doubts once the shortcut is undone."""
+    removal = find_removal(samples, caught.isolated, caught.core)
+    if removal is None:
+        return caught
+    shown = (under_one_output(feed) if caught.across else feed)._replace(change=removal)
+    return replace(caught, removable=_doubted(session, shown, net, caught.isolated))
+
+
 def _doubted(session: Session, feed: Feed, net: TwoHead, isolated: BoolArray) -> BoolArray:
     """Isolated samples of a feed, without their shortcut, that the second head does not believe in, `(N,)`."""
     doubted = np.zeros(len(isolated), dtype=bool)
@@ -298,6 +333,18 @@ def _doubted(session: Session, feed: Feed, net: TwoHead, isolated: BoolArray) ->
     margins = evaluate(session, feed, net.second_logits, margin, rows, title="undoing what was found")
     doubted[rows] = margins <= 0
     return doubted
+
+
+def _with_margins(history: LossHistory, caught: Caught, steps: int) -> LossHistory:
+    """The losses that the margins of a search stand for come last, so many steps after the last ones."""
+    losses = np.logaddexp(0, -caught.margins).astype(np.float32)
+    return history.append(losses, int(history.steps[-1]) + steps) if steps else history
+
+
+def _found(net: TwoHead, caught: Caught, history: LossHistory) -> dict[str, Any]:
+    """What a checkpoint keeps of a search; of one that caught nothing the trap, too, for a second attempt."""
+    trap = {} if caught.isolated.any() else net.state_dict()
+    return {"history": history.state(), "caught": vars(caught), "trap": trap}
 
 
 def _caught_from(state: dict[str, Any]) -> Caught:

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from antibackdoor.models import coarse, find_last, trunk_features
-from antibackdoor.populations import Populations, strangers
+from antibackdoor.populations import Populations, smaller_groups, strangers
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
 from antibackdoor.search import Caught, n_searched
 from antibackdoor.session import Feed, Session
@@ -42,7 +43,7 @@ def look_again(session: Session, feed: Feed, model: nn.Module, middle: str, isol
     part = trained_on[shuffled(len(trained_on), session.recipe.seed, 9)]
     rows = np.sort(part[: n_searched(len(trained_on), feed.n_classes)])
     model.eval()
-    last = find_last(model, torch.zeros(2, *feed.inputs.shape[1:], device=session.device))
+    last = _last(session, feed, model)
     found = _test(session, feed, model, (middle, last), rows, labels)
     if found.labels and len(rows) < len(trained_on):
         rows = np.union1d(rows, trained_on[np.isin(labels[trained_on], found.labels)])
@@ -50,6 +51,20 @@ def look_again(session: Session, feed: Feed, model: nn.Module, middle: str, isol
     flagged = np.zeros(len(labels), dtype=bool)
     flagged[rows] = found.flagged
     return found._replace(flagged=flagged)
+
+
+def set_apart(session: Session, feed: Feed, model: nn.Module, rows: IntArray) -> FloatArray:
+    """How much each of the rows stands apart from its label in the last features, `(len(rows),)`.
+
+    Args:
+        session: Device, precision, processes.
+        feed: The data with their given labels.
+        model: Well trained; it is left in eval mode.
+        rows: Sorted.
+    """
+    model.eval()
+    features = _features(session, feed, model, _last(session, feed, model), rows)
+    return smaller_groups(features, feed.labels.cpu().numpy()[rows], seed=session.recipe.seed)
 
 
 def with_strangers(caught: Caught, found: Populations) -> Caught:
@@ -98,10 +113,19 @@ def _test(
 def _strangers_at(
     session: Session, feed: Feed, model: nn.Module, layer: str, rows: IntArray, labels: IntArray
 ) -> Populations:
+    return strangers(_features(session, feed, model, layer, rows), labels, seed=session.recipe.seed)
+
+
+def _last(session: Session, feed: Feed, model: nn.Module) -> str:
+    return find_last(model, torch.zeros(2, *feed.inputs.shape[1:], device=session.device))
+
+
+def _features(session: Session, feed: Feed, model: nn.Module, layer: str, rows: IntArray) -> NDArray[np.float32]:
+    """Features of the rows at a layer, `(len(rows), D)`: of four cells, or their mean if that is wide."""
+
     def pooled(inputs: Tensor) -> Tensor:
         features = trunk_features(model, layer, inputs).float()
         cells = coarse(features)
         return cells if cells.shape[1] <= WIDEST else features.reshape(*features.shape[:2], -1).mean(2)
 
-    values = evaluate(session, feed, pooled, lambda values, _: values, rows, title="looking again")
-    return strangers(values, labels, seed=session.recipe.seed)
+    return evaluate(session, feed, pooled, lambda values, _: values, rows, title="looking again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from antibackdoor.defenses.late_look import look_again
 from antibackdoor.defenses.recovery import Return, recover
-from antibackdoor.history import LossHistory
-from antibackdoor.populations import Populations
 from antibackdoor.removal import Removal
 from antibackdoor.samples import Batch, BoolArray
 from antibackdoor.search import Caught
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import Journal, Objective, batches, cross_entropy, on_triangle, shuffled, train_epoch
 
+Later = tuple[Caught, BoolArray]  # what is isolated after the look, `(N,)` those that features alone speak against
 LATE_LOOK = 3  # quarters of the training before it; what is found then costs a training from the start
 
 
@@ -29,24 +28,28 @@ class MainTraining:
     Attributes:
         session: Device, precision, processes, recipe.
         feed: The data with their given labels.
-        middle: A layer about the middle at which the network can be cut.
-        history: Losses of the search; only kept in the checkpoints.
         journal: Keeps checkpoints.
         budget: Visits to a sample, one by one, that the training lasts.
         confidence: Least probability of another label from which an isolated sample gets it, in (0, 1].
+        look: Asks the network, when it has learned the classes, whether more is to be isolated.
     """
 
     session: Session
     feed: Feed
-    middle: str
-    history: LossHistory
     journal: Journal
     budget: int
     confidence: float
+    look: Callable[[nn.Module, Caught], Later | None]
 
     def run(
-        self, model: nn.Module, caught: Caught, late: BoolArray, removal: Removal | None, state: dict[str, Any]
-    ) -> tuple[Return, Populations | None]:
+        self,
+        model: nn.Module,
+        caught: Caught,
+        late: BoolArray,
+        removal: Removal | None,
+        kept: dict[str, Any],
+        state: dict[str, Any],
+    ) -> tuple[Return, Later | None]:
         """Train a network.
 
         Args:
@@ -54,17 +57,19 @@ class MainTraining:
             caught: What is isolated.
             late: `(N,)` bool, those of them that an earlier run's look at its network found.
             removal: What to undo in the isolated samples; None if that is not known.
+            kept: What belongs into the checkpoints beside the state of this training; `looked` tells whether an
+                earlier run looked at its network already.
             state: A checkpoint to go on from, if its phase is "main".
 
         Returns:
-            How isolated samples came back in the end; and what a look at the network found, whose training then was
-            not finished. There is one such look, unless some `late` ones were found already.
+            How isolated samples came back in the end; and what the one look at the network found, whose training then
+            was not finished.
         """
         session, feed, budget = self.session, self.feed, self.budget
         recipe = session.recipe
         optimizer = session.optimizer(model.parameters(), recipe.learning_rate)
         given = feed.labels.cpu().numpy()
-        back, epoch, visits, asked, looked = Return.nothing(given), 0, 0, 0, bool(late.any())
+        back, epoch, visits, asked, looked = Return.nothing(given), 0, 0, 0, bool(kept["looked"])
         if state.get("phase") == "main":
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
@@ -73,8 +78,8 @@ class MainTraining:
         while budget - visits >= min(session.batch_size, budget):  # a rest too small for batch statistics is left
             quarter = 4 * visits // budget
             if quarter >= LATE_LOOK and not looked:
-                looked, found = True, look_again(session, feed, model, self.middle, caught.isolated)
-                if found.labels:
+                looked, found = True, self.look(model, caught)
+                if found is not None:
                     return back, found
             if caught.isolated.any() and quarter > asked:
                 back = recover(session, feed, model, caught, late, removal, self.confidence)
@@ -97,17 +102,15 @@ class MainTraining:
             self.journal.log(phase="training", epoch=epoch, loss=float(np.nanmean(losses)), n_trained=len(order))
             self.journal.save(
                 {
+                    **kept,
                     "phase": "main",
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
-                    "history": self.history.state(),
                     "back": list(back),
                     "epoch": epoch,
                     "visits": visits,
                     "asked": asked,
                     "looked": looked,
-                    "late": late,
-                    "caught": vars(caught),
                 }
             )
         return back, None
