@@ -1,4 +1,4 @@
-"""Triggers without an edge, which the search does not see: what a late look at the main head makes of them.
+"""Attacks that the search does not see: what a late look at the main head makes of them.
 
     python benchmarks/soft.py                                   all cells; goes on where it was stopped
     python benchmarks/soft.py --cells '*/wanet/*/0'             some of them
@@ -14,12 +14,14 @@ import cells
 ATTACKED = (
     ("cifar10.zip", "resnet18-thin", "adaptive_blend", 0.05),
     ("cifar10.zip", "resnet18-thin", "wanet", 0.1),
+    ("cifar10.zip", "resnet18-thin", "tact", 0.05),
+    ("cifar10.zip", "resnet18-thin", "cba", 0.05),
 )
 
 
 def main() -> None:
     """Parse, measure, print."""
-    parser = cells.arguments("Triggers without an edge.", "soft", seeds=2)
+    parser = cells.arguments("Attacks that only a late look can see.", "soft", seeds=2)
     parser.set_defaults(epochs=20, limit=10_000)
     options = parser.parse_args()
     chosen = cells.ordered(
