@@ -32,6 +32,8 @@ ATTACKS = {
     "sig": "SIG",
     "adaptive_blend": "Adaptive-Blend",
     "wanet": "WaNet",
+    "tact": "TaCT",
+    "cba": "Composite",
     "static": "static pattern",
     "clean": "clean data",
 }

@@ -31,7 +31,7 @@ LEAST_GAIN = 10.0  # nats that the constellation must explain beyond a plain gro
 LEAST_GAIN_EACH = 0.2  # and for each sample of the label, if the features are those of a network that knows the classes
 LEAST_CONTENT = 0.4  # size of the constellation in the group against the other labels' own (1: all of it is kept)
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
-MOST_ERROR = 0.05  # expected share of samples put into the wrong group, of the smaller group
+MOST_ERROR = 0.01  # expected share of samples put into the wrong group, of the smaller group; near copies: .02 to .04
 CONTENT_AXES = 8  # directions that separate the other labels
 OWN_AXES = 4  # the label's own strongest directions outside them, where a trigger shows
 MOST_AXES = 128  # of deep features
@@ -102,7 +102,10 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
     def accepted(gain: float, _n_fitted: int, best: _Mixture, odds: FloatArray) -> bool:
         return gain > LEAST_GAIN and best.content > LEAST_CONTENT and _is_sharp(best, odds)
 
-    return _tested(features, labels, seed, accepted)
+    found = _tested(features, labels, seed, accepted)
+    # What a label without a second population shows as well is no evidence: near copies make such gains by chance.
+    loudest = max((gain for label, gain in found.gains.items() if label not in found.labels), default=0.0)
+    return _only(found, labels, [label for label in found.labels if found.gains[label] > loudest])
 
 
 def strangers(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> Populations:
@@ -127,9 +130,12 @@ def strangers(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> 
         return enough and best.content > LEAST_CONTENT and SMALLEST_GROUP <= int((odds > 0).sum()) < len(odds)
 
     found = _tested(_principal(features), labels, seed, accepted)
-    if 2 * len(found.labels) > len(found.gains):
-        return found._replace(flagged=np.zeros_like(found.flagged), labels=())
-    return found
+    return _only(found, labels, []) if 2 * len(found.labels) > len(found.gains) else found
+
+
+def _only(found: Populations, labels: IntArray, kept: Sequence[int]) -> Populations:
+    """What was found in some labels."""
+    return found._replace(flagged=found.flagged & np.isin(labels, kept), labels=tuple(kept))
 
 
 def smaller_groups(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> FloatArray:

@@ -126,10 +126,15 @@ class Search:
         self.margins = looked[:, 0].astype(np.float64)
         return two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
 
-    def attempt(self, suspicion: FloatArray, rounds: int, enough: float, strangers: Populations) -> Caught | None:
-        """What is caught if confusion begins with these suspects and ends with a valley so deep; None if nothing is."""
+    def attempt(
+        self, suspicion: FloatArray, rounds: int, enough: float, strangers: Populations, *, promising: float = 0.0
+    ) -> Caught | None:
+        """What is caught if confusion begins with these suspects and ends with a valley so deep; None if nothing is.
+
+        A round without a `promising` valley is the last one.
+        """
         self.favourites = set()
-        self.narrow(suspicion, rounds, enough)
+        self.narrow(suspicion, rounds, enough, promising)
         return self.settle(enough, strangers)
 
     def by_losses(self, history: LossHistory) -> FloatArray:
@@ -143,14 +148,15 @@ class Search:
         parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
         return contradiction(parts, self.labels, seed=self.session.recipe.seed)
 
-    def narrow(self, suspicion: FloatArray, rounds: int, enough: float) -> None:
+    def narrow(self, suspicion: FloatArray, rounds: int, enough: float, promising: float) -> None:
         """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
         chosen = rank_within(-suspicion, self.given) < FIRST_SUSPECTS
         for number in range(rounds):
             self.confuse(self.rows[chosen], self.rows[~chosen & self.is_quiet(suspicion)])
             self.margins = suspicion = self.look(self.rows)
             self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
-            if any(valley.depth >= enough for valley in self.valleys.values()):
+            deepest = max((valley.depth for valley in self.valleys.values()), default=0.0)
+            if deepest >= enough or deepest < promising:
                 return
             if number == 0 and self.try_favourites(~chosen):
                 return

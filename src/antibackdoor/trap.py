@@ -29,6 +29,7 @@ from antibackdoor.training import shuffled
 BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
 BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft triggers need so many
 BY_GROUPS = 5  # rounds that begin with suspects that a trained network sets apart
+PROMISING = 1.2  # depth without which no more such rounds are made: these suspects are carriers, or most are not
 ACROSS_LABELS = 2  # rounds towards one output; with more, clean data come along
 SURER = 3.0  # least depth where parts chose the suspects: in seven runs on clean heartbeats up to 2.7 by chance
 LEAST_OF_MOST = 0.25  # of the share of carriers in the label that holds most: a target too, and not some covers
@@ -87,7 +88,8 @@ def spring_again(
     """
     search = Search(session, feed, net, settings, searched_rows(session, feed))
     nobody = Populations(np.zeros(len(search.rows), dtype=bool), (), {})
-    again = search.attempt(suspicion, BY_GROUPS, max(settings.least_depth, SURER), nobody)
+    surer = max(settings.least_depth, SURER)
+    again = search.attempt(suspicion, BY_GROUPS, surer, nobody, promising=PROMISING)
     return again and replace(again, gains=caught.gains, steps=caught.steps + again.steps)
 
 
@@ -130,9 +132,12 @@ class AcrossLabels(Search):
         """The flagged alone: the rest is of all classes and no narrow band that something could stand out of."""
         return flagged
 
-    def attempt(self, suspicion: FloatArray, rounds: int, enough: float, strangers: Populations) -> Caught | None:
+    def attempt(
+        self, suspicion: FloatArray, rounds: int, enough: float, strangers: Populations, *, promising: float = 0.0
+    ) -> Caught | None:
         """What is caught, told by the given labels; None if nothing is."""
-        caught = super().attempt(suspicion, rounds, enough, strangers)  # which are none: they end the first attempt
+        # The strangers are none: they end the first attempt.
+        caught = super().attempt(suspicion, rounds, enough, strangers, promising=promising)
         if caught is None:
             return None
         members = {k: rows for k, rows in label_rows(self.all_given).items() if len(rows) >= SMALLEST_LABEL}

@@ -54,7 +54,8 @@ class E2ABL:
     in short-cuts alone (`antibackdoor.trap`). The samples found are kept from the main head, which starts from fresh
     weights; those that it later knows to be something else come back under that label. Late in the training the main
     head is looked at as well: samples of the other labels that it holds in one label are isolated, and its training
-    begins anew. Nothing is isolated where no witness speaks.
+    begins anew. Where nothing was found, the second head is asked once more, about samples that the main head sets
+    apart. Nothing is isolated where no witness speaks.
 
     The form of the paper is `E2ABL.as_published()`; `docs/e2abl.md` tells what differs and why. After Jiang et al.,
     "End-to-End Anti-Backdoor Learning on Images and Time Series", arXiv 2401.03215.
