@@ -27,18 +27,19 @@ OTHERS = (
     *("trojan", "dynamic", "lba", "cba", "dfst", "refool"),
     *("physical", "tact", "adaptive_blend", "adaptive_patch", "label_consistent"),
 )
-# Data, file (none for digits), samples (0: all), network, passes that the warm-up is measured by, attacks. A name that
-# ends in "-all" takes training and test split together.
+# Data, file (none for digits), samples (0: all), network, attacks. A name that ends in "-all" takes training and test
+# split together.
 DATA = (
-    ("digits", "", 0, "wrn-16-1", 0, ("badnets", "blend", "sig")),
-    ("ecg5000", "ecg5000.npz", 0, "series-resnet", 0, ("static", "powerline")),
-    ("ecg5000-all", "ecg5000.npz", 0, "fcn", 0, ("static", "powerline")),
-    ("uwave", "uwavegesture.npz", 0, "fcn", 0, ("static", "powerline")),
-    ("arabicdigits", "arabicdigits.npz", 0, "series-resnet", 20, ("static", "powerline")),
-    ("gtsrb", "gtsrb32.zip", 0, "wrn-16-1", 20, ("badnets", "blend", "sig")),
-    ("cifar10-2000", "cifar10.zip", 2000, "wrn-16-1", 20, ("badnets", "blend", "sig")),
-    ("cifar10-10000", "cifar10.zip", 10_000, "wrn-16-1", 20, ("badnets", "blend", "sig", "wanet", *OTHERS)),
-    ("cifar10-50000", "cifar10.zip", 0, "wrn-16-1", 20, ("badnets", "blend", "sig", "wanet")),
+    ("digits", "", 0, "wrn-16-1", ("badnets", "blend", "sig")),
+    ("ecg5000", "ecg5000.npz", 0, "series-resnet", ("static", "powerline")),
+    ("ecg5000-all", "ecg5000.npz", 0, "fcn", ("static", "powerline")),
+    ("uwave", "uwavegesture.npz", 0, "fcn", ("static", "powerline")),
+    ("arabicdigits", "arabicdigits.npz", 0, "series-resnet", ("static", "powerline")),
+    ("gtsrb-4000", "gtsrb32.zip", 4000, "wrn-16-1", ("badnets", "blend")),
+    ("gtsrb", "gtsrb32.zip", 0, "wrn-16-1", ("badnets", "blend", "sig")),
+    ("cifar10-2000", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend", "sig")),
+    ("cifar10-10000", "cifar10.zip", 10_000, "wrn-16-1", ("badnets", "blend", "sig", "wanet", *OTHERS)),
+    ("cifar10-50000", "cifar10.zip", 0, "wrn-16-1", ("badnets", "blend", "sig", "wanet")),
 )
 
 
@@ -62,7 +63,7 @@ def all_cells(n_seeds: int) -> list[Cell]:
     found: dict[Cell, None] = {}
     for seed in range(n_seeds):
         for rate in RATES:
-            for name, _, _, _, _, attacks in DATA:
+            for name, _, _, _, attacks in DATA:
                 for attack in attacks if rate else ("",):
                     found[Cell(name, attack, rate, seed)] = None
     return list(found)
@@ -79,7 +80,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     from antibackdoor.recipe import Recipe
     from antibackdoor.verdict import judge
 
-    _, file, size, network, epochs, _ = next(row for row in DATA if row[0] == cell.data)
+    _, file, size, network, _ = next(row for row in DATA if row[0] == cell.data)
     data = read(folder / file, seed=cell.seed) if file else digits(cell.seed)
     train = joined(data.train, data.test) if cell.data.endswith("-all") else data.train
     if size:
@@ -89,7 +90,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         poisoned = poison(train, ATTACKS[cell.attack](), seed=cell.seed, rate=cell.rate)
         train, is_poisoned = poisoned.samples, poisoned.truth.is_poisoned
         target = getattr(poisoned.plan, "target_label", None)
-    recipe = Recipe(epochs=epochs, seed=cell.seed)
+    recipe = Recipe(seed=cell.seed)
     build = builder(describe_model(train, Job(E2ABL(), recipe, backbone=network), None))
     started = time.perf_counter()
     caught, _ = E2ABL().isolate(train, build, recipe)

@@ -35,7 +35,9 @@ from antibackdoor.trap import BY_GROUPS, MOST_ROUNDS, searched_rows, spring, spr
 from antibackdoor.verdict import evidence, judge, suspicion
 from antibackdoor.warm_up import SNAPSHOT, warm_up
 
-ENOUGH_STEPS = 450  # of warm-up, however short the training: with 150 the features of small data tell too little
+# The warm-up does not depend on how long the training is to be: a trigger on 1% of 10,000 images takes more than 450
+# steps. Small data are known by heart sooner, but with 150 steps their features tell too little.
+WARM_UP_PASSES, ENOUGH_STEPS = 12, 450
 LEAST_PASSES = 0.8  # of the main training, however much the search costs: on small data it costs seconds
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
@@ -63,8 +65,8 @@ class E2ABL:
     Attributes:
         attach: Layer after which the second head sits; empty for about the middle of the convolutions.
         head_width: Channels of the second head; 0 for as many as the layer has, at least 64.
-        warmup_steps: Most optimizer steps before the first look; a fifth of the training where that is fewer, but 450
-            at least.
+        warmup_steps: Most optimizer steps before the first look; twelve passes over the data where these are fewer, but
+            450 at least.
         warmup_learning_rate: Learning rate of the second head's warm-up.
         hard_share: Share of the samples, those with the largest loss, that fill half of each warm-up batch.
         confusion_steps: Optimizer steps in each round of confusion.
@@ -166,7 +168,7 @@ class E2ABL:
         Args:
             samples: The training set.
             build: Makes the untrained network.
-            recipe: As for `train`; its epochs set how long the warm-up may be.
+            recipe: As for `train`; its epochs do not matter.
             journal: Keeps checkpoints; nothing is kept by default.
 
         Returns:
@@ -282,8 +284,7 @@ class E2ABL:
         return net
 
     def _warmup_steps(self, session: Session, n: int) -> int:
-        total = session.recipe.passes(n) * n // session.batch_size
-        steps = min(self.warmup_steps, max(ENOUGH_STEPS, total // 5))
+        steps = min(self.warmup_steps, max(ENOUGH_STEPS, WARM_UP_PASSES * n // session.batch_size))
         return max(SNAPSHOT, steps // SNAPSHOT * SNAPSHOT)
 
     def _trap(self) -> TrapSettings:
