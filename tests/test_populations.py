@@ -163,3 +163,15 @@ def test_no_group_is_set_apart_where_there_is_nothing_to_measure_it_by() -> None
     rare = np.concatenate([np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[:10]])
     suspicion = smaller_groups(features[rare], labels[rare], seed=0)
     assert not suspicion[labels[rare] == 2].any() and suspicion[labels[rare] == 1].any()
+
+
+def test_a_gain_that_a_label_without_a_second_population_has_as_well_is_no_evidence() -> None:
+    """As among near copies; there, label 4 holds samples of the others that nothing moved."""
+    features, labels = classes(1)
+    moved, given, _ = mislabel(features, labels, target=0, count=15, shift=8.0, seed=2)
+    alone = two_populations(moved, given, seed=0)
+    assert alone.labels == (0,)
+    moved, given, _ = mislabel(moved, given, target=4, count=200, shift=0.0, seed=3)
+    beside = two_populations(moved, given, seed=0)
+    assert beside.gains[4] > beside.gains[0]
+    assert beside.labels == () and not beside.flagged.any()
