@@ -1,4 +1,4 @@
-"""A look at what the main head has learned: mislabelled samples that the search did not see, and whom to suspect next."""
+"""A look at what the main head has learned: mislabelled samples that the search missed, and whom to suspect next."""
 
 from __future__ import annotations
 
