@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import pictures
+from conftest import pictures, waves
 from torch import Tensor, nn
 
 from antibackdoor.attacks import (
@@ -222,6 +222,17 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def nobody_of(feed: Feed) -> BoolArray:
     return np.zeros(len(feed.labels), dtype=bool)
+
+
+@pytest.mark.usefixtures("blind")
+@pytest.mark.parametrize(("n", "steps"), [(200, 450), (6500, 600)])
+@pytest.mark.parametrize("epochs", [1, 50])
+def test_the_warm_up_is_as_long_as_the_data_ask_for(n: int, steps: int, epochs: int) -> None:
+    """And not as the training: a rare trigger takes as many steps in a short one."""
+    samples = waves(n, 3)
+    build = lambda: build_backbone("fcn", samples.shape, 3)  # noqa: E731
+    _, history = E2ABL().isolate(samples, build, Recipe(epochs=epochs, seed=0))
+    assert history.steps[-1] == steps
 
 
 @pytest.mark.usefixtures("blind")
