@@ -31,7 +31,7 @@ from antibackdoor.training import (
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import BY_GROUPS, MOST_ROUNDS, searched_rows, spring, spring_again, under_one_output
+from antibackdoor.trap import MOST_ROUNDS, searched_rows, spring, spring_again, under_one_output
 from antibackdoor.verdict import evidence, judge, suspicion
 from antibackdoor.warm_up import SNAPSHOT, warm_up
 
@@ -299,7 +299,7 @@ class E2ABL:
         """Visits to a sample, one by one, that cost what plain training would, less the search."""
         n = len(caught.isolated)
         total = session.recipe.passes(n)
-        late = 0 if caught.isolated.any() else BY_GROUPS
+        late = 0 if caught.isolated.any() else 1  # round of a second search, which mostly ends with it
         rounds = caught.steps // self.confusion_steps + late
         spent = _passes(session, n, n_classes, int(history.steps[-1]) + late * self.confusion_steps, rounds)
         spent += 2 * (LOOKED_AT + COMPARED) * n_searched(n, n_classes) / n  # the late look, at two layers
