@@ -27,11 +27,12 @@ from scipy.special import expit, logsumexp
 from antibackdoor.isolation import SMALLEST_GROUP, SMALLEST_LABEL, label_rows
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
-LEAST_GAIN = 10.0  # nats that the constellation must explain beyond a plain group, with one parameter more
-LEAST_GAIN_EACH = 0.2  # and for each sample of the label, if the features are those of a network that knows the classes
+LEAST_GAIN = 30.0  # nats that the constellation must explain beyond a plain group; near copies: up to 26
+LEAST_DEEP_GAIN = 10.0  # the same in the features of a network that knows the classes; clean data stay near 0 there
+LEAST_GAIN_EACH = 0.2  # and there, for each sample of the label
 LEAST_CONTENT = 0.4  # size of the constellation in the group against the other labels' own (1: all of it is kept)
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
-MOST_ERROR = 0.01  # expected share of samples put into the wrong group, of the smaller group; near copies: .02 to .04
+MOST_ERROR = 0.01  # expected share of samples put into the wrong group, of the smaller group; near copies: up to .04
 CONTENT_AXES = 8  # directions that separate the other labels
 OWN_AXES = 4  # the label's own strongest directions outside them, where a trigger shows
 MOST_AXES = 128  # of deep features
@@ -126,7 +127,7 @@ def strangers(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> 
     """
 
     def accepted(gain: float, n_fitted: int, best: _Mixture, odds: FloatArray) -> bool:
-        enough = gain > max(LEAST_GAIN, LEAST_GAIN_EACH * n_fitted)
+        enough = gain > max(LEAST_DEEP_GAIN, LEAST_GAIN_EACH * n_fitted)
         return enough and best.content > LEAST_CONTENT and SMALLEST_GROUP <= int((odds > 0).sum()) < len(odds)
 
     found = _tested(_principal(features), labels, seed, accepted)
