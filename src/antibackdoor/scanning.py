@@ -72,7 +72,7 @@ def scan(
         started = time.perf_counter()
         if not run.load():
             seconds = method.search_seconds(samples, build, job.recipe) * (1 + power)
-            tell(f"about {_about(seconds)} on this machine")
+            tell(f"at most about {_about(seconds)} on this machine")
         caught, history = method.isolate(samples, build, job.recipe, journal=run)
         metrics: dict[str, Any] = {**_facts(samples, caught), **judge(caught), "backbone": spec.backbone}
         if power:

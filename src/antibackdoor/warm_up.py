@@ -11,7 +11,11 @@ from antibackdoor.session import Feed, Session
 from antibackdoor.training import Journal, classify, shuffled, train_epoch
 
 BLOCK = 50  # optimizer steps between two choices of the hard samples
-SNAPSHOT = 150  # optimizer steps between two entries of the loss history
+SNAPSHOT = 150  # optimizer steps between two entries of the loss history; more in warm-ups that may last very long
+MOST_SNAPSHOTS = 12
+LEAST_SNAPSHOTS = 3  # with one, features tell too little even where all is learned
+LEARNED = 0.5  # mean loss, of that of a guess by the frequencies of the labels
+SNAPSHOTS_AFTER = 2  # from then on: rare poison is among the hardest samples only once most others have been learned
 
 
 def warm_up(
@@ -21,7 +25,7 @@ def warm_up(
     journal: Journal,
     state: dict[str, object],
     *,
-    steps: int,
+    most_steps: int,
     learning_rate: float,
     hard_share: float,
 ) -> LossHistory:
@@ -29,6 +33,7 @@ def warm_up(
 
     Half of each batch is drawn evenly, half from the samples with the largest loss: poisoned samples that are not
     learned yet are among the hardest, so they come several times as often and a rare backdoor is learned in time.
+    It lasts until the losses are `learned_enough`.
 
     Args:
         session: Device, precision, processes.
@@ -36,8 +41,9 @@ def warm_up(
         net: The network; its trunk and second head change.
         journal: Gets a checkpoint at every snapshot.
         state: The last checkpoint, empty at the start.
-        steps: Optimizer steps.
-        learning_rate: Their learning rate.
+        most_steps: Optimizer steps after which it ends however large the losses are; the first snapshot from there on
+            is the last one.
+        learning_rate: The optimizer's.
         hard_share: Share of the samples that count as hard.
 
     Returns:
@@ -46,13 +52,14 @@ def warm_up(
     n, seed = len(feed.labels), session.recipe.seed
     optimizer = session.optimizer(net.parameters(), learning_rate)
     history = LossHistory.start(n, feed.n_classes)
-    losses, first = history.losses[0].copy(), 0
+    losses, step = history.losses[0].copy(), 0
+    snapshot, chance = snapshot_steps(most_steps), _entropy(feed)
     if state:
         net.load_state_dict(state["model"])  # type: ignore[arg-type]
         optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-        history, first = LossHistory.from_state(state["history"]), int(state["step"])  # type: ignore[arg-type, call-overload]
+        history, step = LossHistory.from_state(state["history"]), int(state["step"])  # type: ignore[arg-type, call-overload]
         losses = history.losses[-1].copy()
-    for step in range(first, steps, BLOCK):
+    while step % snapshot or (step < most_steps and not learned_enough(history, chance)):
         plan = _plan(losses, step, session.batch_size, hard_share, seed)
         seen = train_epoch(
             session,
@@ -63,22 +70,45 @@ def warm_up(
             optimizer,
             seed=(seed, 1, step),
             augmented=False,
-            title=f"warm-up {step}/{steps}",
+            title=f"warm-up {step}/{most_steps}",
         )
         losses = np.where(np.isnan(seen), losses, seen)
-        if (step + BLOCK) % SNAPSHOT == 0:
-            history = history.append(losses, step + BLOCK)
-            journal.log(phase="warm-up", step=step + BLOCK, loss=float(losses.mean()))
+        step += BLOCK
+        if step % snapshot == 0:
+            history = history.append(losses, step)
+            journal.log(phase="warm-up", step=step, loss=float(losses.mean()))
             journal.save(
                 {
                     "phase": "warm-up",
                     "model": net.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "history": history.state(),
-                    "step": step + BLOCK,
+                    "step": step,
                 }
             )
     return history
+
+
+def snapshot_steps(most_steps: int) -> int:
+    """Optimizer steps between two entries of the history: `SNAPSHOT`, or more for a few entries at most."""
+    return max(SNAPSHOT, -(-most_steps // (MOST_SNAPSHOTS * BLOCK)) * BLOCK)
+
+
+def learned_enough(history: LossHistory, chance: float) -> bool:
+    """Whether the mean loss has fallen to half of what a guess has, and two more snapshots have been taken.
+
+    Args:
+        history: Of the warm-up so far.
+        chance: Loss of a guess, in nats.
+    """
+    learned = np.flatnonzero(history.losses.mean(axis=1) <= LEARNED * chance)
+    return bool(len(learned)) and len(history) > max(LEAST_SNAPSHOTS, int(learned[0]) + SNAPSHOTS_AFTER)
+
+
+def _entropy(feed: Feed) -> float:
+    """Loss of a guess by the frequencies of the labels, in nats."""
+    shares = np.bincount(feed.labels.cpu().numpy()) / len(feed.labels)
+    return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
 
 
 def _plan(losses: Losses, step: int, size: int, hard_share: float, seed: int) -> list[IntArray]:

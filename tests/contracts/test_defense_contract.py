@@ -259,7 +259,6 @@ def test_resumed_within_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small data warm up for one snapshot only, so snapshots are made shorter here."""
     monkeypatch.setattr("antibackdoor.warm_up.BLOCK", 5)
     monkeypatch.setattr("antibackdoor.warm_up.SNAPSHOT", 10)
-    monkeypatch.setattr("antibackdoor.defenses.e2abl.SNAPSHOT", 10)
     samples = make_samples("image")
     recipe = dataclasses.replace(RECIPE, epochs=30, batch_size=8)
     whole = Ledger()

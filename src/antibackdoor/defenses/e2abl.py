@@ -33,11 +33,9 @@ from antibackdoor.training import (
 )
 from antibackdoor.trap import MOST_ROUNDS, searched_rows, spring, spring_again, under_one_output
 from antibackdoor.verdict import evidence, judge, suspicion
-from antibackdoor.warm_up import SNAPSHOT, warm_up
+from antibackdoor.warm_up import warm_up
 
-# The warm-up does not depend on how long the training is to be: a trigger on 1% of 10,000 images takes more than 450
-# steps. Small data are known by heart sooner, but with 150 steps their features tell too little.
-WARM_UP_PASSES, ENOUGH_STEPS = 12, 450
+WARM_UP_PASSES = 2  # that a warm-up may last however many steps they are: before, few losses have been recorded at all
 LEAST_PASSES = 0.8  # of the main training, however much the search costs: on small data it costs seconds
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
@@ -65,8 +63,8 @@ class E2ABL:
     Attributes:
         attach: Layer after which the second head sits; empty for about the middle of the convolutions.
         head_width: Channels of the second head; 0 for as many as the layer has, at least 64.
-        warmup_steps: Most optimizer steps before the first look; twelve passes over the data where these are fewer, but
-            450 at least.
+        warmup_steps: Optimizer steps, or two passes over the data if these are more, after which the first look comes
+            even if less than half of what the labels tell has been learned.
         warmup_learning_rate: Learning rate of the second head's warm-up.
         hard_share: Share of the samples, those with the largest loss, that fill half of each warm-up batch.
         confusion_steps: Optimizer steps in each round of confusion.
@@ -79,7 +77,7 @@ class E2ABL:
 
     attach: str = ""
     head_width: int = 0
-    warmup_steps: int = 900
+    warmup_steps: int = 1800
     warmup_learning_rate: float = 0.04
     hard_share: float = 0.2
     confusion_steps: int = 80
@@ -200,7 +198,7 @@ class E2ABL:
             train_epoch(session, feed, rows, net, objective, optimizer, seed=(0,), augmented=False, title="timing")
         a_step = (time.perf_counter() - started) / TIMED_STEPS
         # Where nothing is found it takes longest.
-        steps = self._warmup_steps(session, n) + MOST_ROUNDS * self.confusion_steps
+        steps = self._most_steps(session, n) + MOST_ROUNDS * self.confusion_steps
         spent = _passes(session, n, samples.n_classes, steps, MOST_ROUNDS)
         return a_step * spent / TRAINED * n / session.batch_size
 
@@ -225,7 +223,7 @@ class E2ABL:
                 net,
                 journal,
                 state,
-                steps=self._warmup_steps(session, len(samples)),
+                most_steps=self._most_steps(session, len(samples)),
                 learning_rate=self.warmup_learning_rate,
                 hard_share=self.hard_share,
             )
@@ -283,9 +281,8 @@ class E2ABL:
         session.prepare(net)
         return net
 
-    def _warmup_steps(self, session: Session, n: int) -> int:
-        steps = min(self.warmup_steps, max(ENOUGH_STEPS, WARM_UP_PASSES * n // session.batch_size))
-        return max(SNAPSHOT, steps // SNAPSHOT * SNAPSHOT)
+    def _most_steps(self, session: Session, n: int) -> int:
+        return max(self.warmup_steps, WARM_UP_PASSES * n // session.batch_size)
 
     def _trap(self) -> TrapSettings:
         return TrapSettings(
