@@ -30,6 +30,7 @@ from antibackdoor.defenses.recovery import recover
 from antibackdoor.demo import digits
 from antibackdoor.history import LossHistory
 from antibackdoor.models import TwoHead, channel_statistics, normalized
+from antibackdoor.populations import Populations
 from antibackdoor.protocols import Trained
 from antibackdoor.readers import read
 from antibackdoor.recipe import Recipe
@@ -308,6 +309,35 @@ def test_poison_that_makes_up_nearly_all_of_a_small_class() -> None:
     assert caught.labels == (4,)
     assert (dirty.truth.is_poisoned & ~caught.isolated).sum() == 0
     assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 5
+
+
+@pytest.mark.parametrize("triggered", [True, False])
+def test_foreign_content_in_most_of_a_label_is_poison_if_it_shares_a_shortcut(
+    monkeypatch: pytest.MonkeyPatch, triggered: bool
+) -> None:
+    """Features that no trigger has moved yet, as where it takes long to learn, tell whom to suspect, and no more."""
+    monkeypatch.setattr("antibackdoor.populations._is_sharp", lambda *_: False)
+    tried: list[bool] = []
+    attempt = Search.attempt_blurred
+
+    def watched(search: Search, strangers: Populations) -> Caught | None:
+        caught = attempt(search, strangers)
+        tried.append(strangers.blurred.any() and caught is not None)
+        return caught
+
+    monkeypatch.setattr(Search, "attempt_blurred", watched)
+    whole = digits(2).train
+    of_class = np.flatnonzero(whole.labels == 4)
+    samples = whole.take(np.setdiff1d(np.arange(len(whole)), of_class[25:]))
+    dirty = poison(samples, BadNets(), seed=0, rate=0.1, target_label=4)
+    if not triggered:
+        dirty = replace(dirty, samples=replace(dirty.samples, inputs=samples.inputs))
+    caught, _ = E2ABL().isolate(dirty.samples, builder(samples), RECIPE)
+    assert tried == [triggered]
+    if triggered:
+        assert caught.labels == (4,)
+        assert (dirty.truth.is_poisoned & ~caught.isolated).sum() <= 1
+        assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 5
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ Security 2021), which also splits labels in two, but needs no clean samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
 LEAST_GAIN = 30.0  # nats that the constellation must explain beyond a plain group; near copies: up to 26
 LEAST_DEEP_GAIN = 10.0  # the same in the features of a network that knows the classes; clean data stay near 0 there
-LEAST_GAIN_EACH = 0.2  # and there, for each sample of the label
+LEAST_GAIN_EACH = 0.2  # and there, or where nothing else divides the group, for each sample of the label
 LEAST_CONTENT = 0.4  # size of the constellation in the group against the other labels' own (1: all of it is kept)
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
 MOST_ERROR = 0.01  # expected share of samples put into the wrong group, of the smaller group; near copies: up to .04
@@ -51,11 +51,14 @@ class Populations(NamedTuple):
         flagged: `(N,)` bool, members of a second population.
         labels: The labels that hold one.
         gains: For each label that could be tested, the gain in nats; evidence only beyond `LEAST_GAIN`.
+        blurred: `(N,)` bool, about who belongs to a second population that is most of its label, where no cut divides
+            the two; none of `labels`.
     """
 
     flagged: BoolArray
     labels: tuple[int, ...]
     gains: dict[int, float]
+    blurred: BoolArray
 
 
 class _Spread(NamedTuple):
@@ -73,6 +76,17 @@ class _Frame(NamedTuple):
     points: FloatArray  # (n, A) its samples
     means: FloatArray  # (J, A) of the other labels
     weights: FloatArray  # (J,) their shares
+
+
+class _Tested(NamedTuple):
+    """A label's mixture of two groups, the second with the content of the other labels, beside a plain one."""
+
+    label: int
+    members: IntArray  # (n,) its rows
+    n_fitted: int
+    gain: float  # nats
+    best: _Mixture
+    odds: FloatArray  # (n,) log-odds of the second group
 
 
 class _Mixture(NamedTuple):
@@ -99,14 +113,19 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
     Returns:
         Members and labels of the second populations.
     """
-
-    def accepted(gain: float, _n_fitted: int, best: _Mixture, odds: FloatArray) -> bool:
-        return gain > LEAST_GAIN and best.content > LEAST_CONTENT and _is_sharp(best, odds)
-
-    found = _tested(features, labels, seed, accepted)
+    tested = list(_tested(features, labels, seed))
+    loud = [test for test in tested if test.gain > LEAST_GAIN and test.best.content > LEAST_CONTENT]
+    sharp = [test for test in loud if _is_sharp(test.best, test.odds)]
+    divided = {test.label for test in sharp}
+    blurred = [
+        test
+        for test in loud
+        if test.label not in divided and test.gain > LEAST_GAIN_EACH * test.n_fitted and (test.odds > 0).mean() > 0.5
+    ]
     # What a label without a second population shows as well is no evidence: near copies make such gains by chance.
-    loudest = max((gain for label, gain in found.gains.items() if label not in found.labels), default=0.0)
-    return _only(found, labels, [label for label in found.labels if found.gains[label] > loudest])
+    found = {test.label for test in sharp + blurred}
+    loudest = max((test.gain for test in tested if test.label not in found), default=0.0)
+    return _populations(labels, tested, [test for test in sharp if test.gain > loudest], blurred)
 
 
 def strangers(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> Populations:
@@ -125,18 +144,35 @@ def strangers(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> 
         Members and labels of the second populations; members are told from the rest less sharply than by
         `two_populations`.
     """
+    tested = list(_tested(_principal(features), labels, seed))
+    found = [
+        test
+        for test in tested
+        if test.gain > max(LEAST_DEEP_GAIN, LEAST_GAIN_EACH * test.n_fitted)
+        and test.best.content > LEAST_CONTENT
+        and SMALLEST_GROUP <= int((test.odds > 0).sum()) < len(test.odds)
+    ]
+    return _populations(labels, tested, [] if 2 * len(found) > len(tested) else found, [])
 
-    def accepted(gain: float, n_fitted: int, best: _Mixture, odds: FloatArray) -> bool:
-        enough = gain > max(LEAST_DEEP_GAIN, LEAST_GAIN_EACH * n_fitted)
-        return enough and best.content > LEAST_CONTENT and SMALLEST_GROUP <= int((odds > 0).sum()) < len(odds)
 
-    found = _tested(_principal(features), labels, seed, accepted)
-    return _only(found, labels, []) if 2 * len(found.labels) > len(found.gains) else found
+def _populations(
+    labels: IntArray, tested: Sequence[_Tested], found: Sequence[_Tested], blurred: Sequence[_Tested]
+) -> Populations:
+    """What was tested, and the members of what was found in it."""
+    return Populations(
+        flagged=_members(labels, found),
+        labels=tuple(test.label for test in found),
+        gains={test.label: test.gain for test in tested},
+        blurred=_members(labels, blurred),
+    )
 
 
-def _only(found: Populations, labels: IntArray, kept: Sequence[int]) -> Populations:
-    """What was found in some labels."""
-    return found._replace(flagged=found.flagged & np.isin(labels, kept), labels=tuple(kept))
+def _members(labels: IntArray, found: Sequence[_Tested]) -> BoolArray:
+    """Who belongs to the second groups, `(N,)` bool."""
+    flagged = np.zeros(len(labels), dtype=bool)
+    for test in found:
+        flagged[test.members[test.odds > 0]] = True
+    return flagged
 
 
 def smaller_groups(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> FloatArray:
@@ -161,23 +197,11 @@ def smaller_groups(features: NDArray[np.float32], labels: IntArray, *, seed: int
     return suspicion
 
 
-def _tested(
-    features: NDArray[np.float32],
-    labels: IntArray,
-    seed: int,
-    accepted: Callable[[float, int, _Mixture, FloatArray], bool],
-) -> Populations:
-    """Test each label; its gain, samples fitted, content mixture and the log-odds of its rows decide."""
-    flagged = np.zeros(len(labels), dtype=bool)
-    gains: dict[int, float] = {}
-    found: list[int] = []
+def _tested(features: NDArray[np.float32], labels: IntArray, seed: int) -> Iterator[_Tested]:
+    """Test each label."""
     for label, members, (points, constellation, weights), fitted in _frames(features, labels, seed):
-        gains[label], best = _test(fitted, constellation, weights, seed)
-        odds = _log_odds(points, best)
-        if accepted(gains[label], len(fitted), best, odds):
-            found.append(label)
-            flagged[members[odds > 0]] = True
-    return Populations(flagged, tuple(found), gains)
+        gain, best = _test(fitted, constellation, weights, seed)
+        yield _Tested(label, members, len(fitted), gain, best, _log_odds(points, best))
 
 
 def _frames(

@@ -43,7 +43,8 @@ from antibackdoor.warm_up import draw
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
 FIRST_SUSPECTS = 0.2  # share of each label
 NEXT_SUSPECTS = 0.1  # at most, in the second round; then twice as many, and so on
-FAVOURITE_DEPTH = 3.0  # of a label that is poison almost whole; distinctive classes went up to 1.8
+FAVOURITE_RATIO = 2.0  # of believed samples to those of other labels, from which a label may be poison almost whole
+KEPT = 2 / 3  # of the least depth: so much of it must be left in every later look
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 SEARCHED_PER_LABEL = 200  # at least so many for each label
 
@@ -105,9 +106,11 @@ class Search:
         self.given = self.labels  # suspects are chosen from each of these
         self.draws = np.random.default_rng((session.recipe.seed, 2))
         self.margins: FloatArray = np.zeros(len(rows))
+        self.kept_depth = KEPT * settings.least_depth
         self.undecided = -float(np.log(feed.n_classes - 1))  # the margin of a sample that has no label
         self.valleys: dict[int, Valley] = {}
         self.favourites: set[int] = set()
+        self.foreign: set[int] = set()  # labels most of whose samples show the content of others
         self.steps = 0
 
     def first_look(self) -> Populations:
@@ -127,15 +130,32 @@ class Search:
         return two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
 
     def attempt(
-        self, suspicion: FloatArray, rounds: int, enough: float, strangers: Populations, *, promising: float = 0.0
+        self, suspicion: FloatArray, rounds: int, strangers: Populations, *, promising: float = 0.0
     ) -> Caught | None:
-        """What is caught if confusion begins with these suspects and ends with a valley so deep; None if nothing is.
+        """What is caught if confusion begins with these suspects; None if nothing is.
 
         A round without a `promising` valley is the last one.
         """
         self.favourites = set()
-        self.narrow(suspicion, rounds, enough, promising)
-        return self.settle(enough, strangers)
+        self.narrow(suspicion, rounds, promising)
+        return self.settle(strangers)
+
+    def attempt_blurred(self, strangers: Populations) -> Caught | None:
+        """What is caught if confusion begins with those whose content is that of other labels; None if nothing is.
+
+        They are most of their labels, so that nobody in these counts as clean, and whoever is believed more than the
+        samples of all other labels belongs to them.
+        """
+        if not strangers.blurred.any():
+            return None
+        suspects = self.rows[strangers.blurred]
+        self.favourites = self.foreign = set(self.all_labels[suspects].tolist())
+        self.confuse(self.half(suspects), self.rows[~np.isin(self.labels, list(self.foreign))])
+        self.margins = self.look(self.rows)
+        self.valleys = self.find_valleys(self.margins, self.labels, self.foreign)
+        caught = self.settle(strangers)
+        self.foreign = set()
+        return caught
 
     def by_losses(self, history: LossHistory) -> FloatArray:
         """How suspicious the loss of each row is, after the first look."""
@@ -148,7 +168,7 @@ class Search:
         parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
         return contradiction(parts, self.labels, seed=self.session.recipe.seed)
 
-    def narrow(self, suspicion: FloatArray, rounds: int, enough: float, promising: float) -> None:
+    def narrow(self, suspicion: FloatArray, rounds: int, promising: float) -> None:
         """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
         chosen = rank_within(-suspicion, self.given) < FIRST_SUSPECTS
         for number in range(rounds):
@@ -156,7 +176,7 @@ class Search:
             self.margins = suspicion = self.look(self.rows)
             self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
             deepest = max((valley.depth for valley in self.valleys.values()), default=0.0)
-            if deepest >= enough or deepest < promising:
+            if deepest >= self.settings.least_depth or deepest < promising:
                 return
             if number == 0 and self.try_favourites(~chosen):
                 return
@@ -179,24 +199,28 @@ class Search:
         """Whether a label that alone is still believed consists of poison almost whole; if not, nothing has changed.
 
         With its believed samples as suspects, the few others of such a label stay behind. A class that is merely
-        distinctive comes along as a whole.
+        distinctive comes along as a whole. Half of the believed are suspects at a time; where few others leave no deep
+        valley, the two halves must agree.
         """
         favourites = find_favourites(self.margins, self.labels, counted)
-        tried = {k: v for k, v in favourites.items() if v.depth >= self.settings.least_depth}
+        tried = {k: v for k, v in favourites.items() if v.depth >= FAVOURITE_RATIO}
         flagged = np.zeros(len(self.all_labels), dtype=bool)
         flagged[self.rows] = above_valleys(self.margins, self.labels, tried)
         if flagged.sum() < SMALLEST_GROUP:
             return False
-        before = weights(self.net)
+        before, found = weights(self.net), np.flatnonzero(flagged)
         self.favourites = set(tried)
-        self.reinforce(self.half(np.flatnonzero(flagged)), flagged)
-        margins = self.look(self.rows)
-        valleys = self.find_valleys(margins, self.labels, self.favourites)
-        kept = {
-            label: valley
-            for label, valley in valleys.items()
-            if valley.depth >= FAVOURITE_DEPTH and (margins[self.labels == label] > valley.cut).mean() >= NEARLY_ALL
-        }
+        half = self.half(found)
+        kept: dict[int, Valley] = {}
+        for suspects in (half, np.setdiff1d(found, half)):
+            self.net.load_state_dict(before)
+            self.reinforce(suspects, flagged)
+            margins = self.look(self.rows)
+            parted = self.parted(margins, set(kept) or self.favourites)
+            kept = {label: valley for label, valley in parted.items() if valley.depth >= self.settings.least_depth}
+            if kept or not parted:
+                break
+            kept = parted  # if the other half says so as well
         if not kept:
             self.net.load_state_dict(before)
             self.favourites = set()
@@ -204,13 +228,21 @@ class Search:
         self.margins, self.valleys, self.favourites = margins, self.valleys | kept, set(kept)
         return True
 
-    def settle(self, enough: float, strangers: Populations) -> Caught | None:
+    def parted(self, margins: FloatArray, labels: set[int]) -> dict[int, Valley]:
+        """The valleys of those labels nearly all of which lies above one."""
+        return {
+            label: valley
+            for label, valley in self.find_valleys(margins, self.labels, labels).items()
+            if valley.depth >= self.kept_depth and (margins[self.labels == label] > valley.cut).mean() >= NEARLY_ALL
+        }
+
+    def settle(self, strangers: Populations) -> Caught | None:
         """Keep the labels whose finding repeats itself, then let the samples that were missed stand out as well.
 
         None if no finding is left.
         """
         everything = np.arange(len(self.all_labels))
-        wanted = {k: v for k, v in self.valleys.items() if v.depth >= enough}
+        wanted = {k: v for k, v in self.valleys.items() if v.depth >= self.settings.least_depth or k in self.favourites}
         content: BoolArray = np.zeros(len(everything), dtype=bool)
         content[self.rows] = strangers.flagged
         flagged = content.copy()
@@ -225,7 +257,7 @@ class Search:
             margins = self.look(rows)
             valleys = self.find_valleys(margins, self.all_labels[rows], suspected)
             refuted = self.refuted(held_out, margins)
-            wanted = {k: v for k, v in valleys.items() if v.depth >= self.settings.least_depth and k not in refuted}
+            wanted = {k: v for k, v in valleys.items() if v.depth >= self.kept_depth and k not in refuted}
             suspected = {*wanted, *strangers.labels}
             flagged = content.copy()
             flagged[rows] |= above_valleys(margins, self.all_labels[rows], wanted)
@@ -322,9 +354,19 @@ class Search:
         return evaluate(self.session, self.feed, self.net.second_logits, margin, rows, title=title).astype(np.float64)
 
     def find_valleys(self, margins: FloatArray, labels: IntArray, wanted: set[int]) -> dict[int, Valley]:
-        """The valley in the margins of each wanted label that has enough samples."""
+        """The valley in the margins of each wanted label that has enough samples.
+
+        Few clean samples make none: where most of a label is foreign, all that is believed is a group of its own if
+        hardly anything of other labels is.
+        """
         members = {k: r for k, r in label_rows(labels).items() if k in wanted and len(r) >= SMALLEST_LABEL}
-        return {label: find_valley(margins[rows]) for label, rows in members.items()}
+        valleys = {label: find_valley(margins[rows]) for label, rows in members.items()}
+        if self.foreign:
+            favourites = find_favourites(margins, labels, np.ones(len(labels), dtype=bool))
+            for label in sorted(self.foreign & favourites.keys() & valleys.keys()):
+                depth, cut = favourites[label]
+                valleys[label] = max(valleys[label], Valley(depth, max(cut, 0.0)))
+        return valleys
 
 
 def weights(net: TwoHead) -> dict[str, Tensor]:

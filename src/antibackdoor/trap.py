@@ -31,7 +31,6 @@ BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft trig
 BY_GROUPS = 5  # rounds that begin with suspects that a trained network sets apart
 PROMISING = 1.2  # depth without which no more such rounds are made: these suspects are carriers, or most are not
 ACROSS_LABELS = 2  # rounds towards one output; with more, clean data come along
-SURER = 3.0  # least depth where parts chose the suspects: in seven runs on clean heartbeats up to 2.7 by chance
 LEAST_OF_MOST = 0.25  # of the share of carriers in the label that holds most: a target too, and not some covers
 MOST_ROUNDS = BY_LOSSES + BY_PARTS + ACROSS_LABELS
 
@@ -55,15 +54,18 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     search = Search(session, feed, net, settings, searched_rows(session, feed))
     across = AcrossLabels(search)
     strangers, before = search.first_look(), weights(net)
-    caught = search.attempt(search.by_losses(history), BY_LOSSES, settings.least_depth, strangers)
-    surer = max(settings.least_depth, SURER)
+    losses = search.by_losses(history)
+    caught = search.attempt_blurred(strangers)
+    if caught is None:
+        net.load_state_dict(before)
+        caught = search.attempt(losses, BY_LOSSES, strangers)
     if caught is None:
         net.load_state_dict(before)
         contradicting = search.by_parts()
-        caught = across.attempt(contradicting, ACROSS_LABELS, surer, strangers)
+        caught = across.attempt(contradicting, ACROSS_LABELS, strangers)
     if caught is None:
         net.load_state_dict(before)
-        caught = search.attempt(contradicting, BY_PARTS, surer, strangers)
+        caught = search.attempt(contradicting, BY_PARTS, strangers)
     if caught is None:
         caught = search.nothing(strangers)
         net.load_state_dict(before)
@@ -87,9 +89,9 @@ def spring_again(
         What is caught now; None if it is nothing again.
     """
     search = Search(session, feed, net, settings, searched_rows(session, feed))
-    nobody = Populations(np.zeros(len(search.rows), dtype=bool), (), {})
-    surer = max(settings.least_depth, SURER)
-    again = search.attempt(suspicion, BY_GROUPS, surer, nobody, promising=PROMISING)
+    nobody: BoolArray = np.zeros(len(search.rows), dtype=bool)
+    nothing = Populations(nobody, (), {}, nobody)
+    again = search.attempt(suspicion, BY_GROUPS, nothing, promising=PROMISING)
     return again and replace(again, gains=caught.gains, steps=caught.steps + again.steps)
 
 
@@ -133,11 +135,11 @@ class AcrossLabels(Search):
         return flagged
 
     def attempt(
-        self, suspicion: FloatArray, rounds: int, enough: float, strangers: Populations, *, promising: float = 0.0
+        self, suspicion: FloatArray, rounds: int, strangers: Populations, *, promising: float = 0.0
     ) -> Caught | None:
         """What is caught, told by the given labels; None if nothing is."""
         # The strangers are none: they end the first attempt.
-        caught = super().attempt(suspicion, rounds, enough, strangers, promising=promising)
+        caught = super().attempt(suspicion, rounds, strangers, promising=promising)
         if caught is None:
             return None
         members = {k: rows for k, rows in label_rows(self.all_given).items() if len(rows) >= SMALLEST_LABEL}

@@ -70,8 +70,8 @@ class E2ABL:
         confusion_steps: Optimizer steps in each round of confusion.
         confusion_learning_rate: Learning rate of confusion.
         confusion_weight: Weight of the undecided samples against the suspects.
-        least_depth: Depth of a valley between two groups of a label from which the label is suspected (at least 3 where
-            parts of samples chose the suspects), and that it must keep once the found samples are trained on.
+        least_depth: Depth of a valley between two groups of a label from which the label is suspected; two thirds of it
+            must be left once the found samples are trained on.
         recovery_confidence: Probability, in (0, 1], from which an isolated sample gets the main head's label.
     """
 
@@ -83,7 +83,7 @@ class E2ABL:
     confusion_steps: int = 80
     confusion_learning_rate: float = 0.02
     confusion_weight: float = 3.0
-    least_depth: float = 2.0
+    least_depth: float = 3.0
     recovery_confidence: float = 0.9
 
     def train(self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None) -> Trained:

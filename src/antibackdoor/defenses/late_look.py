@@ -107,6 +107,7 @@ def _test(
         flagged=np.where(np.isin(labels[rows], by_last), last.flagged, middle.flagged),
         labels=tuple(sorted({*middle.labels, *last.labels})),
         gains={label: max(gain, last.gains[label]) for label, gain in middle.gains.items()},
+        blurred=middle.blurred,
     )
 
 
