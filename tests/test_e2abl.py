@@ -29,7 +29,8 @@ from antibackdoor.defenses.late_look import without
 from antibackdoor.defenses.recovery import recover
 from antibackdoor.demo import digits
 from antibackdoor.history import LossHistory
-from antibackdoor.models import TwoHead, channel_statistics, normalized
+from antibackdoor.isolation import Valley
+from antibackdoor.models import TwoHead, channel_statistics, normalized, split_network
 from antibackdoor.populations import Populations
 from antibackdoor.protocols import Trained
 from antibackdoor.readers import read
@@ -386,6 +387,30 @@ def test_a_pattern_in_few_series_is_found_by_what_their_parts_look_like() -> Non
     is_poisoned = poisoned.truth.is_poisoned
     assert is_poisoned.sum() == 50 and (is_poisoned & ~caught.isolated).sum() == 0
     assert (caught.isolated & ~is_poisoned).sum() <= 10
+
+
+@pytest.mark.parametrize(
+    ("depth", "foreign", "parts_confirm", "found"),
+    [
+        (3.0, False, True, True),
+        (3.0, True, False, True),
+        (2.9, True, True, True),
+        (2.9, False, True, False),
+        (2.9, True, False, False),
+        (1.9, True, True, False),
+    ],
+)
+def test_a_valley_that_is_not_quite_deep_enough_needs_parts_that_look_foreign(
+    depth: float, foreign: bool, parts_confirm: bool, found: bool
+) -> None:
+    samples = pictures(40, 2)
+    session = Session(RECIPE, len(samples), images=True)
+    net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 2), 0)
+    search = Search(session, session.feed(samples), net, TrapSettings(1, 0.1, 1.0, 3.0), np.arange(40))
+    of_label = np.flatnonzero(samples.labels == 1)
+    search.margins[of_label[:6]] = 5.0
+    search.contradiction = np.where(search.margins > 0, 0.5 + 0.4 * foreign, 0.6)
+    assert search.is_found(1, Valley(depth, 2.0), parts_confirm) == found
 
 
 def shown(labels: IntArray, isolated: BoolArray) -> tuple[Session, Feed, Caught]:

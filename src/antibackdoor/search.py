@@ -11,6 +11,7 @@ and a memory does not, then with all, so that the missed ones join them. `trap` 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ SEARCHED = 20_000  # samples in which a population is looked for; the last look 
 FIRST_SUSPECTS = 0.2  # share of each label
 NEXT_SUSPECTS = 0.1  # at most, in the second round; then twice as many, and so on
 FAVOURITE_RATIO = 2.0  # of believed samples to those of other labels, from which a label may be poison almost whole
+CONFIRMED = 2 / 3  # share of the rest of a label that contradicts it less than the middle one of the found does
 KEPT = 2 / 3  # of the least depth: so much of it must be left in every later look
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 SEARCHED_PER_LABEL = 200  # at least so many for each label
@@ -109,6 +111,7 @@ class Search:
         self.kept_depth = KEPT * settings.least_depth
         self.undecided = -float(np.log(feed.n_classes - 1))  # the margin of a sample that has no label
         self.valleys: dict[int, Valley] = {}
+        self.found: dict[int, Valley] = {}  # those that make their label suspect
         self.favourites: set[int] = set()
         self.foreign: set[int] = set()  # labels most of whose samples show the content of others
         self.steps = 0
@@ -130,14 +133,21 @@ class Search:
         return two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
 
     def attempt(
-        self, suspicion: FloatArray, rounds: int, strangers: Populations, *, promising: float = 0.0
+        self,
+        suspicion: FloatArray,
+        rounds: int,
+        strangers: Populations,
+        *,
+        promising: float = 0.0,
+        parts_confirm: bool = False,
     ) -> Caught | None:
         """What is caught if confusion begins with these suspects; None if nothing is.
 
-        A round without a `promising` valley is the last one.
+        A round without a `promising` valley is the last one. If parts did not choose the suspects, they can confirm a
+        valley that is not quite as deep.
         """
         self.favourites = set()
-        self.narrow(suspicion, rounds, promising)
+        self.narrow(suspicion, rounds, promising, parts_confirm)
         return self.settle(strangers)
 
     def attempt_blurred(self, strangers: Populations) -> Caught | None:
@@ -153,6 +163,7 @@ class Search:
         self.confuse(self.half(suspects), self.rows[~np.isin(self.labels, list(self.foreign))])
         self.margins = self.look(self.rows)
         self.valleys = self.find_valleys(self.margins, self.labels, self.foreign)
+        self.found = {k: v for k, v in self.valleys.items() if v.depth >= self.settings.least_depth}
         caught = self.settle(strangers)
         self.foreign = set()
         return caught
@@ -162,21 +173,24 @@ class Search:
         losses = np.logaddexp(0, -self.margins).astype(np.float32)
         return first_suspicion(LossHistory(history.losses[:, self.rows], history.steps), losses)
 
-    def by_parts(self) -> FloatArray:
+    @cached_property
+    def contradiction(self) -> FloatArray:
         """How much the parts of each row look like other labels."""
         parts = evaluate(self.session, self.feed, pooled_parts, lambda values, _: values, self.rows, title="comparing")
         parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
         return contradiction(parts, self.labels, seed=self.session.recipe.seed)
 
-    def narrow(self, suspicion: FloatArray, rounds: int, promising: float) -> None:
+    def narrow(self, suspicion: FloatArray, rounds: int, promising: float, parts_confirm: bool) -> None:
         """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
+        self.found = {}
         chosen = rank_within(-suspicion, self.given) < FIRST_SUSPECTS
         for number in range(rounds):
             self.confuse(self.rows[chosen], self.rows[~chosen & self.is_quiet(suspicion)])
             self.margins = suspicion = self.look(self.rows)
             self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
             deepest = max((valley.depth for valley in self.valleys.values()), default=0.0)
-            if deepest >= self.settings.least_depth or deepest < promising:
+            self.found = {k: v for k, v in self.valleys.items() if self.is_found(k, v, parts_confirm)}
+            if self.found or deepest < promising:
                 return
             if number == 0 and self.try_favourites(~chosen):
                 return
@@ -186,6 +200,19 @@ class Search:
             chosen = self.is_believed(least) & (rank_within(-self.margins, self.labels) < share)
             if chosen.sum() < SMALLEST_GROUP:
                 return
+
+    def is_found(self, label: int, valley: Valley, parts_confirm: bool) -> bool:
+        """Whether a valley is deep enough, or not quite as deep, but most parts of what lies above it look foreign.
+
+        Near copies of one object make valleys, too. Their parts look like those of their own label.
+        """
+        is_deep = valley.depth >= self.settings.least_depth
+        if is_deep or not parts_confirm or valley.depth < self.kept_depth:
+            return is_deep
+        above = (self.labels == label) & (self.margins > valley.cut)
+        below = (self.labels == label) & ~above
+        middle = np.median(self.contradiction[above])
+        return bool((self.contradiction[below] < middle).mean() > CONFIRMED)
 
     def is_quiet(self, suspicion: FloatArray) -> BoolArray:
         """The less suspicious half of the rows."""
@@ -199,8 +226,7 @@ class Search:
         """Whether a label that alone is still believed consists of poison almost whole; if not, nothing has changed.
 
         With its believed samples as suspects, the few others of such a label stay behind. A class that is merely
-        distinctive comes along as a whole. Half of the believed are suspects at a time; where few others leave no deep
-        valley, the two halves must agree.
+        distinctive comes along as a whole.
         """
         favourites = find_favourites(self.margins, self.labels, counted)
         tried = {k: v for k, v in favourites.items() if v.depth >= FAVOURITE_RATIO}
@@ -208,33 +234,22 @@ class Search:
         flagged[self.rows] = above_valleys(self.margins, self.labels, tried)
         if flagged.sum() < SMALLEST_GROUP:
             return False
-        before, found = weights(self.net), np.flatnonzero(flagged)
+        before = weights(self.net)
         self.favourites = set(tried)
-        half = self.half(found)
-        kept: dict[int, Valley] = {}
-        for suspects in (half, np.setdiff1d(found, half)):
-            self.net.load_state_dict(before)
-            self.reinforce(suspects, flagged)
-            margins = self.look(self.rows)
-            parted = self.parted(margins, set(kept) or self.favourites)
-            kept = {label: valley for label, valley in parted.items() if valley.depth >= self.settings.least_depth}
-            if kept or not parted:
-                break
-            kept = parted  # if the other half says so as well
+        self.reinforce(self.half(np.flatnonzero(flagged)), flagged)
+        margins = self.look(self.rows)
+        kept = {
+            label: valley
+            for label, valley in self.find_valleys(margins, self.labels, self.favourites).items()
+            if valley.depth >= self.settings.least_depth
+            and (margins[self.labels == label] > valley.cut).mean() >= NEARLY_ALL
+        }
         if not kept:
             self.net.load_state_dict(before)
             self.favourites = set()
             return False
-        self.margins, self.valleys, self.favourites = margins, self.valleys | kept, set(kept)
+        self.margins, self.valleys, self.favourites, self.found = margins, self.valleys | kept, set(kept), kept
         return True
-
-    def parted(self, margins: FloatArray, labels: set[int]) -> dict[int, Valley]:
-        """The valleys of those labels nearly all of which lies above one."""
-        return {
-            label: valley
-            for label, valley in self.find_valleys(margins, self.labels, labels).items()
-            if valley.depth >= self.kept_depth and (margins[self.labels == label] > valley.cut).mean() >= NEARLY_ALL
-        }
 
     def settle(self, strangers: Populations) -> Caught | None:
         """Keep the labels whose finding repeats itself, then let the samples that were missed stand out as well.
@@ -242,7 +257,7 @@ class Search:
         None if no finding is left.
         """
         everything = np.arange(len(self.all_labels))
-        wanted = {k: v for k, v in self.valleys.items() if v.depth >= self.settings.least_depth or k in self.favourites}
+        wanted = self.found
         content: BoolArray = np.zeros(len(everything), dtype=bool)
         content[self.rows] = strangers.flagged
         flagged = content.copy()

@@ -58,14 +58,13 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     caught = search.attempt_blurred(strangers)
     if caught is None:
         net.load_state_dict(before)
-        caught = search.attempt(losses, BY_LOSSES, strangers)
+        caught = search.attempt(losses, BY_LOSSES, strangers, parts_confirm=True)
     if caught is None:
         net.load_state_dict(before)
-        contradicting = search.by_parts()
-        caught = across.attempt(contradicting, ACROSS_LABELS, strangers)
+        caught = across.attempt(search.contradiction, ACROSS_LABELS, strangers)
     if caught is None:
         net.load_state_dict(before)
-        caught = search.attempt(contradicting, BY_PARTS, strangers)
+        caught = search.attempt(search.contradiction, BY_PARTS, strangers)
     if caught is None:
         caught = search.nothing(strangers)
         net.load_state_dict(before)
@@ -135,11 +134,17 @@ class AcrossLabels(Search):
         return flagged
 
     def attempt(
-        self, suspicion: FloatArray, rounds: int, strangers: Populations, *, promising: float = 0.0
+        self,
+        suspicion: FloatArray,
+        rounds: int,
+        strangers: Populations,
+        *,
+        promising: float = 0.0,
+        parts_confirm: bool = False,
     ) -> Caught | None:
         """What is caught, told by the given labels; None if nothing is."""
         # The strangers are none: they end the first attempt.
-        caught = super().attempt(suspicion, rounds, strangers, promising=promising)
+        caught = super().attempt(suspicion, rounds, strangers, promising=promising, parts_confirm=parts_confirm)
         if caught is None:
             return None
         members = {k: rows for k, rows in label_rows(self.all_given).items() if len(rows) >= SMALLEST_LABEL}

@@ -71,7 +71,7 @@ class E2ABL:
         confusion_learning_rate: Learning rate of confusion.
         confusion_weight: Weight of the undecided samples against the suspects.
         least_depth: Depth of a valley between two groups of a label from which the label is suspected; two thirds of it
-            must be left once the found samples are trained on.
+            are enough if their parts look foreign, and must be left once the found samples are trained on.
         recovery_confidence: Probability, in (0, 1], from which an isolated sample gets the main head's label.
     """
 
