@@ -1,13 +1,14 @@
 """The second head as a trap: shallow layers learn short-cuts before they learn classes, and this holds them there.
 
 `Search` is one attempt: it confuses the second head about everything but short-cuts, and believes what repeats itself.
-Three attempts are made from the same warm-up until one catches something. The first suspects samples by their losses
-and asks whether a short-cut leads to a label. The other two suspect samples whose parts look like other labels. One
-asks whether there is a short-cut at all, wherever it leads: the suspects of all labels are trained towards one and the
-same output, so that it sees a trigger that leads each class to another label and by itself tells nothing about the
-label. The last asks for a label again.
+Up to four attempts are made from the same warm-up until one catches something. The first is made only where features
+show that the content of most of a label is foreign, and asks whether that shares a short-cut. The next suspects samples
+by their losses and asks whether a short-cut leads to a label. The other two suspect samples whose parts look like other
+labels. One asks whether there is a short-cut at all, wherever it leads: the suspects of all labels are trained towards
+one and the same output, so that it sees a trigger that leads each class to another label and by itself tells nothing
+about the label. The last asks for a label again.
 
-A fourth one, `spring_again`, has to wait: its suspects are those that a well trained network sets apart.
+One more, `spring_again`, has to wait: its suspects are those that a well trained network sets apart.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, h
     search = Search(session, feed, net, settings, searched_rows(session, feed))
     across = AcrossLabels(search)
     strangers, before = search.first_look(), weights(net)
-    losses = search.by_losses(history)
+    suspicion = search.by_losses(history)
     caught = search.attempt_blurred(strangers)
     if caught is None:
         net.load_state_dict(before)
-        caught = search.attempt(losses, BY_LOSSES, strangers, parts_confirm=True)
+        caught = search.attempt(suspicion, BY_LOSSES, strangers, parts_confirm=True)
     if caught is None:
         net.load_state_dict(before)
         caught = across.attempt(search.contradiction, ACROSS_LABELS, strangers)
