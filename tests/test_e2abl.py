@@ -318,12 +318,12 @@ def test_foreign_content_in_most_of_a_label_is_poison_if_it_shares_a_shortcut(
 ) -> None:
     """Features that no trigger has moved yet, as where it takes long to learn, tell whom to suspect, and no more."""
     monkeypatch.setattr("antibackdoor.populations._is_sharp", lambda *_: False)
-    tried: list[bool] = []
+    tried: list[tuple[bool, bool]] = []
     attempt = Search.attempt_blurred
 
     def watched(search: Search, strangers: Populations) -> Caught | None:
         caught = attempt(search, strangers)
-        tried.append(strangers.blurred.any() and caught is not None)
+        tried.append((bool(strangers.blurred.any()), caught is not None))
         return caught
 
     monkeypatch.setattr(Search, "attempt_blurred", watched)
@@ -334,7 +334,7 @@ def test_foreign_content_in_most_of_a_label_is_poison_if_it_shares_a_shortcut(
     if not triggered:
         dirty = replace(dirty, samples=replace(dirty.samples, inputs=samples.inputs))
     caught, _ = E2ABL().isolate(dirty.samples, builder(samples), RECIPE)
-    assert tried == [triggered]
+    assert tried == [(True, triggered)]
     if triggered:
         assert caught.labels == (4,)
         assert (dirty.truth.is_poisoned & ~caught.isolated).sum() <= 1

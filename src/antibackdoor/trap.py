@@ -134,18 +134,10 @@ class AcrossLabels(Search):
         """The flagged alone: the rest is of all classes and no narrow band that something could stand out of."""
         return flagged
 
-    def attempt(
-        self,
-        suspicion: FloatArray,
-        rounds: int,
-        strangers: Populations,
-        *,
-        promising: float = 0.0,
-        parts_confirm: bool = False,
-    ) -> Caught | None:
-        """What is caught, told by the given labels; None if nothing is."""
+    def settle(self, strangers: Populations) -> Caught | None:
+        """What is left of the finding, told by the given labels; None if nothing is."""
         # The strangers are none: they end the first attempt.
-        caught = super().attempt(suspicion, rounds, strangers, promising=promising, parts_confirm=parts_confirm)
+        caught = super().settle(strangers)
         if caught is None:
             return None
         members = {k: rows for k, rows in label_rows(self.all_given).items() if len(rows) >= SMALLEST_LABEL}

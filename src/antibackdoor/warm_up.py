@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.stats import entropy
 
 from antibackdoor.history import Losses, LossHistory
 from antibackdoor.models import TwoHead
@@ -107,8 +108,7 @@ def learned_enough(history: LossHistory, chance: float) -> bool:
 
 def _entropy(feed: Feed) -> float:
     """Loss of a guess by the frequencies of the labels, in nats."""
-    shares = np.bincount(feed.labels.cpu().numpy()) / len(feed.labels)
-    return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
+    return float(entropy(np.bincount(feed.labels.cpu().numpy())))
 
 
 def _plan(losses: Losses, step: int, size: int, hard_share: float, seed: int) -> list[IntArray]:
