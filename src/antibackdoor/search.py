@@ -38,7 +38,7 @@ from antibackdoor.parts import contradiction, n_parts, pooled_parts
 from antibackdoor.populations import Populations, two_populations
 from antibackdoor.samples import Batch, BoolArray, FloatArray, IntArray
 from antibackdoor.session import Feed, Session
-from antibackdoor.training import Objective, cross_entropy, evaluate, train_epoch
+from antibackdoor.training import Objective, cross_entropy, evaluate, shuffled, train_epoch
 from antibackdoor.warm_up import draw
 
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
@@ -69,7 +69,8 @@ class Caught:
         isolated: `(N,)` bool.
         core: `(N,)` bool, those of them that lie in a second group; the others were added to be safe.
         content: `(N,)` bool, those of them for which the content of other labels speaks.
-        margins: `(N,)` float64, log-odds that the second head gives to each sample's own label.
+        margins: `(N,)` float64, log-odds that the second head gives to each sample's own label; nan for those that
+            were caught before, and left out.
         removable: `(N,)` bool, those of the isolated that the second head doubts once the difference from their like
             is undone.
         depths: `(K,)` float64, the valley in the margins of each label at the moment that decided; nan for labels
@@ -98,16 +99,28 @@ def n_searched(n_samples: int, n_classes: int) -> int:
     return min(n_samples, max(SEARCHED, SEARCHED_PER_LABEL * n_classes))
 
 
-class Search:
-    """The state of a search: optimizer steps taken, random draws, and the margins of the rows searched."""
+def searched_rows(session: Session, feed: Feed) -> IntArray:
+    """The rows that a search works on, sorted."""
+    n = len(feed.labels)
+    return np.sort(shuffled(n, session.recipe.seed, 6)[: n_searched(n, feed.n_classes)])
 
-    def __init__(self, session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, rows: IntArray) -> None:
-        self.session, self.feed, self.net, self.settings, self.rows = session, feed, net, settings, rows
+
+class Search:
+    """The state of a search: optimizer steps taken, random draws, and the margins of the rows searched.
+
+    It works on the `searched_rows` of the `pool`, and in the end looks at the whole pool.
+    """
+
+    def __init__(self, session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, pool: IntArray) -> None:
+        self.session, self.feed, self.net, self.settings, self.pool = session, feed, net, settings, pool
+        self.rows = np.intersect1d(searched_rows(session, feed), pool)
         self.all_labels = feed.labels.cpu().numpy()
-        self.labels = self.all_labels[rows]
+        self.labels = self.all_labels[self.rows]
         self.given = self.labels  # suspects are chosen from each of these
         self.draws = np.random.default_rng((session.recipe.seed, 2))
-        self.margins: FloatArray = np.zeros(len(rows))
+        self.margins: FloatArray = np.zeros(len(self.rows))
+        nobody: BoolArray = np.zeros(len(self.rows), dtype=bool)
+        self.strangers = Populations(nobody, (), {}, nobody)
         self.kept_depth = KEPT * settings.least_depth
         self.undecided = -float(np.log(feed.n_classes - 1))  # the margin of a sample that has no label
         self.valleys: dict[int, Valley] = {}
@@ -116,8 +129,8 @@ class Search:
         self.foreign: set[int] = set()  # labels most of whose samples show the content of others
         self.steps = 0
 
-    def first_look(self) -> Populations:
-        """Margins, and the labels whose shallow features hold two populations."""
+    def first_look(self) -> None:
+        """Margins, and the strangers: labels whose shallow features hold two populations."""
         n_classes = self.feed.n_classes
 
         def forward(inputs: Tensor) -> Tensor:
@@ -130,16 +143,10 @@ class Search:
         self.net.eval()
         looked = evaluate(self.session, self.feed, forward, reduce, self.rows, title="weighing the evidence")
         self.margins = looked[:, 0].astype(np.float64)
-        return two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
+        self.strangers = two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
 
     def attempt(
-        self,
-        suspicion: FloatArray,
-        rounds: int,
-        strangers: Populations,
-        *,
-        promising: float = 0.0,
-        parts_confirm: bool = False,
+        self, suspicion: FloatArray, rounds: int, *, promising: float = 0.0, parts_confirm: bool = False
     ) -> Caught | None:
         """What is caught if confusion begins with these suspects; None if nothing is.
 
@@ -148,23 +155,23 @@ class Search:
         """
         self.favourites = set()
         self.narrow(suspicion, rounds, promising, parts_confirm)
-        return self.settle(strangers)
+        return self.settle()
 
-    def attempt_blurred(self, strangers: Populations) -> Caught | None:
+    def attempt_blurred(self) -> Caught | None:
         """What is caught if confusion begins with those whose content is that of other labels; None if nothing is.
 
         They are most of their labels, so that nobody in these counts as clean, and whoever is believed more than the
         samples of all other labels belongs to them.
         """
-        if not strangers.blurred.any():
+        if not self.strangers.blurred.any():
             return None
-        suspects = self.rows[strangers.blurred]
+        suspects = self.rows[self.strangers.blurred]
         self.favourites = self.foreign = set(self.all_labels[suspects].tolist())
         self.confuse(self.half(suspects), self.rows[~np.isin(self.labels, list(self.foreign))])
         self.margins = self.look(self.rows)
         self.valleys = self.find_valleys(self.margins, self.labels, self.foreign)
         self.found = {k: v for k, v in self.valleys.items() if v.depth >= self.settings.least_depth}
-        caught = self.settle(strangers)
+        caught = self.settle()
         self.foreign = set()
         return caught
 
@@ -251,19 +258,18 @@ class Search:
         self.margins, self.valleys, self.favourites, self.found = margins, self.valleys | kept, set(kept), kept
         return True
 
-    def settle(self, strangers: Populations) -> Caught | None:
+    def settle(self) -> Caught | None:
         """Keep the labels whose finding repeats itself, then let the samples that were missed stand out as well.
 
         None if no finding is left.
         """
-        everything = np.arange(len(self.all_labels))
-        wanted = self.found
-        content: BoolArray = np.zeros(len(everything), dtype=bool)
-        content[self.rows] = strangers.flagged
+        n, wanted = len(self.all_labels), self.found
+        content: BoolArray = np.zeros(n, dtype=bool)
+        content[self.rows] = self.strangers.flagged
         flagged = content.copy()
         flagged[self.rows] |= above_valleys(self.margins, self.labels, wanted)
-        suspected, margins = {*wanted, *strangers.labels}, self.margins
-        for rows in (self.rows, everything):
+        suspected, margins = {*wanted, *self.strangers.labels}, self.margins
+        for rows in (self.rows, self.pool):
             if flagged.sum() < SMALLEST_GROUP:
                 return None
             found = np.flatnonzero(flagged)
@@ -273,39 +279,32 @@ class Search:
             valleys = self.find_valleys(margins, self.all_labels[rows], suspected)
             refuted = self.refuted(held_out, margins)
             wanted = {k: v for k, v in valleys.items() if v.depth >= self.kept_depth and k not in refuted}
-            suspected = {*wanted, *strangers.labels}
+            suspected = {*wanted, *self.strangers.labels}
             flagged = content.copy()
             flagged[rows] |= above_valleys(margins, self.all_labels[rows], wanted)
         if flagged.sum() < SMALLEST_GROUP:
             return None
-        isolated = self.widened(margins, flagged, suspected)
-        return self.caught(isolated, flagged, content, margins, suspected, strangers)
+        return self.caught(flagged, content, margins, suspected)
 
-    def nothing(self, strangers: Populations) -> Caught:
+    def nothing(self) -> Caught:
         """The outcome of a search that found nothing: margins of all samples, and the evidence that there was."""
-        everything = np.arange(len(self.all_labels))
-        margins = self.margins if len(self.rows) == len(everything) else self.look(everything)
-        none: BoolArray = np.zeros(len(everything), dtype=bool)
-        return self.caught(none, none, none, margins, set(), strangers)
+        margins = self.margins if len(self.rows) == len(self.pool) else self.look(self.pool)
+        none: BoolArray = np.zeros(len(self.all_labels), dtype=bool)
+        return self.caught(none, none, margins, set())
 
-    def caught(
-        self,
-        isolated: BoolArray,
-        core: BoolArray,
-        content: BoolArray,
-        margins: FloatArray,
-        labels: set[int],
-        strangers: Populations,
-    ) -> Caught:
-        """An outcome with the evidence of each label and the cost."""
+    def caught(self, core: BoolArray, content: BoolArray, margins: FloatArray, labels: set[int]) -> Caught:
+        """An outcome with the evidence of each label and the cost; the margins are those of the pool."""
+        isolated, all_margins = core.copy(), np.full(len(core), np.nan)
+        isolated[self.pool] = self.widened(margins, core[self.pool], labels)
+        all_margins[self.pool] = margins
         return Caught(
             isolated=isolated,
             core=core,
             content=content,
-            margins=margins,
+            margins=all_margins,
             removable=np.zeros(len(isolated), dtype=bool),
             depths=self.by_label({label: valley.depth for label, valley in self.valleys.items()}),
-            gains=self.by_label(strangers.gains),
+            gains=self.by_label(self.strangers.gains),
             labels=tuple(sorted(labels)),
             steps=self.steps,
         )
@@ -323,8 +322,8 @@ class Search:
         return rows[rank_within(self.draws.random(len(rows)), self.all_labels[rows]) >= 0.5]
 
     def widened(self, margins: FloatArray, flagged: BoolArray, suspected: set[int]) -> BoolArray:
-        """What is isolated, `(N,)` bool: the flagged, and what stands out of the rest of their labels."""
-        return widen(margins, self.all_labels, flagged, suspected)
+        """What is isolated of the pool: the flagged, and what stands out of the rest of their labels."""
+        return widen(margins, self.all_labels[self.pool], flagged, suspected)
 
     def refuted(self, held_out: IntArray, margins: FloatArray) -> set[int]:
         """Labels whose found samples are not believed in once they are not trained on: a memory, not a short-cut."""

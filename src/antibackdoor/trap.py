@@ -1,31 +1,33 @@
 """The second head as a trap: shallow layers learn short-cuts before they learn classes, and this holds them there.
 
 `Search` is one attempt: it confuses the second head about everything but short-cuts, and believes what repeats itself.
-Up to four attempts are made from the same warm-up until one catches something. The first is made only where features
-show that the content of most of a label is foreign, and asks whether that shares a short-cut. The next suspects samples
-by their losses and asks whether a short-cut leads to a label. The other two suspect samples whose parts look like other
-labels. One asks whether there is a short-cut at all, wherever it leads: the suspects of all labels are trained towards
-one and the same output, so that it sees a trigger that leads each class to another label and by itself tells nothing
-about the label. The last asks for a label again.
+Up to four attempts are made from the same warm-up until one catches something, and again with what is left. The first
+is made only where features show that the content of most of a label is foreign, and asks whether that shares a
+short-cut. The next suspects samples by their losses and asks whether a short-cut leads to a label. The other two
+suspect samples whose parts look like other labels. One asks whether there is a short-cut at all, wherever it leads: the
+suspects of all labels are trained towards one and the same output, so that it sees a trigger that leads each class to
+another label and by itself tells nothing about the label. The last asks for a label again.
 
 One more, `spring_again`, has to wait: its suspects are those that a well trained network sets apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from antibackdoor.history import LossHistory
 from antibackdoor.isolation import SMALLEST_LABEL, find_valley, label_rows, rank, rank_within
 from antibackdoor.models import TwoHead
-from antibackdoor.populations import Populations
-from antibackdoor.samples import BoolArray, FloatArray, IntArray
-from antibackdoor.search import Caught, Search, TrapSettings, n_searched, weights
+from antibackdoor.removal import find_removal
+from antibackdoor.samples import BoolArray, FloatArray, IntArray, Samples
+from antibackdoor.search import Caught, Search, TrapSettings, margin, weights
 from antibackdoor.session import Feed, Session
-from antibackdoor.training import shuffled
+from antibackdoor.training import evaluate
 
 BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
 BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft triggers need so many
@@ -33,53 +35,104 @@ BY_GROUPS = 5  # rounds that begin with suspects that a trained network sets apa
 PROMISING = 1.2  # depth without which no more such rounds are made: these suspects are carriers, or most are not
 ACROSS_LABELS = 2  # rounds towards one output; with more, clean data come along
 LEAST_OF_MOST = 0.25  # of the share of carriers in the label that holds most: a target too, and not some covers
+MOST_CATCHES = 5  # what is found again and again is a habit of the data
 MOST_ROUNDS = BY_LOSSES + BY_PARTS + ACROSS_LABELS
 
 
-def spring(session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, history: LossHistory) -> Caught:
+def spring(
+    session: Session, samples: Samples, feed: Feed, net: TwoHead, settings: TrapSettings, history: LossHistory
+) -> Caught:
     """Look for second populations, then confuse the second head about everything but short-cuts.
 
-    The search works on a sample of large data, since a population shows in a part of its members; only the last
-    look goes over all rows.
+    What is caught is left out, and the search begins anew with the rest, until it catches nothing more: there may be
+    several triggers, and the loudest is found first. It works on a sample of large data, since a population shows in a
+    part of its members; only the last look goes over all rows.
 
     Args:
         session: Device, precision, processes.
-        feed: The data.
-        net: The network after the warm-up; its trunk and second head change if something is caught.
+        samples: The data.
+        feed: The same, as the network gets them.
+        net: The network after the warm-up; it comes back as it was.
         settings: Steps and shares.
         history: Losses of the warm-up.
 
     Returns:
         What was caught; nothing where no label has two groups, nor all of them together.
     """
-    search = Search(session, feed, net, settings, searched_rows(session, feed))
-    across = AcrossLabels(search)
-    strangers, before = search.first_look(), weights(net)
-    suspicion = search.by_losses(history)
-    caught = search.attempt_blurred(strangers)
-    if caught is None:
+    before, pool, steps = weights(net), np.arange(len(samples)), 0
+    catches: list[Caught] = []
+    while True:
+        caught = _catch(Search(session, feed, net, settings, pool), history, before)
+        steps += caught.steps
+        if caught.isolated.any():
+            pool = pool[~caught.isolated[pool]]
+            caught = _removing(session, samples, feed, net, caught, pool)
+        catches.append(caught)
         net.load_state_dict(before)
-        caught = search.attempt(suspicion, BY_LOSSES, strangers, parts_confirm=True)
-    if caught is None:
-        net.load_state_dict(before)
-        caught = across.attempt(search.contradiction, ACROSS_LABELS, strangers)
-    if caught is None:
-        net.load_state_dict(before)
-        caught = search.attempt(search.contradiction, BY_PARTS, strangers)
-    if caught is None:
-        caught = search.nothing(strangers)
-        net.load_state_dict(before)
-    return replace(caught, steps=search.steps + across.steps)
+        is_over = not caught.isolated.any() or len(catches) == MOST_CATCHES
+        if is_over or len(np.unique(samples.labels[pool])) < 2:
+            return replace(_together(catches, samples.labels), steps=steps)
+
+
+def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> Caught:
+    """The catch of the first attempt that has one, or nothing."""
+    search.first_look()
+    across, suspicion = AcrossLabels(search), search.by_losses(history)
+    attempts: list[Callable[[], Caught | None]] = [
+        search.attempt_blurred,
+        lambda: search.attempt(suspicion, BY_LOSSES, parts_confirm=True),
+        lambda: across.attempt(search.contradiction, ACROSS_LABELS),
+        lambda: search.attempt(search.contradiction, BY_PARTS),
+    ]
+    for attempt in attempts:
+        search.net.load_state_dict(before)
+        caught = attempt()
+        if caught is not None:
+            break
+    return replace(caught or search.nothing(), steps=search.steps + across.steps)
+
+
+def _together(catches: Sequence[Caught], given: IntArray) -> Caught:
+    """What was caught one after the other, each time from the rest.
+
+    What is known of a label is what the first catch that suspects it knows, or else the first of all.
+    """
+    whole = catches[0]
+    for caught in catches[1:]:
+        new = [label for label in caught.labels if label not in whole.labels]
+        known_now = caught.isolated | (np.isin(given, new) & ~whole.isolated)
+        depths, gains = whole.depths.copy(), whole.gains.copy()
+        depths[new], gains[new] = caught.depths[new], caught.gains[new]
+        whole = replace(
+            whole,
+            isolated=whole.isolated | caught.isolated,
+            core=whole.core | caught.core,
+            content=whole.content | caught.content,
+            margins=np.where(known_now, caught.margins, whole.margins),
+            removable=whole.removable | caught.removable,
+            depths=depths,
+            gains=gains,
+            labels=tuple(sorted({*whole.labels, *new})),
+            across=whole.across or caught.across,
+        )
+    return whole
 
 
 def spring_again(
-    session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, suspicion: FloatArray, caught: Caught
+    session: Session,
+    samples: Samples,
+    feed: Feed,
+    net: TwoHead,
+    settings: TrapSettings,
+    suspicion: FloatArray,
+    caught: Caught,
 ) -> Caught | None:
     """Confuse the second head once more, with other suspects, where nothing was caught before.
 
     Args:
         session: Device, precision, processes.
-        feed: The data.
+        samples: The data.
+        feed: The same, as the network gets them.
         net: The network after the warm-up; its trunk and second head change.
         settings: Steps and shares.
         suspicion: `(M,)` of the `searched_rows`.
@@ -88,17 +141,12 @@ def spring_again(
     Returns:
         What is caught now; None if it is nothing again.
     """
-    search = Search(session, feed, net, settings, searched_rows(session, feed))
-    nobody: BoolArray = np.zeros(len(search.rows), dtype=bool)
-    nothing = Populations(nobody, (), {}, nobody)
-    again = search.attempt(suspicion, BY_GROUPS, nothing, promising=PROMISING)
-    return again and replace(again, gains=caught.gains, steps=caught.steps + again.steps)
-
-
-def searched_rows(session: Session, feed: Feed) -> IntArray:
-    """The rows that a search works on, sorted."""
-    n = len(feed.labels)
-    return np.sort(shuffled(n, session.recipe.seed, 6)[: n_searched(n, feed.n_classes)])
+    everything = np.arange(len(samples))
+    again = Search(session, feed, net, settings, everything).attempt(suspicion, BY_GROUPS, promising=PROMISING)
+    if again is None:
+        return None
+    again = _removing(session, samples, feed, net, again, everything[~again.isolated])
+    return replace(again, gains=caught.gains, steps=caught.steps + again.steps)
 
 
 def under_one_output(feed: Feed) -> Feed:
@@ -114,7 +162,7 @@ class AcrossLabels(Search):
     """
 
     def __init__(self, search: Search) -> None:
-        super().__init__(search.session, under_one_output(search.feed), search.net, search.settings, search.rows)
+        super().__init__(search.session, under_one_output(search.feed), search.net, search.settings, search.pool)
         self.all_given, self.given = search.all_labels, search.labels
         self.draws = np.random.default_rng((search.session.recipe.seed, 10))
 
@@ -134,13 +182,13 @@ class AcrossLabels(Search):
         """The flagged alone: the rest is of all classes and no narrow band that something could stand out of."""
         return flagged
 
-    def settle(self, strangers: Populations) -> Caught | None:
+    def settle(self) -> Caught | None:
         """What is left of the finding, told by the given labels; None if nothing is."""
-        # The strangers are none: they end the first attempt.
-        caught = super().settle(strangers)
+        caught = super().settle()
         if caught is None:
             return None
-        members = {k: rows for k, rows in label_rows(self.all_given).items() if len(rows) >= SMALLEST_LABEL}
+        members = {k: self.pool[at] for k, at in label_rows(self.all_given[self.pool]).items()}
+        members = {k: rows for k, rows in members.items() if len(rows) >= SMALLEST_LABEL}
         shares = {k: float(caught.core[rows].mean()) for k, rows in members.items()}
         most = max(shares.values(), default=0.0)
         labels = [k for k, share in shares.items() if share >= LEAST_OF_MOST * most > 0]
@@ -151,3 +199,19 @@ class AcrossLabels(Search):
             labels=tuple(sorted(labels)),
             across=True,
         )
+
+
+def _removing(session: Session, samples: Samples, feed: Feed, net: TwoHead, caught: Caught, rest: IntArray) -> Caught:
+    """What was caught, and whom of it the second head doubts once their difference from their like is undone."""
+    others = np.ones(len(samples), dtype=bool)
+    others[rest] = False
+    removal = find_removal(samples, others, caught.core)
+    if removal is None:
+        return caught
+    shown = (under_one_output(feed) if caught.across else feed)._replace(change=removal)
+    rows = np.flatnonzero(caught.isolated)
+    net.eval()
+    margins = evaluate(session, shown, net.second_logits, margin, rows, title="undoing what was found")
+    removable = np.zeros(len(samples), dtype=bool)
+    removable[rows] = margins <= 0
+    return replace(caught, removable=removable)

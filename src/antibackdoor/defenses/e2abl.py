@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,18 +20,17 @@ from antibackdoor.protocols import Build, Trained
 from antibackdoor.ranges import check_ranges
 from antibackdoor.recipe import Recipe
 from antibackdoor.removal import find_removal
-from antibackdoor.samples import BoolArray, Samples
-from antibackdoor.search import Caught, TrapSettings, margin, n_searched
+from antibackdoor.samples import Samples
+from antibackdoor.search import Caught, TrapSettings, n_searched, searched_rows
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import (
     Journal,
     NoJournal,
     classify,
-    evaluate,
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import MOST_ROUNDS, searched_rows, spring, spring_again, under_one_output
+from antibackdoor.trap import MOST_ROUNDS, spring, spring_again
 from antibackdoor.verdict import evidence, judge, suspicion
 from antibackdoor.warm_up import warm_up
 
@@ -227,8 +226,7 @@ class E2ABL:
                 learning_rate=self.warmup_learning_rate,
                 hard_share=self.hard_share,
             )
-            caught = spring(session, feed, net, self._trap(), history)
-            caught = _removing(session, samples, feed, net, caught)
+            caught = spring(session, samples, feed, net, self._trap(), history)
         history = _with_margins(history, caught, caught.steps)
         journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
         journal.save({"phase": "found", **_found(net, caught, history)})
@@ -247,10 +245,8 @@ class E2ABL:
         if not apart.any():
             return None
         with session.full_precision(_is_delicate(samples)):
-            again = spring_again(session, feed, net, self._trap(), apart, caught)
-            if again is None:
-                return None
-            return _removing(session, samples, feed, net, again), np.zeros(len(samples), dtype=bool)
+            again = spring_again(session, samples, feed, net, self._trap(), apart, caught)
+            return None if again is None else (again, np.zeros(len(samples), dtype=bool))
 
     @staticmethod
     def as_published() -> PublishedE2ABL:
@@ -313,25 +309,6 @@ def _passes(session: Session, n_samples: int, n_classes: int, steps: int, rounds
 def _is_delicate(samples: Samples) -> bool:
     """Whether the search needs full precision: bf16 rounds away what few steps add to the mean of a long series."""
     return samples.kind == "series"
-
-
-def _removing(session: Session, samples: Samples, feed: Feed, net: TwoHead, caught: Caught) -> Caught:
-    """What was caught, and whom of it the second head doubts once the shortcut is undone."""
-    removal = find_removal(samples, caught.isolated, caught.core)
-    if removal is None:
-        return caught
-    shown = (under_one_output(feed) if caught.across else feed)._replace(change=removal)
-    return replace(caught, removable=_doubted(session, shown, net, caught.isolated))
-
-
-def _doubted(session: Session, feed: Feed, net: TwoHead, isolated: BoolArray) -> BoolArray:
-    """Isolated samples of a feed, without their shortcut, that the second head does not believe in, `(N,)`."""
-    doubted = np.zeros(len(isolated), dtype=bool)
-    rows = np.flatnonzero(isolated)
-    net.eval()
-    margins = evaluate(session, feed, net.second_logits, margin, rows, title="undoing what was found")
-    doubted[rows] = margins <= 0
-    return doubted
 
 
 def _with_margins(history: LossHistory, caught: Caught, steps: int) -> LossHistory:
