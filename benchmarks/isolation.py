@@ -13,10 +13,11 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cells
 import numpy as np
@@ -69,16 +70,23 @@ def all_cells(n_seeds: int) -> list[Cell]:
     return list(found)
 
 
-def measure(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Read, poison, search, compare with the truth."""
+class Searched(NamedTuple):
+    """What a cell searches, and the truth about it."""
+
+    samples: Any
+    is_poisoned: Any  # (N,) bool
+    target: int | None
+    build: Any
+
+
+def prepare(cell: Cell, folder: Path) -> Searched:
+    """Read and poison."""
     from antibackdoor.attacks import ATTACKS, poison
     from antibackdoor.defenses import E2ABL
     from antibackdoor.demo import digits
-    from antibackdoor.metrics import auroc
     from antibackdoor.pipeline import Job, builder, describe_model
     from antibackdoor.readers import read
     from antibackdoor.recipe import Recipe
-    from antibackdoor.verdict import judge
 
     _, file, size, network, _ = next(row for row in DATA if row[0] == cell.data)
     data = read(folder / file, seed=cell.seed) if file else digits(cell.seed)
@@ -90,21 +98,38 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         poisoned = poison(train, ATTACKS[cell.attack](), seed=cell.seed, rate=cell.rate)
         train, is_poisoned = poisoned.samples, poisoned.truth.is_poisoned
         target = getattr(poisoned.plan, "target_label", None)
-    recipe = Recipe(seed=cell.seed)
-    build = builder(describe_model(train, Job(E2ABL(), recipe, backbone=network), None))
+    job = Job(E2ABL(), Recipe(seed=cell.seed), backbone=network)
+    return Searched(train, is_poisoned, target, builder(describe_model(train, job, None)))
+
+
+def measure(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Search, compare with the truth."""
+    from antibackdoor.defenses import E2ABL
+    from antibackdoor.metrics import auroc
+    from antibackdoor.recipe import Recipe
+    from antibackdoor.verdict import judge
+
+    searched = prepare(cell, folder)
     started = time.perf_counter()
-    caught, _ = E2ABL().isolate(train, build, recipe)
+    caught, _ = E2ABL().isolate(searched.samples, searched.build, Recipe(seed=cell.seed))
     return {
-        "n_train": len(train),
-        "n_poisoned": int(is_poisoned.sum()),
-        "n_missed": int((is_poisoned & ~caught.isolated).sum()),
-        "n_false": int((caught.isolated & ~is_poisoned).sum()),
+        **found(searched, caught.isolated),
         "labels": list(caught.labels),
-        "target": target,
-        "auroc": auroc(caught.margins, is_poisoned),
+        "target": searched.target,
+        "auroc": auroc(caught.margins, searched.is_poisoned),
         "depths": [round(depth, 2) for depth in caught.depths.tolist()],
         **judge(caught),
         "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def found(searched: Searched, isolated: Any) -> dict[str, int]:
+    """Counts of what was missed, and of what was taken wrongly."""
+    return {
+        "n_train": len(searched.samples),
+        "n_poisoned": int(searched.is_poisoned.sum()),
+        "n_missed": int((searched.is_poisoned & ~isolated).sum()),
+        "n_false": int((isolated & ~searched.is_poisoned).sum()),
     }
 
 
@@ -131,19 +156,26 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def main() -> None:
-    """Parse, measure what is not measured yet, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+def arguments(description: str, name: str, seeds: int) -> argparse.Namespace:
+    """The options of a benchmark that only searches."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--cells", default="*", help="only these, such as 'digits/*,*/clean/*'")
     parser.add_argument("--table", action="store_true", help="measure nothing")
-    parser.add_argument("--out", type=Path, default=cells.RESULTS / "isolation.jsonl")
+    parser.add_argument("--out", type=Path, default=cells.RESULTS / f"{name}.jsonl")
     parser.add_argument("--data", type=Path, default=cells.data_folder())
-    options = parser.parse_args()
-    patterns = options.cells.split(",")
-    chosen = [c for c in all_cells(options.seeds) if any(fnmatchcase(c.name, pattern) for pattern in patterns)]
+    return parser.parse_args()
+
+
+def matching(every: Iterable[Any], patterns: str) -> list[Any]:
+    """The cells whose names match one of the patterns."""
+    return [cell for cell in every if any(fnmatchcase(cell.name, pattern) for pattern in patterns.split(","))]
+
+
+def search(chosen: Iterable[Any], options: argparse.Namespace, measure: Callable[[Any, Path], dict[str, Any]]) -> None:
+    """Measure the cells that have no line yet, and write one for each."""
     done = {json.dumps(line["cell"], sort_keys=True) for line in cells.read_lines(options.out)}
-    for cell in [] if options.table else chosen:
+    for cell in chosen:
         if json.dumps(asdict(cell), sort_keys=True) in done:
             continue
         metrics = measure(cell, options.data)
@@ -151,6 +183,14 @@ def main() -> None:
         cells.append_line(options.out, {**line, "command": cells.command()})
         brief = f"{metrics['n_missed']} of {metrics['n_poisoned']} missed, {metrics['n_false']} false"
         print(f"{cell.name}: {brief}, {metrics['seconds']} s", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Parse, measure what is not measured yet, print."""
+    options = arguments(__doc__ or "", "isolation", seeds=3)
+    chosen = matching(all_cells(options.seeds), options.cells)
+    if not options.table:
+        search(chosen, options, measure)
     names = {cell.name for cell in chosen}
     print(table([line for line in cells.read_lines(options.out) if line["name"] in names]))
 

@@ -59,6 +59,10 @@ class TrapSettings:
     confusion_learning_rate: float
     confusion_weight: float
     least_depth: float
+    by_features: bool = True
+    by_parts: bool = True
+    across_labels: bool = True
+    in_the_rest: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +147,8 @@ class Search:
         self.net.eval()
         looked = evaluate(self.session, self.feed, forward, reduce, self.rows, title="weighing the evidence")
         self.margins = looked[:, 0].astype(np.float64)
-        self.strangers = two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
+        if self.settings.by_features:
+            self.strangers = two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
 
     def attempt(
         self, suspicion: FloatArray, rounds: int, *, promising: float = 0.0, parts_confirm: bool = False

@@ -69,7 +69,7 @@ def spring(
             caught = _removing(session, samples, feed, net, caught, pool)
         catches.append(caught)
         net.load_state_dict(before)
-        is_over = not caught.isolated.any() or len(catches) == MOST_CATCHES
+        is_over = not caught.isolated.any() or not settings.in_the_rest or len(catches) == MOST_CATCHES
         if is_over or len(np.unique(samples.labels[pool])) < 2:
             return replace(_together(catches, samples.labels), steps=steps)
 
@@ -77,18 +77,18 @@ def spring(
 def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> Caught:
     """The catch of the first attempt that has one, or nothing."""
     search.first_look()
-    across, suspicion = AcrossLabels(search), search.by_losses(history)
-    attempts: list[Callable[[], Caught | None]] = [
-        search.attempt_blurred,
-        lambda: search.attempt(suspicion, BY_LOSSES, parts_confirm=True),
-        lambda: across.attempt(search.contradiction, ACROSS_LABELS),
-        lambda: search.attempt(search.contradiction, BY_PARTS),
+    across, suspicion, settings = AcrossLabels(search), search.by_losses(history), search.settings
+    attempts: list[tuple[bool, Callable[[], Caught | None]]] = [
+        (settings.by_features, search.attempt_blurred),
+        (True, lambda: search.attempt(suspicion, BY_LOSSES, parts_confirm=settings.by_parts)),
+        (settings.across_labels, lambda: across.attempt(search.contradiction, ACROSS_LABELS)),
+        (settings.by_parts, lambda: search.attempt(search.contradiction, BY_PARTS)),
     ]
-    for attempt in attempts:
-        search.net.load_state_dict(before)
-        caught = attempt()
-        if caught is not None:
-            break
+    caught = None
+    for is_made, attempt in attempts:
+        if is_made and caught is None:
+            search.net.load_state_dict(before)
+            caught = attempt()
     return replace(caught or search.nothing(), steps=search.steps + across.steps)
 
 

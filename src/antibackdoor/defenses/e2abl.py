@@ -71,6 +71,10 @@ class E2ABL:
         confusion_weight: Weight of the undecided samples against the suspects.
         least_depth: Depth of a valley between two groups of a label from which the label is suspected; two thirds of it
             are enough if their parts look foreign, and must be left once the found samples are trained on.
+        by_features: Whether the content of other labels in shallow features counts as evidence.
+        by_parts: Whether samples whose parts look like other labels are suspected after those with suspicious losses.
+        across_labels: Whether a short-cut is looked for that leads to several labels.
+        in_the_rest: Whether the search begins anew with what is left, once it has caught something.
         recovery_confidence: Probability, in (0, 1], from which an isolated sample gets the main head's label.
     """
 
@@ -83,6 +87,10 @@ class E2ABL:
     confusion_learning_rate: float = 0.02
     confusion_weight: float = 3.0
     least_depth: float = 3.0
+    by_features: bool = True
+    by_parts: bool = True
+    across_labels: bool = True
+    in_the_rest: bool = True
     recovery_confidence: float = 0.9
 
     def train(self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None) -> Trained:
@@ -286,6 +294,10 @@ class E2ABL:
             confusion_learning_rate=self.confusion_learning_rate,
             confusion_weight=self.confusion_weight,
             least_depth=self.least_depth,
+            by_features=self.by_features,
+            by_parts=self.by_parts,
+            across_labels=self.across_labels,
+            in_the_rest=self.in_the_rest,
         )
 
     def _main_visits(self, session: Session, caught: Caught, n_classes: int, history: LossHistory) -> int:

@@ -1,0 +1,113 @@
+"""What each idea of E2ABL's search is worth: the published isolation, then one idea added to the other.
+
+    python benchmarks/ablation.py                                   all cells; goes on where it was stopped
+    python benchmarks/ablation.py --cells 'ecg5000/*'               some of them
+    python benchmarks/ablation.py --table                           what is there
+
+The data, attacks, rates and seeds are cells of `benchmarks/isolation.py`; each is searched once with each variant.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cells
+import isolation
+
+# Each variant adds to the one before it. Confusion and valleys are what the trap is made of, and come first.
+IDEAS = ("by_features", "across_labels", "by_parts", "in_the_rest")
+PUBLISHED = "as published"
+NAMES = (PUBLISHED, "confusion of the suspicious losses", *(f"+ {idea.replace('_', ' ')}" for idea in IDEAS))
+PUBLISHED_EPOCHS = 3  # its warm-up of two, and one that isolates
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One search with one variant."""
+
+    variant: str
+    data: str
+    attack: str  # empty for clean data
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For `--cells`: data/attack/rate/seed/variant."""
+        return f"{self.searched.name}/{self.variant}"
+
+    @property
+    def searched(self) -> isolation.Cell:
+        """What is searched."""
+        return isolation.Cell(self.data, self.attack, self.rate, self.seed)
+
+
+def all_cells(n_seeds: int) -> Iterable[Cell]:
+    """Seed by seed, all variants of a cell one after the other."""
+    searched = (
+        ("digits", "badnets", 0.05),
+        ("ecg5000", "static", 0.1),
+        ("cifar10-2000", "badnets", 0.1),
+        ("cifar10-2000", "blend", 0.1),
+        ("gtsrb-4000", "blend", 0.05),
+        ("digits", "", 0.0),
+        ("ecg5000", "", 0.0),
+        ("cifar10-2000", "", 0.0),
+        ("gtsrb-4000", "", 0.0),
+        ("cifar10-10000", "adaptive_patch", 0.05),
+        ("cifar10-10000", "badnets", 0.01),
+    )
+    for seed in range(n_seeds):
+        for data, attack, rate in searched:
+            for variant in NAMES:
+                yield Cell(variant, data, attack, rate, seed)
+
+
+def measure(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Search with a variant, compare with the truth."""
+    from antibackdoor.defenses import E2ABL
+    from antibackdoor.recipe import Recipe
+
+    searched = isolation.prepare(cell.searched, folder)
+    started = time.perf_counter()
+    if cell.variant == PUBLISHED:
+        published = E2ABL.as_published()
+        recipe = Recipe(epochs=PUBLISHED_EPOCHS, seed=cell.seed)
+        isolated = published.train(searched.samples, searched.build, recipe).isolated
+    else:
+        kept = NAMES.index(cell.variant) - NAMES.index(NAMES[1])
+        method = E2ABL(**{idea: number < kept for number, idea in enumerate(IDEAS)})
+        isolated = method.isolate(searched.samples, searched.build, Recipe(seed=cell.seed))[0].isolated
+    return {**isolation.found(searched, isolated), "seconds": round(time.perf_counter() - started, 1)}
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """A row for each data set and attack, a column for each variant: `missed of poisoned / false` for each seed."""
+    rows_of: dict[str, dict[str, list[str]]] = {}
+    for line in lines:
+        searched, variant = line["name"].rsplit("/", 2)[0], line["cell"]["variant"]
+        m = line["metrics"]
+        by_variant = rows_of.setdefault(searched, {})
+        by_variant.setdefault(variant, []).append(f"{m['n_missed']} of {m['n_poisoned']} / {m['n_false']}")
+    rows = ["| searched | " + " | ".join(NAMES) + " |", "| --- |" + " ---: |" * len(NAMES)]
+    for searched, found in rows_of.items():
+        rows.append(f"| {searched} | " + " | ".join("; ".join(found.get(name, ["-"])) for name in NAMES) + " |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Parse, measure what is not measured yet, print."""
+    options = isolation.arguments(__doc__ or "", "ablation", seeds=3)
+    chosen = isolation.matching(all_cells(options.seeds), options.cells)
+    if not options.table:
+        isolation.search(chosen, options, measure)
+    names = {cell.name for cell in chosen}
+    print(table([line for line in cells.read_lines(options.out) if line["name"] in names]))
+
+
+if __name__ == "__main__":
+    main()
