@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from antibackdoor.attacks import (
     AllToAll,
     BadNets,
+    Blend,
     MultiTarget,
     Poisoned,
     SourceSpecific,
@@ -337,6 +338,25 @@ def test_foreign_content_in_most_of_a_label_is_poison_if_it_shares_a_shortcut(
         assert caught.labels == (4,)
         assert (dirty.truth.is_poisoned & ~caught.isolated).sum() <= 1
         assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 5
+
+
+@pytest.mark.parametrize(("in_the_rest", "found"), [(False, {4: 1.0, 7: 0.0}), (True, {4: 1.0, 7: 1.0})])
+def test_a_loud_trigger_does_not_hide_another(
+    monkeypatch: pytest.MonkeyPatch, in_the_rest: bool, found: dict[int, float]
+) -> None:
+    """One outnumbers a small class, which is looked at first; the other one is on a tenth of a large class."""
+    monkeypatch.setattr("antibackdoor.populations._is_sharp", lambda *_: False)
+    whole = digits(2).train
+    samples = whole.take(np.setdiff1d(np.arange(len(whole)), np.flatnonzero(whole.labels == 4)[25:]))
+    loud = poison(samples, BadNets(), seed=0, rate=0.1, target_label=4)
+    both = poison(loud.samples, Blend(), seed=1, rate=0.05, target_label=7)
+    caught, _ = E2ABL(in_the_rest=in_the_rest).isolate(both.samples, builder(samples), RECIPE)
+    is_poisoned = loud.truth.is_poisoned | both.truth.is_poisoned
+    shares = {label: caught.isolated[is_poisoned & (both.samples.labels == label)].mean() for label in found}
+    assert shares == pytest.approx(found, abs=0.02)
+    assert caught.labels == tuple(label for label, share in found.items() if share)
+    assert (caught.isolated & ~is_poisoned).sum() <= 5
+    assert not np.isnan(caught.margins).any()
 
 
 @pytest.mark.parametrize(

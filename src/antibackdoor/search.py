@@ -77,8 +77,8 @@ class Caught:
             were caught before, and left out.
         removable: `(N,)` bool, those of the isolated that the second head doubts once the difference from their like
             is undone.
-        depths: `(K,)` float64, the valley in the margins of each label at the moment that decided; nan for labels
-            with too few samples.
+        depths: `(K,)` float64, the deepest valley that any round saw in the margins of each label; nan for labels with
+            too few samples.
         gains: `(K,)` float64, nats that other labels' content explains in each label; nan where it was not asked.
         labels: Labels with two groups: the suspected targets.
         steps: Optimizer steps taken.
@@ -127,8 +127,8 @@ class Search:
         self.strangers = Populations(nobody, (), {}, nobody)
         self.kept_depth = KEPT * settings.least_depth
         self.undecided = -float(np.log(feed.n_classes - 1))  # the margin of a sample that has no label
-        self.valleys: dict[int, Valley] = {}
-        self.found: dict[int, Valley] = {}  # those that make their label suspect
+        self.deepest: dict[int, float] = {}  # of each label in any round
+        self.found: dict[int, Valley] = {}  # valleys that make their label suspect
         self.favourites: set[int] = set()
         self.foreign: set[int] = set()  # labels most of whose samples show the content of others
         self.steps = 0
@@ -174,8 +174,8 @@ class Search:
         self.favourites = self.foreign = set(self.all_labels[suspects].tolist())
         self.confuse(self.half(suspects), self.rows[~np.isin(self.labels, list(self.foreign))])
         self.margins = self.look(self.rows)
-        self.valleys = self.find_valleys(self.margins, self.labels, self.foreign)
-        self.found = {k: v for k, v in self.valleys.items() if v.depth >= self.settings.least_depth}
+        valleys = self.noted(self.find_valleys(self.margins, self.labels, self.foreign))
+        self.found = {k: v for k, v in valleys.items() if v.depth >= self.settings.least_depth}
         caught = self.settle()
         self.foreign = set()
         return caught
@@ -199,9 +199,9 @@ class Search:
         for number in range(rounds):
             self.confuse(self.rows[chosen], self.rows[~chosen & self.is_quiet(suspicion)])
             self.margins = suspicion = self.look(self.rows)
-            self.valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
-            deepest = max((valley.depth for valley in self.valleys.values()), default=0.0)
-            self.found = {k: v for k, v in self.valleys.items() if self.is_found(k, v, parts_confirm)}
+            valleys = self.noted(self.find_valleys(self.margins, self.labels, set(self.labels.tolist())))
+            deepest = max((valley.depth for valley in valleys.values()), default=0.0)
+            self.found = {k: v for k, v in valleys.items() if self.is_found(k, v, parts_confirm)}
             if self.found or deepest < promising:
                 return
             if number == 0 and self.try_favourites(~chosen):
@@ -260,7 +260,7 @@ class Search:
             self.net.load_state_dict(before)
             self.favourites = set()
             return False
-        self.margins, self.valleys, self.favourites, self.found = margins, self.valleys | kept, set(kept), kept
+        self.margins, self.favourites, self.found = margins, set(kept), self.noted(kept)
         return True
 
     def settle(self) -> Caught | None:
@@ -308,7 +308,7 @@ class Search:
             content=content,
             margins=all_margins,
             removable=np.zeros(len(isolated), dtype=bool),
-            depths=self.by_label({label: valley.depth for label, valley in self.valleys.items()}),
+            depths=self.by_label(self.deepest),
             gains=self.by_label(self.strangers.gains),
             labels=tuple(sorted(labels)),
             steps=self.steps,
@@ -371,6 +371,12 @@ class Search:
         self.net.eval()
         title = "weighing the evidence"
         return evaluate(self.session, self.feed, self.net.second_logits, margin, rows, title=title).astype(np.float64)
+
+    def noted(self, valleys: dict[int, Valley]) -> dict[int, Valley]:
+        """The same valleys, once the deepest of each label are kept."""
+        for label, valley in valleys.items():
+            self.deepest[label] = max(valley.depth, self.deepest.get(label, 0.0))
+        return valleys
 
     def find_valleys(self, margins: FloatArray, labels: IntArray, wanted: set[int]) -> dict[int, Valley]:
         """The valley in the margins of each wanted label that has enough samples.

@@ -195,7 +195,7 @@ class AcrossLabels(Search):
         depths = {k: find_valley(caught.margins[rows]).depth for k, rows in members.items()}
         return replace(
             caught,
-            depths=self.by_label(depths | dict.fromkeys(labels, self.valleys[0].depth)),
+            depths=self.by_label(depths | dict.fromkeys(labels, self.deepest[0])),
             labels=tuple(sorted(labels)),
             across=True,
         )
