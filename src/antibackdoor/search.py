@@ -46,7 +46,7 @@ FIRST_SUSPECTS = 0.2  # share of each label
 NEXT_SUSPECTS = 0.1  # at most, in the second round; then twice as many, and so on
 FAVOURITE_RATIO = 2.0  # of believed samples to those of other labels, from which a label may be poison almost whole
 CONFIRMED = 2 / 3  # share of the rest of a label that contradicts it less than the middle one of the found does
-KEPT = 2 / 3  # of the least depth: so much of it must be left in every later look
+KEPT = 2 / 3  # of the depth that a label was found with: so much must be left in later looks, if it is below the least
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 SEARCHED_PER_LABEL = 200  # at least so many for each label
 
@@ -125,7 +125,6 @@ class Search:
         self.margins: FloatArray = np.zeros(len(self.rows))
         nobody: BoolArray = np.zeros(len(self.rows), dtype=bool)
         self.strangers = Populations(nobody, (), {}, nobody)
-        self.kept_depth = KEPT * settings.least_depth
         self.undecided = -float(np.log(feed.n_classes - 1))  # the margin of a sample that has no label
         self.deepest: dict[int, float] = {}  # of each label in any round
         self.found: dict[int, Valley] = {}  # valleys that make their label suspect
@@ -219,7 +218,7 @@ class Search:
         Near copies of one object make valleys, too. Their parts look like those of their own label.
         """
         is_deep = valley.depth >= self.settings.least_depth
-        if is_deep or not parts_confirm or valley.depth < self.kept_depth:
+        if is_deep or not parts_confirm or valley.depth < KEPT * self.settings.least_depth:
             return is_deep
         above = (self.labels == label) & (self.margins > valley.cut)
         below = (self.labels == label) & ~above
@@ -283,13 +282,19 @@ class Search:
             margins = self.look(rows)
             valleys = self.find_valleys(margins, self.all_labels[rows], suspected)
             refuted = self.refuted(held_out, margins)
-            wanted = {k: v for k, v in valleys.items() if v.depth >= self.kept_depth and k not in refuted}
+            wanted = {k: v for k, v in valleys.items() if v.depth >= self.needed(k) and k not in refuted}
             suspected = {*wanted, *self.strangers.labels}
             flagged = content.copy()
             flagged[rows] |= above_valleys(margins, self.all_labels[rows], wanted)
         if flagged.sum() < SMALLEST_GROUP:
             return None
         return self.caught(flagged, content, margins, suspected)
+
+    def needed(self, label: int) -> float:
+        """The depth that the valley of a label must keep once what was found is trained on: a trigger does not fade."""
+        least = self.settings.least_depth
+        depth = self.found[label].depth if label in self.found else least
+        return min(KEPT * max(depth, least), least)
 
     def nothing(self) -> Caught:
         """The outcome of a search that found nothing: margins of all samples, and the evidence that there was."""

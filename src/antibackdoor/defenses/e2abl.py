@@ -70,7 +70,8 @@ class E2ABL:
         confusion_learning_rate: Learning rate of confusion.
         confusion_weight: Weight of the undecided samples against the suspects.
         least_depth: Depth of a valley between two groups of a label from which the label is suspected; two thirds of it
-            are enough if their parts look foreign, and must be left once the found samples are trained on.
+            are enough if their parts look foreign. Once the found samples are trained on, it must be reached again, or
+            two thirds of the depth that they were found with.
         by_features: Whether the content of other labels in shallow features counts as evidence.
         by_parts: Whether samples whose parts look like other labels are suspected after those with suspicious losses.
         across_labels: Whether a short-cut is looked for that leads to several labels.
