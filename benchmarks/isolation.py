@@ -117,7 +117,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         "labels": list(caught.labels),
         "target": searched.target,
         "auroc": auroc(caught.margins, searched.is_poisoned),
-        "depths": [round(depth, 2) for depth in caught.depths.tolist()],
+        "deepest": [round(depth, 2) for depth in caught.depths.tolist()],
         **judge(caught),
         "seconds": round(time.perf_counter() - started, 1),
     }
