@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from antibackdoor.search import Caught
-from antibackdoor.verdict import evidence, false_alarm_probability, judge, suspicion
+from antibackdoor.verdict import DEEPER_THAN_1, POWER, evidence, false_alarm_probability, judge, suspicion
 
 
 def caught(
@@ -64,17 +64,27 @@ def test_either_kind_of_evidence_counts() -> None:
     assert by_depth is not None and by_depth < 1e-2
 
 
-def test_too_few_labels_give_no_probability() -> None:
-    assert false_alarm_probability(caught([0.9, 6.0], labels=(1,))) is None
+def test_two_labels_are_enough_and_none_too_few() -> None:
+    of_two = false_alarm_probability(caught([0.9, 30.0], labels=(1,)))
+    assert of_two is not None and of_two < 0.001
     assert false_alarm_probability(caught([np.nan] * 5)) is None
 
 
-def test_it_is_calibrated_where_its_assumption_holds() -> None:
-    """Labels with log-normal depths and no backdoor: a probability below p must not come more often than p."""
+def test_data_whose_labels_have_valleys_raise_the_probability() -> None:
+    """Such as near copies of a few objects under each label."""
+    smooth, bumpy = (false_alarm_probability(caught([d] * 9 + [5.0], labels=(9,))) for d in (0.9, 1.5))
+    assert smooth is not None and bumpy is not None and bumpy > 3 * smooth
+
+
+@pytest.mark.parametrize("n_labels", [2, 10, 43])
+def test_it_is_calibrated_where_its_assumption_holds(n_labels: int) -> None:
+    """No backdoor, and valleys whose depth falls as assumed: no probability must come oftener than it says."""
     rng = np.random.default_rng(0)
-    found = [false_alarm_probability(caught(np.exp(rng.normal(0, 0.3, 10)).tolist())) for _ in range(400)]
-    values = np.array(found, dtype=np.float64)
-    assert (values < 0.05).mean() < 0.06 and (values < 0.5).mean() > 0.02
+    depths = (rng.random((2000, n_labels)) / DEEPER_THAN_1) ** (-1 / POWER)
+    values = np.array([false_alarm_probability(caught(row.tolist())) for row in depths], dtype=np.float64)
+    for level in (0.02, 0.05, 0.1):
+        assert (values <= level).mean() < 1.2 * level
+    assert (values <= 0.1).mean() > 0.02, "and hardly more rarely"
 
 
 def test_evidence_names_what_spoke() -> None:

@@ -44,7 +44,7 @@ def scan(
         job: Network, recipe and an `E2ABL`; the defaults if not given.
         out: The run folder; it gets everything that a training's has, except a model.
         power: Also plant known triggers in a copy of the data and search again, to measure what the scan could have
-            seen; it doubles the time.
+            seen; it takes as long again, or longer.
         resume: Go on with the scan in `out`.
         command: The command line, for the report.
         tell: Is told how long it will take, before it begins.

@@ -95,14 +95,14 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
 def _together(catches: Sequence[Caught], given: IntArray) -> Caught:
     """What was caught one after the other, each time from the rest.
 
-    What is known of a label is what the first catch that suspects it knows, or else the first of all.
+    The margins of a label are those of the first catch that suspects it, or else of the first of all; what is caught
+    later has margins of its own. The evidence of a label is the strongest that was caught.
     """
     whole = catches[0]
     for caught in catches[1:]:
         new = [label for label in caught.labels if label not in whole.labels]
         known_now = caught.isolated | (np.isin(given, new) & ~whole.isolated)
-        depths, gains = whole.depths.copy(), whole.gains.copy()
-        depths[new], gains[new] = caught.depths[new], caught.gains[new]
+        suspected = np.isin(np.arange(len(whole.depths)), caught.labels)
         whole = replace(
             whole,
             isolated=whole.isolated | caught.isolated,
@@ -110,8 +110,8 @@ def _together(catches: Sequence[Caught], given: IntArray) -> Caught:
             content=whole.content | caught.content,
             margins=np.where(known_now, caught.margins, whole.margins),
             removable=whole.removable | caught.removable,
-            depths=depths,
-            gains=gains,
+            depths=np.where(suspected, np.fmax(whole.depths, caught.depths), whole.depths),
+            gains=np.where(suspected, np.fmax(whole.gains, caught.gains), whole.gains),
             labels=tuple(sorted({*whole.labels, *new})),
             across=whole.across or caught.across,
         )

@@ -14,12 +14,13 @@ from antibackdoor.populations import MOST_ERROR
 from antibackdoor.samples import FloatArray, IntArray, StrArray
 from antibackdoor.search import Caught
 
-LEAST_NULL = 3  # labels without a finding that a false-alarm probability needs
-# Least standard deviation of log depths: what chance makes among 30 to 140 scattered margins (simulated: .17 to .29).
-# The depths of a run often lie closer together, with a bump now and then that their own spread would not foretell.
-DEPTH_SPREAD = 0.3
-LEAST_DEPTH = 0.5  # a label without any second group has less; how much less says nothing
-GAIN_SPREAD = 5.0  # the same for gains, in nats
+LEAST_NULL = 3  # labels without a finding that gains can be compared with
+GAIN_SPREAD = 5.0  # nats; least standard deviation of gains
+# In clean data about this share of the labels shows, in some round, a valley deeper than 1, and the share of those that
+# are deeper than d falls as a power of d. Fitted and tested by benchmarks/calibration.py, on clean data only.
+DEEPER_THAN_1 = 0.1
+POWER = 2.7
+PRIOR_LABELS = 10  # the share counts as much as so many labels of the data themselves
 
 
 def judge(caught: Caught) -> dict[str, float | None]:
@@ -83,31 +84,57 @@ def suspicion(caught: Caught, labels: IntArray) -> FloatArray:
 def false_alarm_probability(caught: Caught) -> float | None:
     """Probability that a clean data set shows a label with evidence as strong as the strongest here.
 
-    The other labels of the same data are the null: their log depths, and their gains, are taken as normal with
-    unknown mean and spread, so the strongest label follows Student's t shifted by theirs. Both kinds of evidence and
-    all labels are paid for by Bonferroni's inequality.
+    Valleys and gains are two kinds of evidence; where both count, Bonferroni's inequality pays for the choice.
 
     Returns:
-        In (0, 1]; None if neither kind of evidence has three labels without a finding to compare with.
+        In (0, 1]; None if neither kind can be judged.
     """
-    by_depth = _tail(np.log(np.maximum(caught.depths, LEAST_DEPTH)), caught.labels, DEPTH_SPREAD)
+    by_depth = chance_of_depth(caught.depths, caught.labels)
     # A gain alone is no evidence (genuine subclasses have gains too), so it counts where the search accepted it.
-    by_gain = _tail(caught.gains, caught.labels, GAIN_SPREAD) if caught.content.any() else None
-    tails = [tail for tail in (by_depth, by_gain) if tail is not None]
-    return min(1.0, 2 * min(tails)) if tails else None
+    by_gain = _chance_of_gain(caught.gains, caught.labels) if caught.content.any() else None
+    known = [chance for chance in (by_depth, by_gain) if chance is not None]
+    return min(1.0, len(known) * min(known)) if known else None
 
 
-def _tail(values: FloatArray, found: tuple[int, ...], least_spread: float) -> float | None:
-    """How probable it is that one of so many labels lies as far above the others as the highest does."""
+def chance_of_depth(depths: FloatArray, found: tuple[int, ...]) -> float | None:
+    """Probability that one of as many labels of clean data has a valley as deep as the deepest.
+
+    How often a clean label has a valley deeper than 1 is told by other clean data and by the labels here that nothing
+    was found in; how fast deeper ones become rare, by other clean data.
+
+    Args:
+        depths: `(K,)`, the deepest valley of each label; nan where there is none to be had.
+        found: Labels with a finding; where there are none, the deepest label is judged by the others.
+
+    Returns:
+        In (0, 1]; None without any depth.
+    """
+    highest, rest = _highest(depths, found)
+    if highest is None:
+        return None
+    if highest <= 1:
+        return 1.0
+    n_labels = len(rest) + 1
+    share = (PRIOR_LABELS * DEEPER_THAN_1 + 1 + (rest > 1).sum()) / (PRIOR_LABELS + n_labels)
+    return float(-np.expm1(n_labels * np.log1p(-share * highest**-POWER)))
+
+
+def _chance_of_gain(gains: FloatArray, found: tuple[int, ...]) -> float | None:
+    """The same for gains in nats: those of the other labels count as normal with unknown mean and spread."""
+    highest, rest = _highest(gains, found)
+    if highest is None or len(rest) < LEAST_NULL:
+        return None
+    spread = max(float(rest.std(ddof=1)), GAIN_SPREAD) * np.sqrt(1 + 1 / len(rest))
+    tail = student.sf((highest - float(rest.mean())) / spread, len(rest) - 1)
+    return float(min(1.0, (len(rest) + 1) * tail))
+
+
+def _highest(values: FloatArray, found: tuple[int, ...]) -> tuple[float | None, FloatArray]:
+    """The highest value of the labels with a finding (or of all), and the values of all other labels."""
     known = ~np.isnan(values)
     if not known.any():
-        return None
-    highest = np.isin(np.arange(len(values)), found) & known
-    if not highest.any():
-        highest[np.nanargmax(values)] = True
-    null = values[known & ~highest]
-    if len(null) < LEAST_NULL:
-        return None
-    spread = max(float(null.std(ddof=1)), least_spread) * np.sqrt(1 + 1 / len(null))
-    distance = (float(values[highest].max()) - float(null.mean())) / spread
-    return float(min(1.0, known.sum() * student.sf(distance, len(null) - 1)))
+        return None, values[known]
+    chosen = np.isin(np.arange(len(values)), found) & known
+    if not chosen.any():
+        chosen[np.nanargmax(values)] = True
+    return float(values[chosen].max()), values[known & ~chosen]

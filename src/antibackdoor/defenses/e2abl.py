@@ -191,7 +191,10 @@ class E2ABL:
         return self._find(session, samples, session.feed(samples), net, journal, journal.load() or {})
 
     def search_seconds(self, samples: Samples, build: Build, recipe: Recipe) -> float:
-        """About how long `isolate` takes here: a few of its steps are timed on a network that is thrown away."""
+        """About how long `isolate` takes here at most, unless it finds several triggers one by one.
+
+        A few of its steps are timed on a network that is thrown away.
+        """
         self._check()
         session = Session(recipe, len(samples), images=samples.kind == "image")
         feed, net = session.feed(samples), self._two_heads(session, samples, build)
@@ -205,9 +208,9 @@ class E2ABL:
             started = time.perf_counter()
             train_epoch(session, feed, rows, net, objective, optimizer, seed=(0,), augmented=False, title="timing")
         a_step = (time.perf_counter() - started) / TIMED_STEPS
-        # Where nothing is found it takes longest.
-        steps = self._most_steps(session, n) + MOST_ROUNDS * self.confusion_steps
-        spent = _passes(session, n, samples.n_classes, steps, MOST_ROUNDS)
+        # All rounds until something is found, and once more until nothing is.
+        steps = self._most_steps(session, n) + 2 * MOST_ROUNDS * self.confusion_steps
+        spent = _passes(session, n, samples.n_classes, steps, 2 * MOST_ROUNDS)
         return a_step * spent / TRAINED * n / session.batch_size
 
     def _find(

@@ -1,0 +1,72 @@
+"""How deep the valleys of clean data get: the fit behind the probability of a false alarm, and its test on other data.
+
+python benchmarks/isolation.py --seeds 25 --cells '*/clean/*'   the searches
+python benchmarks/calibration.py                                fit and test, from what is there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import cells
+import numpy as np
+
+from antibackdoor.verdict import chance_of_depth
+
+FITTED = ("digits", "cifar10-2000")  # the others test
+LEVELS = (0.05, 0.1, 0.2, 0.5)
+
+Lines = Sequence[dict[str, Any]]
+
+
+def clean_lines() -> Lines:
+    """Searches of clean data that tell the deepest valley of each label."""
+    lines = cells.read_lines(cells.RESULTS / "isolation.jsonl")
+    return [line for line in lines if not line["cell"]["attack"] and "deepest" in line["metrics"]]
+
+
+def fit(lines: Iterable[dict[str, Any]]) -> str:
+    """Share of labels with a valley deeper than 1, and the power with which deeper ones become rare."""
+    depths = np.array([d for line in lines for d in line["metrics"]["deepest"] if d is not None])
+    deeper = depths[depths > 1]
+    share, power = len(deeper) / len(depths), len(deeper) / np.log(deeper).sum()
+    of_share, of_power = np.sqrt(share * (1 - share) / len(depths)), power / np.sqrt(len(deeper))
+    return f"{len(depths)} labels: share {share:.3f} ± {of_share:.3f}, power {power:.2f} ± {of_power:.2f}"
+
+
+def table(lines: Lines) -> str:
+    """For each data set: runs, false alarms, and how often the probability of one was at most so much."""
+    rows = [
+        "| clean data | runs | false alarms | samples isolated | " + " | ".join(f"p ≤ {p:g}" for p in LEVELS) + " |",
+        "| --- |" + " ---: |" * (3 + len(LEVELS)),
+    ]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault(line["cell"]["data"], []).append(line["metrics"])
+    tested = [run for data, runs in groups.items() if data not in FITTED for run in runs]
+    names = {data: f"{data}{' (fitted)' if data in FITTED else ''}" for data in sorted(groups, key=FITTED.__contains__)}
+    for name, runs in (*((names[data], groups[data]) for data in names), ("all but the fitted", tested)):
+        alarms, flagged = sum(bool(run["n_false"]) for run in runs), sum(run["n_false"] for run in runs)
+        chances = np.array([probability(run) for run in runs])
+        shares = [f"{(chances <= level).mean():.2f}" for level in LEVELS]
+        rows.append(f"| {name} | {len(runs)} | {alarms} | {flagged} | " + " | ".join(shares) + " |")
+    return "\n".join(rows)
+
+
+def probability(run: dict[str, Any]) -> float:
+    """That of a false alarm, by the valleys alone: no clean data had content that was accepted as evidence."""
+    depths = np.array([np.nan if depth is None else depth for depth in run["deepest"]])
+    return chance_of_depth(depths, tuple(run["labels"])) or 1.0
+
+
+def main() -> None:
+    """Fit, test, print."""
+    lines = clean_lines()
+    print("fitted:", fit(line for line in lines if line["cell"]["data"] in FITTED))
+    print("others:", fit(line for line in lines if line["cell"]["data"] not in FITTED))
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()
