@@ -145,15 +145,48 @@ def joined(first: Any, second: Any) -> Any:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Every cell, failures too: `missed of poisoned / false` for each seed."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    """Every cell, failures too: `missed of poisoned / false` for each seed, and alarms where nothing is poisoned."""
+    groups: dict[tuple[str, str, str], list[Any]] = {}
     for line in lines:
         data, attack, rate, _ = line["name"].split("/")
-        m = line["metrics"]
-        groups.setdefault((data, attack, rate), []).append(f"{m['n_missed']} of {m['n_poisoned']} / {m['n_false']}")
+        groups.setdefault((data, attack, rate), []).append(line["metrics"])
     rows = ["| data | attack | rate | missed of poisoned / false, by seed |", "| --- | --- | ---: | --- |"]
-    rows += [f"| {d} | {a} | {r} | {'; '.join(found)} |" for (d, a, r), found in sorted(groups.items())]
+    for (data, attack, rate), runs in sorted(groups.items()):
+        told = "; ".join(f"{m['n_missed']} of {m['n_poisoned']} / {m['n_false']}" for m in runs)
+        if attack == "clean":
+            told = (
+                f"{sum(m['n_false'] > 0 for m in runs)} of {len(runs)} alarmed, {sum(m['n_false'] for m in runs)} false"
+            )
+        rows.append(f"| {data} | {attack} | {rate} | {told} |")
     return "\n".join(rows)
+
+
+def goals(lines: list[dict[str, Any]]) -> str:
+    """How often the search does what it is to do, by size and rate."""
+    groups: dict[str, list[Any]] = {}
+    for line in lines:
+        rate, m = line["cell"]["rate"], line["metrics"]
+        if m["n_poisoned"]:
+            size = "10,000 samples and more" if m["n_train"] >= 10_000 else "fewer"
+            groups.setdefault(f"{size}, {'1% and more' if rate >= 0.01 else 'half a percent'}", []).append(m)
+    names = ("recall at least 99.9%", "false at most .5%", "verdict right", "target right", "rate inside its interval")
+    rows = [f"| poisoned data | runs | {' | '.join(names)} |", "| --- |" + " ---: |" * (1 + len(names))]
+    for name, runs in sorted(groups.items()):
+        kept = (
+            sum(m["n_missed"] <= 0.001 * m["n_poisoned"] for m in runs),
+            sum(m["n_false"] <= 0.005 * (m["n_train"] - m["n_poisoned"]) for m in runs),
+            sum(bool(m["labels"]) for m in runs),
+            sum(m["labels"] == [m["target"]] for m in runs),
+            sum(inside(m) for m in runs),
+        )
+        rows.append(f"| {name} | {len(runs)} | {' | '.join(map(str, kept))} |")
+    return "\n".join(rows)
+
+
+def inside(m: dict[str, Any]) -> bool:
+    """Whether the true rate lies in the interval that is told; there is none where nothing was found."""
+    low, high = m["estimated_poisoning_rate_low"], m["estimated_poisoning_rate_high"]
+    return low is not None and low <= m["n_poisoned"] / m["n_train"] <= high
 
 
 def arguments(description: str, name: str, seeds: int) -> argparse.Namespace:

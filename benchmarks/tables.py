@@ -15,7 +15,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import ablation
 import attacks
+import calibration
 import cells
 import isolation
 import residual
@@ -205,6 +207,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "plans-arabicdigits": lambda: trainings("plans.jsonl", "arabicdigits"),
     "cost": cost,
     "searches": searches,
+    "goals": lambda: isolation.goals(lines_of("isolation.jsonl")),
+    "calibration": lambda: calibration.table(calibration.clean_lines()),
+    "ablation": lambda: ablation.table(lines_of("ablation.jsonl")),
     "isolation": lambda: isolation.table(lines_of("isolation.jsonl")),
     "residual": lambda: residual.table(list(residual.pairs(cells.RESULTS))),
     "attacks": lambda: attacks.table([line for line in lines_of("attacks.jsonl") if "attack" in line["cell"]]),
