@@ -1,4 +1,4 @@
-"""Attacks that the search does not see: what a late look at the main head makes of them.
+"""Attacks that are hard to see: four that the search misses or may miss, and one with several triggers.
 
     python benchmarks/soft.py                                   all cells; goes on where it was stopped
     python benchmarks/soft.py --cells '*/wanet/*/0'             some of them
@@ -16,12 +16,13 @@ ATTACKED = (
     ("cifar10.zip", "resnet18-thin", "wanet", 0.1),
     ("cifar10.zip", "resnet18-thin", "tact", 0.05),
     ("cifar10.zip", "resnet18-thin", "cba", 0.05),
+    ("cifar10.zip", "resnet18-thin", "adaptive_patch", 0.05),
 )
 
 
 def main() -> None:
     """Parse, measure, print."""
-    parser = cells.arguments("Attacks that only a late look can see.", "soft", seeds=2)
+    parser = cells.arguments("Attacks that are hard to see.", "soft", seeds=2)
     parser.set_defaults(epochs=20, limit=10_000)
     options = parser.parse_args()
     chosen = cells.ordered(

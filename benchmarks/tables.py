@@ -36,6 +36,7 @@ ATTACKS = {
     "wanet": "WaNet",
     "tact": "TaCT",
     "cba": "Composite",
+    "adaptive_patch": "Adaptive-Patch",
     "static": "static pattern",
     "clean": "clean data",
 }
