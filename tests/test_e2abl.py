@@ -37,7 +37,7 @@ from antibackdoor.readers import read
 from antibackdoor.recipe import Recipe
 from antibackdoor.run_folder import RunFolder
 from antibackdoor.samples import BoolArray, IntArray, Samples
-from antibackdoor.search import Caught, Search, TrapSettings
+from antibackdoor.search import Caught, Demand, Search, TrapSettings
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import NoJournal, predict
 from antibackdoor.warm_up import learned_enough, snapshot_steps
@@ -408,19 +408,19 @@ def test_a_pattern_in_few_series_is_found_by_what_their_parts_look_like() -> Non
 
 
 @pytest.mark.parametrize(
-    ("depth", "foreign", "parts_confirm", "found"),
+    ("depth", "foreign", "demand", "found"),
     [
-        (3.0, False, True, True),
-        (3.0, True, False, True),
-        (2.9, True, True, True),
-        (2.9, False, True, False),
-        (2.9, True, False, False),
-        (1.9, True, True, False),
+        (3.0, False, Demand(3.0, 2.0), True),
+        (3.0, True, Demand(3.0, np.inf), True),
+        (2.9, True, Demand(3.0, 2.0), True),
+        (2.9, False, Demand(3.0, 2.0), False),
+        (2.9, True, Demand(3.0, np.inf), False),
+        (1.9, True, Demand(3.0, 2.0), False),
+        (3.0, True, Demand(np.inf, 3.0), True),
+        (30.0, False, Demand(np.inf, 3.0), False),
     ],
 )
-def test_a_valley_that_is_not_quite_deep_enough_needs_parts_that_look_foreign(
-    depth: float, foreign: bool, parts_confirm: bool, found: bool
-) -> None:
+def test_parts_that_look_foreign_confirm_a_valley(depth: float, foreign: bool, demand: Demand, found: bool) -> None:
     samples = pictures(40, 2)
     session = Session(RECIPE, len(samples), images=True)
     net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 2), 0)
@@ -428,7 +428,7 @@ def test_a_valley_that_is_not_quite_deep_enough_needs_parts_that_look_foreign(
     of_label = np.flatnonzero(samples.labels == 1)
     search.margins[of_label[:6]] = 5.0
     search.contradiction = np.where(search.margins > 0, 0.5 + 0.4 * foreign, 0.6)
-    assert search.is_found(1, Valley(depth, 2.0), parts_confirm) == found
+    assert search.is_found(1, Valley(depth, 2.0), demand) == found
 
 
 def shown(labels: IntArray, isolated: BoolArray) -> tuple[Session, Feed, Caught]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,6 +64,13 @@ class TrapSettings:
     by_parts: bool = True
     across_labels: bool = True
     in_the_rest: bool = True
+
+
+class Demand(NamedTuple):
+    """How deep a valley must be to make its label suspect."""
+
+    alone: float  # whatever lies above it
+    if_foreign: float  # where most parts of what lies above it look like other labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,16 +157,13 @@ class Search:
         if self.settings.by_features:
             self.strangers = two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
 
-    def attempt(
-        self, suspicion: FloatArray, rounds: int, *, promising: float = 0.0, parts_confirm: bool = False
-    ) -> Caught | None:
+    def attempt(self, suspicion: FloatArray, rounds: int, demand: Demand, *, promising: float = 0.0) -> Caught | None:
         """What is caught if confusion begins with these suspects; None if nothing is.
 
-        A round without a `promising` valley is the last one. If parts did not choose the suspects, they can confirm a
-        valley that is not quite as deep.
+        A round without a `promising` valley is the last one.
         """
         self.favourites = set()
-        self.narrow(suspicion, rounds, promising, parts_confirm)
+        self.narrow(suspicion, rounds, demand, promising)
         return self.settle()
 
     def attempt_blurred(self) -> Caught | None:
@@ -191,7 +196,7 @@ class Search:
         parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
         return contradiction(parts, self.labels, seed=self.session.recipe.seed)
 
-    def narrow(self, suspicion: FloatArray, rounds: int, promising: float, parts_confirm: bool) -> None:
+    def narrow(self, suspicion: FloatArray, rounds: int, demand: Demand, promising: float) -> None:
         """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
         self.found = {}
         chosen = rank_within(-suspicion, self.given) < FIRST_SUSPECTS
@@ -200,7 +205,7 @@ class Search:
             self.margins = suspicion = self.look(self.rows)
             valleys = self.noted(self.find_valleys(self.margins, self.labels, set(self.labels.tolist())))
             deepest = max((valley.depth for valley in valleys.values()), default=0.0)
-            self.found = {k: v for k, v in valleys.items() if self.is_found(k, v, parts_confirm)}
+            self.found = {k: v for k, v in valleys.items() if self.is_found(k, v, demand)}
             if self.found or deepest < promising:
                 return
             if number == 0 and self.try_favourites(~chosen):
@@ -212,14 +217,13 @@ class Search:
             if chosen.sum() < SMALLEST_GROUP:
                 return
 
-    def is_found(self, label: int, valley: Valley, parts_confirm: bool) -> bool:
-        """Whether a valley is deep enough, or not quite as deep, but most parts of what lies above it look foreign.
+    def is_found(self, label: int, valley: Valley, demand: Demand) -> bool:
+        """Whether a valley is deep enough, or would be if what lies above it is foreign, and most parts say so.
 
-        Near copies of one object make valleys, too. Their parts look like those of their own label.
+        Near copies of one object, and styles within a class, make valleys too. Their parts look like their own label.
         """
-        is_deep = valley.depth >= self.settings.least_depth
-        if is_deep or not parts_confirm or valley.depth < KEPT * self.settings.least_depth:
-            return is_deep
+        if valley.depth >= demand.alone or valley.depth < demand.if_foreign:
+            return valley.depth >= demand.alone
         above = (self.labels == label) & (self.margins > valley.cut)
         below = (self.labels == label) & ~above
         middle = np.median(self.contradiction[above])

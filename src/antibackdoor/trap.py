@@ -25,7 +25,7 @@ from antibackdoor.isolation import SMALLEST_LABEL, find_valley, label_rows, rank
 from antibackdoor.models import TwoHead
 from antibackdoor.removal import find_removal
 from antibackdoor.samples import BoolArray, FloatArray, IntArray, Samples
-from antibackdoor.search import Caught, Search, TrapSettings, margin, weights
+from antibackdoor.search import KEPT, Caught, Demand, Search, TrapSettings, margin, weights
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate
 
@@ -78,11 +78,15 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
     """The catch of the first attempt that has one, or nothing."""
     search.first_look()
     across, suspicion, settings = AcrossLabels(search), search.by_losses(history), search.settings
+    deep = Demand(settings.least_depth, np.inf)
+    # Parts that did not choose the suspects can confirm them. Those that did must still say so of what is found.
+    or_confirmed = Demand(settings.least_depth, KEPT * settings.least_depth) if settings.by_parts else deep
+    and_confirmed = Demand(np.inf, settings.least_depth)
     attempts: list[tuple[bool, Callable[[], Caught | None]]] = [
         (settings.by_features, search.attempt_blurred),
-        (True, lambda: search.attempt(suspicion, BY_LOSSES, parts_confirm=settings.by_parts)),
-        (settings.across_labels, lambda: across.attempt(search.contradiction, ACROSS_LABELS)),
-        (settings.by_parts, lambda: search.attempt(search.contradiction, BY_PARTS)),
+        (True, lambda: search.attempt(suspicion, BY_LOSSES, or_confirmed)),
+        (settings.across_labels, lambda: across.attempt(search.contradiction, ACROSS_LABELS, deep)),
+        (settings.by_parts, lambda: search.attempt(search.contradiction, BY_PARTS, and_confirmed)),
     ]
     caught = None
     for is_made, attempt in attempts:
@@ -141,8 +145,9 @@ def spring_again(
     Returns:
         What is caught now; None if it is nothing again.
     """
-    everything = np.arange(len(samples))
-    again = Search(session, feed, net, settings, everything).attempt(suspicion, BY_GROUPS, promising=PROMISING)
+    everything, deep = np.arange(len(samples)), Demand(settings.least_depth, np.inf)
+    search = Search(session, feed, net, settings, everything)
+    again = search.attempt(suspicion, BY_GROUPS, deep, promising=PROMISING)
     if again is None:
         return None
     again = _removing(session, samples, feed, net, again, everything[~again.isolated])
