@@ -60,7 +60,14 @@ def test_commands_parse(path: Path) -> None:
 def test_commands_and_flags_in_the_text_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = path.read_text(encoding="utf-8")
     helps = ""
-    for words in (["train"], ["train", "--defense", "e2abl-published"], ["poison"], ["evaluate"], ["predict"]):
+    for words in (
+        ["train"],
+        ["train", "--defense", "e2abl-published"],
+        ["scan"],
+        ["poison"],
+        ["evaluate"],
+        ["predict"],
+    ):
         call([*words, "--help"])
         helps += capsys.readouterr().out
     known = set(re.findall(r"--[a-z][a-z0-9-]*", helps)) | {"--help", "--memory"}

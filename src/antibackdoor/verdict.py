@@ -18,8 +18,8 @@ LEAST_NULL = 3  # labels without a finding that gains can be compared with
 GAIN_SPREAD = 5.0  # nats; least standard deviation of gains
 # In clean data about this share of the labels shows, in some round, a valley deeper than 1, and the share of those that
 # are deeper than d falls as a power of d. Fitted and tested by benchmarks/calibration.py, on clean data only.
-DEEPER_THAN_1 = 0.1
-POWER = 2.7
+DEEPER_THAN_1 = 0.08
+POWER = 2.8
 PRIOR_LABELS = 10  # the share counts as much as so many labels of the data themselves
 
 
