@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cells
 import isolation
 
 # Each variant adds to the one before it. Confusion and valleys are what the trap is made of, and come first.
@@ -26,24 +25,15 @@ PUBLISHED_EPOCHS = 3  # its warm-up of two, and one that isolates
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(isolation.Cell):
     """One search with one variant."""
 
     variant: str
-    data: str
-    attack: str  # empty for clean data
-    rate: float
-    seed: int
 
     @property
     def name(self) -> str:
         """For `--cells`: data/attack/rate/seed/variant."""
-        return f"{self.searched.name}/{self.variant}"
-
-    @property
-    def searched(self) -> isolation.Cell:
-        """What is searched."""
-        return isolation.Cell(self.data, self.attack, self.rate, self.seed)
+        return f"{super().name}/{self.variant}"
 
 
 def all_cells(n_seeds: int) -> Iterable[Cell]:
@@ -64,7 +54,7 @@ def all_cells(n_seeds: int) -> Iterable[Cell]:
     for seed in range(n_seeds):
         for data, attack, rate in searched:
             for variant in NAMES:
-                yield Cell(variant, data, attack, rate, seed)
+                yield Cell(data, attack, rate, seed, variant)
 
 
 def measure(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -72,7 +62,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     from antibackdoor.defenses import E2ABL
     from antibackdoor.recipe import Recipe
 
-    searched = isolation.prepare(cell.searched, folder)
+    searched = isolation.prepare(cell, folder)
     started = time.perf_counter()
     if cell.variant == PUBLISHED:
         published = E2ABL.as_published()
@@ -90,24 +80,12 @@ def table(lines: list[dict[str, Any]]) -> str:
     rows_of: dict[str, dict[str, list[str]]] = {}
     for line in lines:
         searched, variant = line["name"].rsplit("/", 2)[0], line["cell"]["variant"]
-        m = line["metrics"]
-        by_variant = rows_of.setdefault(searched, {})
-        by_variant.setdefault(variant, []).append(f"{m['n_missed']} of {m['n_poisoned']} / {m['n_false']}")
+        rows_of.setdefault(searched, {}).setdefault(variant, []).append(isolation.brief(line["metrics"]))
     rows = ["| searched | " + " | ".join(NAMES) + " |", "| --- |" + " ---: |" * len(NAMES)]
     for searched, found in rows_of.items():
         rows.append(f"| {searched} | " + " | ".join("; ".join(found.get(name, ["-"])) for name in NAMES) + " |")
     return "\n".join(rows)
 
 
-def main() -> None:
-    """Parse, measure what is not measured yet, print."""
-    options = isolation.arguments(__doc__ or "", "ablation", seeds=3)
-    chosen = isolation.matching(all_cells(options.seeds), options.cells)
-    if not options.table:
-        isolation.search(chosen, options, measure)
-    names = {cell.name for cell in chosen}
-    print(table([line for line in cells.read_lines(options.out) if line["name"] in names]))
-
-
 if __name__ == "__main__":
-    main()
+    isolation.run(__doc__ or "", "ablation", all_cells, measure, table)

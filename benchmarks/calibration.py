@@ -1,7 +1,9 @@
 """How deep the valleys of clean data get: the fit behind the probability of a false alarm, and its test on other data.
 
-python benchmarks/isolation.py --seeds 25 --cells '*/clean/*'   the searches
-python benchmarks/calibration.py                                fit and test, from what is there
+    python benchmarks/isolation.py --seeds 25 --cells '*/clean/*'   the searches
+    python benchmarks/calibration.py                                fit and test, from what is there
+
+Needs nothing but the results.
 """
 
 from __future__ import annotations

@@ -152,13 +152,18 @@ def table(lines: list[dict[str, Any]]) -> str:
         groups.setdefault((data, attack, rate), []).append(line["metrics"])
     rows = ["| data | attack | rate | missed of poisoned / false, by seed |", "| --- | --- | ---: | --- |"]
     for (data, attack, rate), runs in sorted(groups.items()):
-        told = "; ".join(f"{m['n_missed']} of {m['n_poisoned']} / {m['n_false']}" for m in runs)
+        told = "; ".join(map(brief, runs))
         if attack == "clean":
             told = (
                 f"{sum(m['n_false'] > 0 for m in runs)} of {len(runs)} alarmed, {sum(m['n_false'] for m in runs)} false"
             )
         rows.append(f"| {data} | {attack} | {rate} | {told} |")
     return "\n".join(rows)
+
+
+def brief(m: dict[str, Any]) -> str:
+    """What was missed and what was taken wrongly."""
+    return f"{m['n_missed']} of {m['n_poisoned']} / {m['n_false']}"
 
 
 def goals(lines: list[dict[str, Any]]) -> str:
@@ -189,44 +194,34 @@ def inside(m: dict[str, Any]) -> bool:
     return low is not None and low <= m["n_poisoned"] / m["n_train"] <= high
 
 
-def arguments(description: str, name: str, seeds: int) -> argparse.Namespace:
-    """The options of a benchmark that only searches."""
+def run(
+    description: str,
+    name: str,
+    every: Callable[[int], Iterable[Any]],
+    measure: Callable[[Any, Path], dict[str, Any]],
+    table: Callable[[list[dict[str, Any]]], str],
+) -> None:
+    """A benchmark that only searches: measure what has no line yet, write one for each cell, print the table."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cells", default="*", help="only these, such as 'digits/*,*/clean/*'")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     parser.add_argument("--out", type=Path, default=cells.RESULTS / f"{name}.jsonl")
     parser.add_argument("--data", type=Path, default=cells.data_folder())
-    return parser.parse_args()
-
-
-def matching(every: Iterable[Any], patterns: str) -> list[Any]:
-    """The cells whose names match one of the patterns."""
-    return [cell for cell in every if any(fnmatchcase(cell.name, pattern) for pattern in patterns.split(","))]
-
-
-def search(chosen: Iterable[Any], options: argparse.Namespace, measure: Callable[[Any, Path], dict[str, Any]]) -> None:
-    """Measure the cells that have no line yet, and write one for each."""
+    options = parser.parse_args()
+    patterns = options.cells.split(",")
+    chosen = [c for c in every(options.seeds) if any(fnmatchcase(c.name, pattern) for pattern in patterns)]
     done = {json.dumps(line["cell"], sort_keys=True) for line in cells.read_lines(options.out)}
-    for cell in chosen:
+    for cell in [] if options.table else chosen:
         if json.dumps(asdict(cell), sort_keys=True) in done:
             continue
         metrics = measure(cell, options.data)
         line = {"name": cell.name, "cell": asdict(cell), "metrics": metrics, **cells.provenance()}
         cells.append_line(options.out, {**line, "command": cells.command()})
-        brief = f"{metrics['n_missed']} of {metrics['n_poisoned']} missed, {metrics['n_false']} false"
-        print(f"{cell.name}: {brief}, {metrics['seconds']} s", file=sys.stderr, flush=True)
-
-
-def main() -> None:
-    """Parse, measure what is not measured yet, print."""
-    options = arguments(__doc__ or "", "isolation", seeds=3)
-    chosen = matching(all_cells(options.seeds), options.cells)
-    if not options.table:
-        search(chosen, options, measure)
+        print(f"{cell.name}: {brief(metrics)} missed / false, {metrics['seconds']} s", file=sys.stderr, flush=True)
     names = {cell.name for cell in chosen}
     print(table([line for line in cells.read_lines(options.out) if line["name"] in names]))
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__ or "", "isolation", all_cells, measure, table)

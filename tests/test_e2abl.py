@@ -344,7 +344,7 @@ def test_foreign_content_in_most_of_a_label_is_poison_if_it_shares_a_shortcut(
 def test_a_loud_trigger_does_not_hide_another(
     monkeypatch: pytest.MonkeyPatch, in_the_rest: bool, found: dict[int, float]
 ) -> None:
-    """One outnumbers a small class, which is looked at first; the other one is on a tenth of a large class."""
+    """One outnumbers a small class, which is looked at first; the other one is a third of a large class."""
     monkeypatch.setattr("antibackdoor.populations._is_sharp", lambda *_: False)
     whole = digits(2).train
     samples = whole.take(np.setdiff1d(np.arange(len(whole)), np.flatnonzero(whole.labels == 4)[25:]))

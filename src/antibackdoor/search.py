@@ -125,7 +125,7 @@ class Search:
 
     def __init__(self, session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, pool: IntArray) -> None:
         self.session, self.feed, self.net, self.settings, self.pool = session, feed, net, settings, pool
-        self.rows = np.intersect1d(searched_rows(session, feed), pool)
+        self.rows = np.intersect1d(searched_rows(session, feed), pool, assume_unique=True)
         self.all_labels = feed.labels.cpu().numpy()
         self.labels = self.all_labels[self.rows]
         self.given = self.labels  # suspects are chosen from each of these

@@ -116,7 +116,7 @@ def chance_of_depth(depths: FloatArray, found: tuple[int, ...]) -> float | None:
         return 1.0
     n_labels = len(rest) + 1
     share = (PRIOR_LABELS * DEEPER_THAN_1 + 1 + (rest > 1).sum()) / (PRIOR_LABELS + n_labels)
-    return float(-np.expm1(n_labels * np.log1p(-share * highest**-POWER)))
+    return float(min(1.0, n_labels * share * highest**-POWER))
 
 
 def _chance_of_gain(gains: FloatArray, found: tuple[int, ...]) -> float | None:
