@@ -24,7 +24,7 @@ from antibackdoor.samples import Samples
 
 # Small budgets; the defaults are for real data.
 QUICK: dict[str, dict[str, Any]] = {
-    "e2abl": {"confusion_steps": 3},
+    "e2abl": {"confusion_steps": 3, "warmup_steps": 60},
     "e2abl-published": {"warmup_epochs": 1},
 }
 RECIPE = Recipe(epochs=3, device="cpu", precision="fp32", seed=3)

@@ -1,0 +1,95 @@
+"""Which isolated samples come back, and under which label."""
+
+from dataclasses import replace
+
+import numpy as np
+from conftest import pictures
+from torch import Tensor, nn
+
+from antibackdoor.defenses.late_look import without
+from antibackdoor.defenses.recovery import recover
+from antibackdoor.recipe import Recipe
+from antibackdoor.samples import BoolArray, IntArray
+from antibackdoor.search import Caught
+from antibackdoor.session import Feed, Session
+
+
+class Sure(nn.Module):
+    """Says the class of the band of rows that is brightest, as `pictures` are made."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        bands = inputs.mean(dim=(1, 3)).unflatten(1, (4, -1)).mean(2)
+        return 100 * bands
+
+
+def shown(labels: IntArray, isolated: BoolArray) -> tuple[Session, Feed, Caught]:
+    samples = replace(pictures(len(labels), 4), labels=labels)
+    session = Session(Recipe(precision="fp32"), len(samples), images=True)
+    nothing, per_label = np.zeros(len(labels)), np.full(4, np.nan)
+    caught = Caught(isolated, isolated, isolated & False, nothing, isolated, per_label, per_label, (0,), 0)
+    return session, session.feed(samples), caught
+
+
+def nobody(caught: Caught) -> BoolArray:
+    return caught.isolated & False
+
+
+def test_mislabelled_samples_come_back_under_what_they_are() -> None:
+    truth = np.arange(400) % 4
+    isolated = (truth != 0) & (np.arange(400) < 100)
+    session, feed, caught = shown(np.where(isolated, 0, truth), isolated)
+    back = recover(session, feed, Sure(), caught, nobody(caught), None, 0.9)
+    np.testing.assert_array_equal(back.labels, truth)
+    assert not back.unchanged.any() and (back.weights == 1).all()
+
+
+def test_samples_that_are_what_they_are_labelled_as_come_back_so() -> None:
+    truth = np.arange(400) % 4
+    isolated = (truth == 0) & (np.arange(400) < 200)
+    session, feed, caught = shown(truth, isolated)
+    stuck = isolated & (np.arange(400) < 100)
+    back = recover(session, feed, Sure(), replace(caught, removable=isolated & ~stuck), nobody(caught), None, 0.9)
+    np.testing.assert_array_equal(back.labels, truth)
+    np.testing.assert_array_equal(back.unchanged, isolated & ~stuck)
+    # The 25 that stay out are stood in for by the 50 that were never isolated and the 25 that came back.
+    np.testing.assert_allclose(back.weights[(truth == 0) & ~isolated], 1 + 25 / 75)
+    assert (back.weights[truth != 0] == 1).all()
+
+
+def test_what_the_late_look_took_along_comes_back_as_it_is() -> None:
+    """Half of the samples that it found belong to their label; beside them stand some that the search found."""
+    truth = np.arange(400) % 4
+    late, by_search = np.arange(400) < 80, (truth == 1) & (np.arange(400) >= 300)
+    session, feed, caught = shown(np.where(late & (truth < 2), 0, truth), late | by_search)
+    given = feed.labels.numpy()
+    back = recover(session, feed, Sure(), caught, late, None, 0.9)
+    np.testing.assert_array_equal(back.cleared, late & (truth == given))
+    np.testing.assert_array_equal(back.labels, truth)
+    np.testing.assert_array_equal(back.unchanged, by_search)
+    wary = recover(session, feed, Sure(), caught, late, None, 1.0)
+    assert (wary.cleared <= back.cleared).all()
+
+
+def test_what_a_search_across_labels_took_along_comes_back_as_it_is() -> None:
+    """Label 0 holds samples of class 1 and a few of its own; in label 3 they are its own, a clean-label poison."""
+    truth = np.arange(400) % 4
+    isolated = np.arange(400) < 100
+    given = np.where(isolated & (truth == 1), 0, truth)
+    isolated &= (given == 3) | (truth == 1) | ((truth == 0) & (np.arange(400) < 40))
+    session, feed, caught = shown(given, isolated)
+    back = recover(session, feed, Sure(), replace(caught, across=True), nobody(caught), None, 0.9)
+    np.testing.assert_array_equal(back.cleared, isolated & (given == 0) & (truth == 0))
+    np.testing.assert_array_equal(back.labels, truth)
+    np.testing.assert_array_equal(back.unchanged, isolated & (given == 3))
+    by_label = recover(session, feed, Sure(), caught, nobody(caught), None, 0.9)
+    assert not by_label.cleared.any(), "what a search by label finds is sharper"
+
+
+def test_a_label_of_which_everything_comes_back_is_no_target() -> None:
+    given = np.arange(400) % 4
+    isolated = given < 2
+    _, _, caught = shown(given, isolated)
+    caught = without(replace(caught, labels=(0, 1)), given == 0, given)
+    assert caught.labels == (1,)
+    np.testing.assert_array_equal(caught.isolated, given == 1)
+    assert without(caught, given == 1, given).labels == ()

@@ -1,0 +1,55 @@
+"""The warm-up lasts as long as the data ask for."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import waves
+from watched_runs import find_nothing
+
+from antibackdoor.backbones import build_backbone
+from antibackdoor.defenses import E2ABL
+from antibackdoor.history import LossHistory
+from antibackdoor.recipe import Recipe
+from antibackdoor.warm_up import learned_enough, snapshot_steps
+
+
+@pytest.mark.parametrize(("mislabelled", "steps"), [(0.0, 450), (0.7, 600)])
+@pytest.mark.parametrize("epochs", [1, 50])
+def test_the_warm_up_is_as_long_as_the_data_ask_for(
+    monkeypatch: pytest.MonkeyPatch, mislabelled: float, steps: int, epochs: int
+) -> None:
+    """And not as the training: a rare trigger takes as many steps in a short one."""
+    monkeypatch.setattr("antibackdoor.defenses.e2abl.spring", find_nothing)
+    samples = waves(3000, 3)
+    drawn = np.random.default_rng(0)
+    labels = np.where(drawn.random(3000) < mislabelled, drawn.integers(0, 3, 3000), samples.labels)
+    samples = replace(samples, labels=labels)
+    build = lambda: build_backbone("fcn", samples.shape, 3)  # noqa: E731
+    _, history = E2ABL(warmup_steps=501).isolate(samples, build, Recipe(epochs=epochs, seed=0))
+    assert history.steps[-1] == steps
+
+
+@pytest.mark.parametrize(
+    ("means", "enough"),
+    [
+        ([1.0, 0.4], False),
+        ([1.0, 0.4, 0.3], False),
+        ([1.0, 0.4, 0.3, 0.2], True),
+        ([1.0, 0.9, 0.8, 0.7, 0.6, 0.51, 0.5, 0.4], False),
+        ([1.0, 0.9, 0.8, 0.7, 0.6, 0.51, 0.5, 0.4, 0.3], True),
+        ([1.0, 0.4, 0.6, 0.7], True),
+        ([1.0, 0.9, 0.8, 0.7, 0.6, 0.6, 0.6, 0.6], False),
+    ],
+)
+def test_a_warm_up_goes_on_for_two_snapshots_after_half_has_been_learned(means: list[float], enough: bool) -> None:
+    each = np.array([0.5, 1.5], dtype=np.float32)
+    losses = np.array(means, dtype=np.float32)[:, None] * each * 2
+    history = LossHistory(losses, np.arange(len(means)) * 150)
+    assert learned_enough(history, chance=2.0) == enough
+
+
+@pytest.mark.parametrize(("most", "snapshot"), [(1, 150), (1800, 150), (1801, 200), (15_625, 1350)])
+def test_long_warm_ups_keep_a_few_snapshots_all_the_same(most: int, snapshot: int) -> None:
+    """They are as large as the labels, and stay in memory and in every checkpoint."""
+    assert snapshot_steps(most) == snapshot
