@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ OTHERS = (
     *("physical", "tact", "adaptive_blend", "adaptive_patch", "label_consistent"),
 )
 # Data, file (none for digits), samples (0: all), network, attacks. A name that ends in "-all" takes training and test
-# split together.
+# split together; one that ends in "-by3" makes one label of every three classes.
 DATA = (
     ("digits", "", 0, "wrn-16-1", ("badnets", "blend", "sig")),
     ("ecg5000", "ecg5000.npz", 0, "series-resnet", ("static", "powerline")),
@@ -40,6 +40,13 @@ DATA = (
     ("gtsrb", "gtsrb32.zip", 0, "wrn-16-1", ("badnets", "blend", "sig")),
     ("cifar10-2000", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend", "sig")),
     ("cifar10-10000", "cifar10.zip", 10_000, "wrn-16-1", ("badnets", "blend", "sig", "wanet", *OTHERS)),
+    ("digits-by2", "", 0, "wrn-16-1", ("badnets", "blend")),
+    ("digits-by3", "", 0, "wrn-16-1", ("badnets", "blend")),
+    ("digits-by5", "", 0, "wrn-16-1", ("badnets", "blend")),
+    ("arabicdigits-by2", "arabicdigits.npz", 0, "series-resnet", ("static", "powerline")),
+    ("gtsrb-4000-by7", "gtsrb32.zip", 4000, "wrn-16-1", ("badnets", "blend")),
+    ("cifar10-2000-by2", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend")),
+    ("cifar10-2000-by5", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend")),
     ("cifar10-50000", "cifar10.zip", 0, "wrn-16-1", ("badnets", "blend", "sig", "wanet")),
 )
 
@@ -93,6 +100,8 @@ def prepare(cell: Cell, folder: Path) -> Searched:
     train = joined(data.train, data.test) if cell.data.endswith("-all") else data.train
     if size:
         train = train.take(np.sort(np.random.default_rng(cell.seed).permutation(len(train))[:size]))
+    if "-by" in cell.data:
+        train = merged(train, int(cell.data.rpartition("-by")[2]))
     is_poisoned, target = np.zeros(len(train), dtype=bool), None
     if cell.attack:
         poisoned = poison(train, ATTACKS[cell.attack](), seed=cell.seed, rate=cell.rate)
@@ -142,6 +151,13 @@ def joined(first: Any, second: Any) -> Any:
         np.concatenate([np.char.add("train/", first.ids), np.char.add("test/", second.ids)]),
         first.class_names,
     )
+
+
+def merged(samples: Any, n: int) -> Any:
+    """The same data with one label for every n classes: classes within a label are honest groups."""
+    names = samples.class_names
+    joined = ["+".join(names[k : k + n]) for k in range(0, len(names), n)]
+    return replace(samples, labels=samples.labels // n, class_names=np.array(joined))
 
 
 def table(lines: list[dict[str, Any]]) -> str:

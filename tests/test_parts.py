@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from antibackdoor.parts import contradiction, n_parts, pooled_parts
+from antibackdoor.parts import contradiction, foreignness, n_parts, neighbor_labels, pooled_parts
 
 
 def test_the_parts_of_an_image_are_its_quarters() -> None:
@@ -46,7 +46,7 @@ def local_poison(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_a_trigger_in_one_part_leaves_the_others_to_tell() -> None:
     parts, labels, poisoned = local_poison(1)
-    found = contradiction(parts, labels, seed=0)
+    found = contradiction(neighbor_labels(parts, labels, seed=0), labels)
     assert ((found >= 0) & (found <= 1)).all()
     # The trigger itself agrees with its label; three parts of four are among class 1, of which a tenth is poison.
     assert found[poisoned].min() > 0.4
@@ -55,11 +55,15 @@ def test_a_trigger_in_one_part_leaves_the_others_to_tell() -> None:
 
 def test_a_sample_is_no_neighbor_of_itself() -> None:
     parts = np.array([[[0.0]], [[0.1]], [[5.0]]], dtype=np.float32)
-    assert contradiction(parts, np.array([0, 1, 1]), seed=0).tolist() == [1.0, 0.5, 0.5]
+    labels = np.array([0, 1, 1])
+    assert contradiction(neighbor_labels(parts, labels, seed=0), labels).tolist() == [1.0, 0.5, 0.5]
 
 
 def test_a_single_sample_contradicts_nothing() -> None:
-    assert contradiction(np.zeros((1, 4, 2), dtype=np.float32), np.array([0]), seed=0).tolist() == [0.0]
+    labels = np.array([0])
+    nearby = neighbor_labels(np.zeros((1, 4, 2), dtype=np.float32), labels, seed=0)
+    assert contradiction(nearby, labels).tolist() == [0.0]
+    assert foreignness(nearby, labels, labels == 0, 0) == 0.0
 
 
 def test_many_samples_are_compared_with_some() -> None:
@@ -68,7 +72,33 @@ def test_many_samples_are_compared_with_some() -> None:
     parts = (rng.normal(size=(6000, 1, 2)) + 20.0 * labels[:, None, None]).astype(np.float32)
     wrong = labels.copy()
     wrong[:5] = 1 - wrong[:5]
-    found = contradiction(parts, wrong, seed=3)
+    nearby = neighbor_labels(parts, wrong, seed=3)
+    found = contradiction(nearby, wrong)
     assert (found[:5] > 0.9).all()
     assert found[5:].mean() < 0.01
-    assert (contradiction(parts, wrong, seed=3) == found).all()
+    assert (neighbor_labels(parts, wrong, seed=3) == nearby).all()
+
+
+def test_how_foreign_a_group_is_shows_in_the_part_where_it_is_most_so() -> None:
+    """Two parts with two neighbors each; label 0 holds a group that the first part leaves among the others."""
+    labels = np.array([0, 0, 0, 1, 1])
+    group = np.array([True, True, False, False, False])
+    nearby = np.array(
+        [
+            [[1, 1], [0, 1], [0, 0], [1, 1], [1, 0]],  # 3/4 around the group, 3/4 around label 1
+            [[0, 0], [0, 1], [0, 0], [1, 1], [1, 1]],  # 1/4, 1
+        ]
+    )
+    assert foreignness(nearby, labels, group, 0) == pytest.approx(1.0)
+    assert foreignness(nearby[1:], labels, group, 0) == pytest.approx(0.25)
+    assert foreignness(nearby, labels, group & False, 0) == 0.0
+    assert foreignness(nearby, labels * 0, group, 0) == 0.0, "there is no other label"
+
+
+def test_mislabelled_samples_are_more_foreign_than_a_class_within_a_label() -> None:
+    parts, labels, poisoned = local_poison(1)
+    assert foreignness(neighbor_labels(parts, labels, seed=0), labels, poisoned, 0) > 0.8
+    # The same ten samples, but a class of its own, near class 1 in one part of four.
+    rng = np.random.default_rng(0)
+    parts[poisoned] = rng.normal(size=(10, 4, 5)) + np.array([-9.0, -9.0, -9.0, 3.0])[:, None]
+    assert foreignness(neighbor_labels(parts, labels, seed=0), labels, poisoned, 0) < 0.7

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from antibackdoor.samples import FloatArray, IntArray
+from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
 IMAGE_CELLS, IMAGE_PARTS = 8, 2  # an image is averaged over 8 x 8 cells; its parts are quarters
 SERIES_CELLS, SERIES_PARTS = 64, 8  # a series is averaged over 64 spans; its parts are eighths
@@ -38,8 +38,8 @@ def pooled_parts(inputs: Tensor) -> Tensor:
     return coarse.permute(0, 2, 1, 3).reshape(n, -1)
 
 
-def contradiction(parts: NDArray[np.float32], labels: IntArray, *, seed: int) -> FloatArray:
-    """How much the parts of each sample contradict its label.
+def neighbor_labels(parts: NDArray[np.float32], labels: IntArray, *, seed: int) -> IntArray:
+    """The labels that lie around each part of each sample.
 
     Args:
         parts: `(N, P, D)`, each part by itself.
@@ -47,22 +47,59 @@ def contradiction(parts: NDArray[np.float32], labels: IntArray, *, seed: int) ->
         seed: Chooses whom to compare with, where there are many samples.
 
     Returns:
-        `(N,)` in [0, 1]: the share of other labels among the ten nearest neighbors, as a mean over the parts.
+        `(P, N, M)` given labels of the ten nearest neighbors among those; fewer, or none, in tiny data.
     """
     from sklearn.neighbors import NearestNeighbors  # slow to import, and most commands need none
 
     n = len(labels)
     compared = np.random.default_rng((seed, 8)).permutation(n)[:COMPARED]
     count = min(NEIGHBORS, len(compared) - 1)
-    total: FloatArray = np.zeros(n)
-    if count < 1:
-        return total
-    for part in range(parts.shape[1]):
+    found = np.empty((parts.shape[1], n, max(count, 0)), dtype=labels.dtype)
+    for part in range(parts.shape[1]) if count > 0 else ():
         values = np.ascontiguousarray(parts[:, part])
         search = NearestNeighbors(n_neighbors=count + 1, algorithm="brute").fit(values[compared])
         nearest = compared[search.kneighbors(values, return_distance=False)]
         # A sample is no neighbor of itself; where it is not among them, the farthest one is left out.
         dropped = nearest == np.arange(n)[:, None]
         dropped[~dropped.any(axis=1), -1] = True
-        total += ((labels[nearest] != labels[:, None]) & ~dropped).sum(axis=1) / count
-    return np.asarray(total / parts.shape[1], dtype=np.float64)
+        found[part] = labels[nearest[~dropped]].reshape(n, count)
+    return found
+
+
+def contradiction(nearby: IntArray, labels: IntArray) -> FloatArray:
+    """How much the parts of each sample contradict its label.
+
+    Args:
+        nearby: `(P, N, M)` labels around each part.
+        labels: `(N,)` given labels.
+
+    Returns:
+        `(N,)` in [0, 1]: the share of other labels among the neighbors, as a mean over the parts.
+    """
+    if not nearby.size:
+        return np.zeros(len(labels))
+    return np.asarray((nearby != labels[:, None]).mean(axis=(0, 2)), dtype=np.float64)
+
+
+def foreignness(nearby: IntArray, labels: IntArray, group: BoolArray, label: int) -> float:
+    """How foreign a group of samples is in its label, where it is most so.
+
+    Where the trigger is not, mislabelled samples contradict their label as samples of other labels would. A class
+    within a label contradicts it more than the rest of the label does, but less than that: much of what lies around
+    its samples are its own.
+
+    Args:
+        nearby: `(P, N, M)` labels around each part.
+        labels: `(N,)` given labels.
+        group: `(N,)` bool.
+        label: Theirs.
+
+    Returns:
+        The share of other labels around the group, of what it is around the samples of other labels, in the part
+        where this is largest; 0 if there is nothing to compare with.
+    """
+    others = labels != label
+    if not nearby.size or not group.any() or not others.any():
+        return 0.0
+    against = (nearby != label).mean(axis=2)
+    return float((against[:, group].mean(axis=1) / np.maximum(against[:, others].mean(axis=1), 1e-9)).max())

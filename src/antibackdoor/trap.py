@@ -25,7 +25,7 @@ from antibackdoor.isolation import SMALLEST_LABEL, find_valley, label_rows, rank
 from antibackdoor.models import TwoHead
 from antibackdoor.removal import find_removal
 from antibackdoor.samples import BoolArray, FloatArray, IntArray, Samples
-from antibackdoor.search import KEPT, Caught, Demand, Search, TrapSettings, margin, weights
+from antibackdoor.search import FOREIGN, KEPT, Caught, Demand, Search, TrapSettings, margin, weights
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate
 
@@ -81,7 +81,7 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
     deep = Demand(settings.least_depth, np.inf)
     # Parts that did not choose the suspects can confirm them. Those that did must still say so of what is found.
     or_confirmed = Demand(settings.least_depth, KEPT * settings.least_depth) if settings.by_parts else deep
-    and_confirmed = Demand(np.inf, settings.least_depth)
+    and_confirmed = Demand(np.inf, settings.least_depth, FOREIGN)
     attempts: list[tuple[bool, Callable[[], Caught | None]]] = [
         (settings.by_features, search.attempt_blurred),
         (True, lambda: search.attempt(suspicion, BY_LOSSES, or_confirmed)),
