@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from antibackdoor.parts import contradiction, foreignness, n_parts, neighbor_labels, pooled_parts
+from antibackdoor.parts import contradiction, mixing, n_parts, pooled_parts
 
 
 def test_the_parts_of_an_image_are_its_quarters() -> None:
@@ -46,7 +46,7 @@ def local_poison(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_a_trigger_in_one_part_leaves_the_others_to_tell() -> None:
     parts, labels, poisoned = local_poison(1)
-    found = contradiction(neighbor_labels(parts, labels, seed=0), labels)
+    found = contradiction(parts, labels, seed=0)
     assert ((found >= 0) & (found <= 1)).all()
     # The trigger itself agrees with its label; three parts of four are among class 1, of which a tenth is poison.
     assert found[poisoned].min() > 0.4
@@ -55,15 +55,11 @@ def test_a_trigger_in_one_part_leaves_the_others_to_tell() -> None:
 
 def test_a_sample_is_no_neighbor_of_itself() -> None:
     parts = np.array([[[0.0]], [[0.1]], [[5.0]]], dtype=np.float32)
-    labels = np.array([0, 1, 1])
-    assert contradiction(neighbor_labels(parts, labels, seed=0), labels).tolist() == [1.0, 0.5, 0.5]
+    assert contradiction(parts, np.array([0, 1, 1]), seed=0).tolist() == [1.0, 0.5, 0.5]
 
 
 def test_a_single_sample_contradicts_nothing() -> None:
-    labels = np.array([0])
-    nearby = neighbor_labels(np.zeros((1, 4, 2), dtype=np.float32), labels, seed=0)
-    assert contradiction(nearby, labels).tolist() == [0.0]
-    assert foreignness(nearby, labels, labels == 0, 0) == 0.0
+    assert contradiction(np.zeros((1, 4, 2), dtype=np.float32), np.array([0]), seed=0).tolist() == [0.0]
 
 
 def test_many_samples_are_compared_with_some() -> None:
@@ -72,33 +68,48 @@ def test_many_samples_are_compared_with_some() -> None:
     parts = (rng.normal(size=(6000, 1, 2)) + 20.0 * labels[:, None, None]).astype(np.float32)
     wrong = labels.copy()
     wrong[:5] = 1 - wrong[:5]
-    nearby = neighbor_labels(parts, wrong, seed=3)
-    found = contradiction(nearby, wrong)
+    found = contradiction(parts, wrong, seed=3)
     assert (found[:5] > 0.9).all()
     assert found[5:].mean() < 0.01
-    assert (neighbor_labels(parts, wrong, seed=3) == nearby).all()
+    assert (contradiction(parts, wrong, seed=3) == found).all()
 
 
-def test_how_foreign_a_group_is_shows_in_the_part_where_it_is_most_so() -> None:
-    """Two parts with two neighbors each; label 0 holds a group that the first part leaves among the others."""
-    labels = np.array([0, 0, 0, 1, 1])
-    group = np.array([True, True, False, False, False])
-    nearby = np.array(
-        [
-            [[1, 1], [0, 1], [0, 0], [1, 1], [1, 0]],  # 3/4 around the group, 3/4 around label 1
-            [[0, 0], [0, 1], [0, 0], [1, 1], [1, 1]],  # 1/4, 1
-        ]
-    )
-    assert foreignness(nearby, labels, group, 0) == pytest.approx(1.0)
-    assert foreignness(nearby[1:], labels, group, 0) == pytest.approx(0.25)
-    assert foreignness(nearby, labels, group & False, 0) == 0.0
-    assert foreignness(nearby, labels * 0, group, 0) == 0.0, "there is no other label"
+def classes_in_eight_places(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Forty samples of each of eight classes, `(320, 6)` values, and their classes."""
+    rng = np.random.default_rng(seed)
+    truth = np.repeat(np.arange(8), 40)
+    return (rng.normal(size=(320, 6)) + 6.0 * rng.normal(size=(8, 6))[truth]).astype(np.float32), truth
 
 
-def test_mislabelled_samples_are_more_foreign_than_a_class_within_a_label() -> None:
-    parts, labels, poisoned = local_poison(1)
-    assert foreignness(neighbor_labels(parts, labels, seed=0), labels, poisoned, 0) > 0.8
-    # The same ten samples, but a class of its own, near class 1 in one part of four.
-    rng = np.random.default_rng(0)
-    parts[poisoned] = rng.normal(size=(10, 4, 5)) + np.array([-9.0, -9.0, -9.0, 3.0])[:, None]
-    assert foreignness(neighbor_labels(parts, labels, seed=0), labels, poisoned, 0) < 0.7
+def test_poison_from_many_labels_mixes_with_them_whatever_covers_it() -> None:
+    values, truth = classes_in_eight_places(0)
+    poisoned = (truth > 1) & (np.arange(320) % 5 == 0)
+    values[poisoned] = 0.6 * values[poisoned] + np.array([9, -7, 8, 5, -9, 4])
+    assert mixing(values, poisoned, (truth > 1) & ~poisoned, seed=0) > 0.9
+
+
+def test_a_class_within_a_label_does_not_mix_with_others() -> None:
+    values, truth = classes_in_eight_places(0)
+    for part in (0, 1):
+        assert mixing(values, truth == part, truth > 1, seed=0) < 0.3
+
+
+def test_groups_alike_mix_fully_and_many_samples_are_compared_with_some() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(9000, 3)).astype(np.float32)
+    group = np.arange(9000) < 4500
+    assert mixing(values, group, ~group, seed=1) == pytest.approx(1.0, abs=0.05)
+    assert mixing(values, group, ~group, seed=1) == mixing(values, group, ~group, seed=1)
+
+
+@pytest.mark.parametrize(("n_group", "n_others"), [(0, 5), (1, 5), (5, 0), (5, 1)])
+def test_too_few_to_compare_do_not_mix(n_group: int, n_others: int) -> None:
+    values = np.random.default_rng(0).normal(size=(n_group + n_others, 2)).astype(np.float32)
+    group = np.arange(n_group + n_others) < n_group
+    assert mixing(values, group, ~group, seed=0) == 0.0
+
+
+def test_copies_of_one_sample_do_not_break_the_comparison() -> None:
+    values = np.zeros((12, 2), dtype=np.float32)
+    group = np.arange(12) < 6
+    assert 0.0 <= mixing(values, group, ~group, seed=0) <= 2.0

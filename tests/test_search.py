@@ -134,31 +134,31 @@ def test_a_pattern_in_few_series_is_found_by_what_their_parts_look_like() -> Non
 
 
 @pytest.mark.parametrize(
-    ("depth", "above", "below", "demand", "found"),
+    ("depth", "kind", "demand", "found"),
     [
-        (3.0, 3, 4, Demand(3.0, 2.0), True),
-        (3.0, 6, 4, Demand(3.0, np.inf), True),
-        (2.9, 6, 4, Demand(3.0, 2.0), True),
-        (2.9, 3, 4, Demand(3.0, 2.0), False),
-        (2.9, 6, 4, Demand(3.0, np.inf), False),
-        (1.9, 6, 4, Demand(3.0, 2.0), False),
-        (3.0, 6, 4, Demand(np.inf, 3.0), True),
-        (30.0, 3, 4, Demand(np.inf, 3.0), False),
-        # A class within a label: its parts look like the other label rather than the rest does, but not as that does.
-        (3.0, 6, 4, Demand(np.inf, 3.0, 0.8), False),
-        (3.0, 7, 4, Demand(np.inf, 3.0, 0.8), True),
+        (3.0, "class", Demand(3.0, 2.0), True),
+        (3.0, "foreign", Demand(3.0, np.inf), True),
+        (2.9, "foreign", Demand(3.0, 2.0), True),
+        (2.9, "class", Demand(3.0, 2.0), False),
+        (2.9, "style", Demand(3.0, 2.0), False),
+        (2.9, "foreign", Demand(3.0, np.inf), False),
+        (1.9, "foreign", Demand(3.0, 2.0), False),
+        (3.0, "foreign", Demand(np.inf, 3.0), True),
+        (30.0, "class", Demand(np.inf, 3.0), False),
+        (30.0, "style", Demand(np.inf, 3.0), False),
     ],
 )
-def test_parts_that_look_foreign_confirm_a_valley(
-    depth: float, above: int, below: int, demand: Demand, found: bool
-) -> None:
-    """So many of ten neighbors have the other label; around the samples of that it is eight."""
-    samples = pictures(40, 2)
+def test_a_group_that_looks_foreign_confirms_a_valley(depth: float, kind: str, demand: Demand, found: bool) -> None:
+    """Shaded samples of the other labels; a class of its own beside another one; some that look like their label."""
+    whole, early = pictures(80, 4), np.arange(80) < 40
+    labels = np.where(early if kind == "foreign" else whole.labels == 2, 3, whole.labels)
+    believed = {"foreign": early & (whole.labels < 3), "class": whole.labels == 2, "style": early & (whole.labels == 3)}
+    inputs = np.where(believed[kind][:, None, None, None], whole.inputs // 2 + 60, whole.inputs).astype(np.uint8)
+    samples = replace(whole, inputs=inputs, labels=labels)
     session = Session(RECIPE, len(samples), images=True)
-    net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 2), 0)
-    search = Search(session, session.feed(samples), net, TrapSettings(1, 0.1, 1.0, 3.0), np.arange(40))
-    of_label = np.flatnonzero(samples.labels == 1)
-    search.margins[of_label[:6]] = 5.0
-    n_others = np.where(samples.labels == 0, 8, np.where(search.margins > 0, above, below))
-    search.nearby = (np.arange(10) >= n_others[:, None]).astype(np.int64)[None]
-    assert search.is_found(1, Valley(depth, 2.0), demand) == found
+    net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 4), 0)
+    search = Search(session, session.feed(samples), net, TrapSettings(1, 0.1, 1.0, 3.0), np.arange(80))
+    search.margins[believed[kind]] = 5.0
+    contrary = believed["foreign"] if kind == "foreign" else whole.labels == 2
+    search.contradiction = np.where(contrary, 0.5, 0.2)
+    assert search.is_found(3, Valley(depth, 2.0), demand) == found

@@ -5,9 +5,14 @@ others. But a trigger in one place leaves the rest of a mislabelled sample as it
 in the same place of other samples, carry the label that it was taken from. This is no verdict: border cases
 contradict their label too. It serves to choose the suspects that confusion begins with. It is blind to triggers that
 cover everything strongly, to clean-label poison, and to pictures whose content neighbors do not tell.
+
+A group that was found is asked as a whole, without what all of it have in common: poison from many labels then lies
+among their samples, a class within the label by itself.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -19,6 +24,7 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 IMAGE_CELLS, IMAGE_PARTS = 8, 2  # an image is averaged over 8 x 8 cells; its parts are quarters
 SERIES_CELLS, SERIES_PARTS = 64, 8  # a series is averaged over 64 spans; its parts are eighths
 NEIGHBORS = 10
+MOST_STRETCHED = 2.0  # a trigger takes half of the contrast; a class within a label is narrower still
 COMPARED = 5000  # samples that neighbors are looked for among
 
 
@@ -38,8 +44,8 @@ def pooled_parts(inputs: Tensor) -> Tensor:
     return coarse.permute(0, 2, 1, 3).reshape(n, -1)
 
 
-def neighbor_labels(parts: NDArray[np.float32], labels: IntArray, *, seed: int) -> IntArray:
-    """The labels that lie around each part of each sample.
+def contradiction(parts: NDArray[np.float32], labels: IntArray, *, seed: int) -> FloatArray:
+    """How much the parts of each sample contradict its label.
 
     Args:
         parts: `(N, P, D)`, each part by itself.
@@ -47,59 +53,55 @@ def neighbor_labels(parts: NDArray[np.float32], labels: IntArray, *, seed: int) 
         seed: Chooses whom to compare with, where there are many samples.
 
     Returns:
-        `(P, N, M)` given labels of the ten nearest neighbors among those; fewer, or none, in tiny data.
+        `(N,)` in [0, 1]: the share of other labels among the ten nearest neighbors, as a mean over the parts.
     """
-    from sklearn.neighbors import NearestNeighbors  # slow to import, and most commands need none
-
     n = len(labels)
     compared = np.random.default_rng((seed, 8)).permutation(n)[:COMPARED]
-    count = min(NEIGHBORS, len(compared) - 1)
-    found = np.empty((parts.shape[1], n, max(count, 0)), dtype=labels.dtype)
-    for part in range(parts.shape[1]) if count > 0 else ():
-        values = np.ascontiguousarray(parts[:, part])
-        search = NearestNeighbors(n_neighbors=count + 1, algorithm="brute").fit(values[compared])
-        nearest = compared[search.kneighbors(values, return_distance=False)]
-        # A sample is no neighbor of itself; where it is not among them, the farthest one is left out.
-        dropped = nearest == np.arange(n)[:, None]
-        dropped[~dropped.any(axis=1), -1] = True
-        found[part] = labels[nearest[~dropped]].reshape(n, count)
-    return found
+    total: FloatArray = np.zeros(n)
+    if len(compared) < 2:
+        return total
+    for part in range(parts.shape[1]):
+        nearest = _nearest(np.ascontiguousarray(parts[:, part]), np.arange(n), compared)
+        total += (labels[nearest] != labels[:, None]).mean(axis=1)
+    return np.asarray(total / parts.shape[1], dtype=np.float64)
 
 
-def contradiction(nearby: IntArray, labels: IntArray) -> FloatArray:
-    """How much the parts of each sample contradict its label.
+def mixing(values: NDArray[np.float32], group: BoolArray, others: BoolArray, *, seed: int) -> float:
+    """How much a group of samples mixes with others, once it is moved to their middle and stretched to their spread.
+
+    That takes back a trigger that is the same in all of the group, and the contrast that it took from them.
 
     Args:
-        nearby: `(P, N, M)` labels around each part.
-        labels: `(N,)` given labels.
-
-    Returns:
-        `(N,)` in [0, 1]: the share of other labels among the neighbors, as a mean over the parts.
-    """
-    if not nearby.size:
-        return np.zeros(len(labels))
-    return np.asarray((nearby != labels[:, None]).mean(axis=(0, 2)), dtype=np.float64)
-
-
-def foreignness(nearby: IntArray, labels: IntArray, group: BoolArray, label: int) -> float:
-    """How foreign a group of samples is in its label, where it is most so.
-
-    Where the trigger is not, mislabelled samples contradict their label as samples of other labels would. A class
-    within a label contradicts it more than the rest of the label does, but less than that: much of what lies around
-    its samples are its own.
-
-    Args:
-        nearby: `(P, N, M)` labels around each part.
-        labels: `(N,)` given labels.
+        values: `(N, D)` coarse values of each sample.
         group: `(N,)` bool.
-        label: Theirs.
+        others: `(N,)` bool, none of the group.
+        seed: Chooses whom to compare with, where there are many samples.
 
     Returns:
-        The share of other labels around the group, of what it is around the samples of other labels, in the part
-        where this is largest; 0 if there is nothing to compare with.
+        The share of others among the ten nearest neighbors of the group, of what it would be if both were alike; 0 if
+        there are not enough of both.
     """
-    others = labels != label
-    if not nearby.size or not group.any() or not others.any():
+    drawn = np.random.default_rng((seed, 12))
+    of_group = drawn.permutation(np.flatnonzero(group))[: COMPARED // 2]
+    of_others = drawn.permutation(np.flatnonzero(others))[: COMPARED - len(of_group)]
+    n, n_others = len(of_group), len(of_others)
+    if n < 2 or n_others < 2:
         return 0.0
-    against = (nearby != label).mean(axis=2)
-    return float((against[:, group].mean(axis=1) / np.maximum(against[:, others].mean(axis=1), 1e-9)).max())
+    here, there = (values[rows].astype(np.float64) for rows in (of_group, of_others))
+    stretch = np.sqrt(there.var(axis=0).sum() / max(here.var(axis=0).sum(), 1e-12))
+    here = (here - here.mean(axis=0)) * min(stretch, MOST_STRETCHED) + there.mean(axis=0)
+    nearest = _nearest(np.concatenate([here, there]), np.arange(n), np.arange(n + n_others))
+    return float((nearest >= n).mean() * (n + n_others - 1) / n_others)
+
+
+def _nearest(values: NDArray[Any], rows: IntArray, among: IntArray) -> IntArray:
+    """For each of the rows its nearest neighbors, itself excepted, `(len(rows), at most 10)`."""
+    from sklearn.neighbors import NearestNeighbors  # slow to import, and most commands need none
+
+    count = min(NEIGHBORS, len(among) - 1)
+    search = NearestNeighbors(n_neighbors=count + 1, algorithm="brute").fit(values[among])
+    nearest = among[search.kneighbors(values[rows], return_distance=False)]
+    dropped = nearest == rows[:, None]
+    # Where a sample is not among them, the farthest one is left out.
+    dropped[~dropped.any(axis=1), -1] = True
+    return np.asarray(nearest[~dropped].reshape(len(rows), count), dtype=np.int64)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from antibackdoor.history import LossHistory
@@ -35,7 +36,7 @@ from antibackdoor.isolation import (
     widen,
 )
 from antibackdoor.models import TwoHead, coarse, trunk_features
-from antibackdoor.parts import contradiction, foreignness, n_parts, neighbor_labels, pooled_parts
+from antibackdoor.parts import contradiction, mixing, n_parts, pooled_parts
 from antibackdoor.populations import Populations, two_populations
 from antibackdoor.samples import Batch, BoolArray, FloatArray, IntArray
 from antibackdoor.session import Feed, Session
@@ -47,7 +48,7 @@ FIRST_SUSPECTS = 0.2  # share of each label
 NEXT_SUSPECTS = 0.1  # at most, in the second round; then twice as many, and so on
 FAVOURITE_RATIO = 2.0  # of believed samples to those of other labels, from which a label may be poison almost whole
 CONFIRMED = 2 / 3  # share of the rest of a label that contradicts it less than the middle one of the found does
-FOREIGN = 0.75  # as samples of other labels are: a class within a label is so by .7 at most, poison in the end by .9
+MIXED = 0.5  # with samples of other labels, of what these do among each other; a class within a label hardly does
 KEPT = 2 / 3  # of the depth that a label was found with: so much must be left in later looks, if it is below the least
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 SEARCHED_PER_LABEL = 200  # at least so many for each label
@@ -71,8 +72,7 @@ class Demand(NamedTuple):
     """How deep a valley must be to make its label suspect."""
 
     alone: float  # whatever lies above it
-    if_foreign: float  # where most parts of what lies above it look like other labels rather than the rest does
-    foreignness: float = 0.0  # and in one part almost as much as samples of other labels do
+    if_foreign: float  # where what lies above it looks like other labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,16 +192,15 @@ class Search:
         return first_suspicion(LossHistory(history.losses[:, self.rows], history.steps), losses)
 
     @cached_property
-    def nearby(self) -> IntArray:
-        """The labels around each part of each row."""
+    def parts(self) -> NDArray[np.float32]:
+        """Coarse values of the parts of each row, `(n, P, D)`."""
         parts = evaluate(self.session, self.feed, pooled_parts, lambda values, _: values, self.rows, title="comparing")
-        parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
-        return neighbor_labels(parts, self.labels, seed=self.session.recipe.seed)
+        return parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
 
     @cached_property
     def contradiction(self) -> FloatArray:
         """How much the parts of each row look like other labels."""
-        return contradiction(self.nearby, self.labels)
+        return contradiction(self.parts, self.labels, seed=self.session.recipe.seed)
 
     def narrow(self, suspicion: FloatArray, rounds: int, demand: Demand, promising: float) -> None:
         """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
@@ -225,19 +224,18 @@ class Search:
                 return
 
     def is_found(self, label: int, valley: Valley, demand: Demand) -> bool:
-        """Whether a valley is deep enough, or would be if what lies above it is foreign, and most parts say so.
+        """Whether a valley is deep enough, or would be if what lies above it is foreign, and it is.
 
-        Near copies of one object, styles within a class, and classes within a label make valleys too. Their parts look
-        like their own label, or not quite like others.
+        Near copies of one object, styles within a class, and classes within a label make valleys too. Parts of the
+        first two look like their own label. The third are by themselves, but for what they have in common.
         """
         if valley.depth >= demand.alone or valley.depth < demand.if_foreign:
             return valley.depth >= demand.alone
-        above = (self.labels == label) & (self.margins > valley.cut)
-        below = (self.labels == label) & ~above
-        if foreignness(self.nearby, self.labels, above, label) < demand.foreignness:
-            return False
-        middle = np.median(self.contradiction[above])
-        return bool((self.contradiction[below] < middle).mean() > CONFIRMED)
+        above, others = (self.labels == label) & (self.margins > valley.cut), self.labels != label
+        less = self.contradiction[~above & ~others] < np.median(self.contradiction[above])
+        values = self.parts.reshape(len(self.parts), -1)
+        mixed = mixing(values, above, others, seed=self.session.recipe.seed)
+        return bool(less.mean() > CONFIRMED and mixed >= MIXED)
 
     def is_quiet(self, suspicion: FloatArray) -> BoolArray:
         """The less suspicious half of the rows."""

@@ -25,7 +25,7 @@ from antibackdoor.isolation import SMALLEST_LABEL, find_valley, label_rows, rank
 from antibackdoor.models import TwoHead
 from antibackdoor.removal import find_removal
 from antibackdoor.samples import BoolArray, FloatArray, IntArray, Samples
-from antibackdoor.search import FOREIGN, KEPT, Caught, Demand, Search, TrapSettings, margin, weights
+from antibackdoor.search import KEPT, Caught, Demand, Search, TrapSettings, margin, weights
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate
 
@@ -79,9 +79,9 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
     search.first_look()
     across, suspicion, settings = AcrossLabels(search), search.by_losses(history), search.settings
     deep = Demand(settings.least_depth, np.inf)
-    # Parts that did not choose the suspects can confirm them. Those that did must still say so of what is found.
+    # Who was suspected for looking foreign must do so when found: the rounds may have drifted to others.
     or_confirmed = Demand(settings.least_depth, KEPT * settings.least_depth) if settings.by_parts else deep
-    and_confirmed = Demand(np.inf, settings.least_depth, FOREIGN)
+    and_confirmed = Demand(np.inf, settings.least_depth)
     attempts: list[tuple[bool, Callable[[], Caught | None]]] = [
         (settings.by_features, search.attempt_blurred),
         (True, lambda: search.attempt(suspicion, BY_LOSSES, or_confirmed)),
