@@ -1,16 +1,19 @@
 """Poison that only a second search catches, once the main head has set it apart."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from watched_runs import RECIPE, Watched, assert_alike, builder, find_nothing, killed_and_resumed
 
-from antibackdoor.attacks import BadNets, Poisoned, SourceSpecific, poison
+from antibackdoor.attacks import BadNets, Blend, Poisoned, SourceSpecific, poison
 from antibackdoor.defenses import E2ABL
 from antibackdoor.demo import digits
 from antibackdoor.protocols import Trained
+from antibackdoor.search import Caught
 
 
 class FromOneSource(NamedTuple):
@@ -50,3 +53,28 @@ def test_a_run_killed_around_the_second_search_ends_as_an_unbroken_one(
     assert whole.poisoned
     ends = (("found", 0), ("main", 3), ("found", 0), ("main", 2))
     assert_alike(killed_and_resumed(tmp_path / "run", from_one_source.data.samples, RECIPE, *ends), whole)
+
+
+def test_what_the_search_caught_hides_nothing_from_the_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_source = poison(digits(0).train, BadNets(), seed=0, plan=SourceSpecific(0.05, 4, 7, 0.02))
+    both = poison(one_source.samples, Blend(), seed=1, rate=0.05, target_label=2)
+    loud, quiet = both.truth.is_poisoned, one_source.truth.is_poisoned & ~both.truth.is_poisoned
+
+    def find_the_loud(*asked: Any) -> Caught:
+        nothing = find_nothing(*asked)
+        return replace(nothing, isolated=loud, core=loud, labels=(2,), margins=np.where(loud, 9.0, nothing.margins))
+
+    monkeypatch.setattr("antibackdoor.defenses.e2abl.spring", find_the_loud)
+    trained = E2ABL().train(both.samples, builder(both.samples), replace(RECIPE, epochs=12))
+    assert trained.backdoor_labels == (2, 4)
+    assert trained.isolated[loud].all() and (quiet & ~trained.isolated).sum() <= 4
+    honest = ~loud & ~one_source.truth.is_poisoned & ~one_source.truth.is_cover
+    assert (trained.isolated & honest).sum() <= 15
+    assert np.isfinite(trained.suspicion).all()
+
+
+def test_classes_within_a_label_are_set_apart_and_left_alone() -> None:
+    samples = digits(0).train
+    merged = replace(samples, labels=samples.labels // 3, class_names=np.array(["0-2", "3-5", "6-8", "9"]))
+    trained = E2ABL().train(merged, builder(merged), replace(RECIPE, epochs=12))
+    assert not trained.poisoned and not trained.isolated.any()

@@ -224,18 +224,24 @@ class Search:
                 return
 
     def is_found(self, label: int, valley: Valley, demand: Demand) -> bool:
-        """Whether a valley is deep enough, or would be if what lies above it is foreign, and it is.
+        """Whether a valley is deep enough, or would be if what lies above it looks foreign, and it does."""
+        if valley.depth >= demand.alone or valley.depth < demand.if_foreign:
+            return valley.depth >= demand.alone
+        return self.looks_foreign((self.labels == label) & (self.margins > valley.cut), self.labels == label)
+
+    def looks_foreign(self, group: BoolArray, of_label: BoolArray) -> bool:
+        """Whether a group of a label could be of other labels.
 
         Near copies of one object, styles within a class, and classes within a label make valleys too. Parts of the
         first two look like their own label. The third are by themselves, but for what they have in common.
         """
-        if valley.depth >= demand.alone or valley.depth < demand.if_foreign:
-            return valley.depth >= demand.alone
-        above, others = (self.labels == label) & (self.margins > valley.cut), self.labels != label
-        less = self.contradiction[~above & ~others] < np.median(self.contradiction[above])
+        less = self.contradiction[of_label & ~group] < np.median(self.contradiction[group])
+        return bool(less.mean() > CONFIRMED and self.mixing(group, ~of_label) >= MIXED)
+
+    def mixing(self, group: BoolArray, others: BoolArray) -> float:
+        """How much a group of rows mixes with others, but for what it has in common."""
         values = self.parts.reshape(len(self.parts), -1)
-        mixed = mixing(values, above, others, seed=self.session.recipe.seed)
-        return bool(less.mean() > CONFIRMED and mixed >= MIXED)
+        return mixing(values, group, others, seed=self.session.recipe.seed)
 
     def is_quiet(self, suspicion: FloatArray) -> BoolArray:
         """The less suspicious half of the rows."""

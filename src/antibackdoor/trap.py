@@ -32,6 +32,7 @@ from antibackdoor.training import evaluate
 BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
 BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft triggers need so many
 BY_GROUPS = 5  # rounds that begin with suspects that a trained network sets apart
+LIKE_ONE = 0.6  # so much carriers of one class mix with that class; classes within a label by half at most
 PROMISING = 1.2  # depth without which no more such rounds are made: these suspects are carriers, or most are not
 ACROSS_LABELS = 2  # rounds towards one output; with more, clean data come along
 LEAST_OF_MOST = 0.25  # of the share of carriers in the label that holds most: a target too, and not some covers
@@ -131,7 +132,7 @@ def spring_again(
     suspicion: FloatArray,
     caught: Caught,
 ) -> Caught | None:
-    """Confuse the second head once more, with other suspects, where nothing was caught before.
+    """Confuse the second head once more, with other suspects, about what was not caught before.
 
     Args:
         session: Device, precision, processes.
@@ -139,19 +140,19 @@ def spring_again(
         feed: The same, as the network gets them.
         net: The network after the warm-up; its trunk and second head change.
         settings: Steps and shares.
-        suspicion: `(M,)` of the `searched_rows`.
+        suspicion: `(M,)` of those of the `searched_rows` that are not isolated.
         caught: What `spring` returned.
 
     Returns:
-        What is caught now; None if it is nothing again.
+        What is caught by now; None if nothing was added.
     """
-    everything, deep = np.arange(len(samples)), Demand(settings.least_depth, np.inf)
-    search = Search(session, feed, net, settings, everything)
-    again = search.attempt(suspicion, BY_GROUPS, deep, promising=PROMISING)
+    pool = np.flatnonzero(~caught.isolated)
+    search = SetApart(session, feed, net, settings, pool)
+    again = search.attempt(suspicion, BY_GROUPS, Demand(np.inf, settings.least_depth), promising=PROMISING)
     if again is None:
         return None
-    again = _removing(session, samples, feed, net, again, everything[~again.isolated])
-    return replace(again, gains=caught.gains, steps=caught.steps + again.steps)
+    again = _removing(session, samples, feed, net, again, pool[~again.isolated[pool]])
+    return replace(_together([caught, again], samples.labels), steps=caught.steps + again.steps)
 
 
 def under_one_output(feed: Feed) -> Feed:
@@ -204,6 +205,20 @@ class AcrossLabels(Search):
             labels=tuple(sorted(labels)),
             across=True,
         )
+
+
+class SetApart(Search):
+    """A search that begins with samples which a trained network sets apart from their label."""
+
+    def looks_foreign(self, group: BoolArray, of_label: BoolArray) -> bool:
+        """Whether a group could be of other labels, or of a single one.
+
+        Genuine classes within a label are set apart, too, and learned again like a shortcut. Where neighbors tell
+        classes, they are like no other.
+        """
+        labels = label_rows(self.labels[~of_label])
+        others = [~of_label, *(self.labels == label for label in labels)]
+        return any(self.mixing(group, rows) >= LIKE_ONE for rows in others)
 
 
 def _removing(session: Session, samples: Samples, feed: Feed, net: TwoHead, caught: Caught, rest: IntArray) -> Caught:

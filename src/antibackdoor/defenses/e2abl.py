@@ -53,7 +53,7 @@ class E2ABL:
     in short-cuts alone (`antibackdoor.trap`). The samples found are kept from the main head, which starts from fresh
     weights; those that it later knows to be something else come back under that label. Late in the training the main
     head is looked at as well: samples of the other labels that it holds in one label are isolated, and its training
-    begins anew. Where nothing was found, the second head is asked once more, about samples that the main head sets
+    begins anew. If there are none, the second head is asked once more, about samples that the main head sets
     apart. Nothing is isolated where no witness speaks.
 
     The form of the paper is `E2ABL.as_published()`; `docs/e2abl.md` tells what differs and why. After Jiang et al.,
@@ -224,8 +224,7 @@ class E2ABL:
     ) -> tuple[Caught, LossHistory]:
         """What the second head finds, and the losses that it went by."""
         if "caught" in state:
-            if state.get("trap"):
-                net.load_state_dict(state["trap"])
+            net.load_state_dict(state["trap"])
             return _caught_from(state), LossHistory.from_state(state["history"])
         with session.full_precision(_is_delicate(samples)):
             history = warm_up(
@@ -247,13 +246,12 @@ class E2ABL:
     def _look_again(
         self, session: Session, samples: Samples, feed: Feed, net: TwoHead, model: nn.Module, caught: Caught
     ) -> Later | None:
-        """What a well trained main head shows: strangers, or whom to suspect where the search had caught nothing."""
+        """What a well trained main head shows of what was not isolated: strangers, or whom to suspect once more."""
         found = look_again(session, feed, model, net.attach, caught.isolated)
         if found.labels:
             return with_strangers(caught, found), found.flagged
-        if caught.isolated.any():
-            return None
-        apart = set_apart(session, feed, model, searched_rows(session, feed))
+        rows = searched_rows(session, feed)
+        apart = set_apart(session, feed, model, rows[~caught.isolated[rows]])
         if not apart.any():
             return None
         with session.full_precision(_is_delicate(samples)):
@@ -308,9 +306,9 @@ class E2ABL:
         """Visits to a sample, one by one, that cost what plain training would, less the search."""
         n = len(caught.isolated)
         total = session.recipe.passes(n)
-        late = 0 if caught.isolated.any() else 1  # round of a second search, which mostly ends with it
-        rounds = caught.steps // self.confusion_steps + late
-        spent = _passes(session, n, n_classes, int(history.steps[-1]) + late * self.confusion_steps, rounds)
+        # A second search mostly ends with its first round.
+        rounds = caught.steps // self.confusion_steps + 1
+        spent = _passes(session, n, n_classes, int(history.steps[-1]) + self.confusion_steps, rounds)
         spent += 2 * (LOOKED_AT + COMPARED) * n_searched(n, n_classes) / n  # the late look, at two layers
         return round(max(total - spent, LEAST_PASSES * total) * n)
 
@@ -334,9 +332,8 @@ def _with_margins(history: LossHistory, caught: Caught, steps: int) -> LossHisto
 
 
 def _found(net: TwoHead, caught: Caught, history: LossHistory) -> dict[str, Any]:
-    """What a checkpoint keeps of a search; of one that caught nothing the trap, too, for a second attempt."""
-    trap = {} if caught.isolated.any() else net.state_dict()
-    return {"history": history.state(), "caught": vars(caught), "trap": trap}
+    """What a checkpoint keeps of a search: also the trap, for a second one."""
+    return {"history": history.state(), "caught": vars(caught), "trap": net.state_dict()}
 
 
 def _caught_from(state: dict[str, Any]) -> Caught:
