@@ -181,7 +181,7 @@ class Search:
         self.confuse(self.half(suspects), self.rows[~np.isin(self.labels, list(self.foreign))])
         self.margins = self.look(self.rows)
         valleys = self.noted(self.find_valleys(self.margins, self.labels, self.foreign))
-        self.found = {k: v for k, v in valleys.items() if v.depth >= self.settings.least_depth}
+        self.found = {k: v for k, v in valleys.items() if v.depth >= KEPT * self.settings.least_depth}
         caught = self.settle()
         self.foreign = set()
         return caught
