@@ -162,3 +162,20 @@ def test_a_group_that_looks_foreign_confirms_a_valley(depth: float, kind: str, d
     contrary = believed["foreign"] if kind == "foreign" else whole.labels == 2
     search.contradiction = np.where(contrary, 0.5, 0.2)
     assert search.is_found(3, Valley(depth, 2.0), demand) == found
+
+
+@pytest.mark.parametrize("missed", [True, False])
+def test_what_stands_out_of_the_rest_is_added_if_it_is_like_what_was_found(missed: bool) -> None:
+    """Label 2 holds classes 2 and 3, and stamped samples of the others; some of these, or half of class 3, are near."""
+    whole, row = pictures(200, 4), np.arange(200)
+    poisoned = (whole.labels < 2) & (row < 100)
+    found = poisoned & (row >= 20)
+    near = poisoned & ~found if missed else (whole.labels == 3) & (row < 100)
+    inputs = whole.inputs.copy()
+    inputs[poisoned, :, :2, :2] = 255
+    samples = replace(whole, inputs=inputs, labels=np.where(poisoned, 2, np.minimum(whole.labels, 2)))
+    session = Session(RECIPE, len(samples), images=True)
+    net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 4), 0)
+    search = Search(session, session.feed(samples), net, TrapSettings(1, 0.1, 1.0, 3.0), row)
+    margins = np.where(found, 9.0, np.where(near, 0.0, -2.0 + 0.05 * np.sin(row)))
+    np.testing.assert_array_equal(search.widened(margins, found, {2}), found | near if missed else found)

@@ -235,8 +235,8 @@ class Search:
         Near copies of one object, styles within a class, and classes within a label make valleys too. Parts of the
         first two look like their own label. The third are by themselves, but for what they have in common.
         """
-        less = self.contradiction[of_label & ~group] < np.median(self.contradiction[group])
-        return bool(less.mean() > CONFIRMED and self.mixing(group, ~of_label) >= MIXED)
+        is_contrary = self.is_more_foreign(group, of_label & ~group) > CONFIRMED
+        return is_contrary and self.mixing(group, ~of_label) >= MIXED
 
     def mixing(self, group: BoolArray, others: BoolArray) -> float:
         """How much a group of rows mixes with others, but for what it has in common."""
@@ -350,8 +350,29 @@ class Search:
         return rows[rank_within(self.draws.random(len(rows)), self.all_labels[rows]) >= 0.5]
 
     def widened(self, margins: FloatArray, flagged: BoolArray, suspected: set[int]) -> BoolArray:
-        """What is isolated of the pool: the flagged, and what stands out of the rest of their labels."""
-        return widen(margins, self.all_labels[self.pool], flagged, suspected)
+        """What is isolated of the pool: the flagged, and what stands out of the rest of their labels.
+
+        A class within the label may do so too. If what was found could be of other labels, what is added must be like
+        them, too: contradict its label no less than the rest does, and mix with the others.
+        """
+        labels = self.all_labels[self.pool]
+        widened = widen(margins, labels, flagged, suspected)
+        is_searched = np.isin(self.pool, self.rows, assume_unique=True)
+        for label in sorted(suspected):
+            groups = [group & (labels == label) for group in (widened & ~flagged, flagged, ~widened)]
+            near, found, rest = (group[is_searched] for group in groups)
+            of_label = self.labels == label
+            if near.sum() < SMALLEST_GROUP or not self.looks_foreign(found, of_label):
+                continue
+            if self.is_more_foreign(near, rest) < 0.5 or self.mixing(near, ~of_label) < MIXED:
+                widened &= ~groups[0]
+        return widened
+
+    def is_more_foreign(self, group: BoolArray, rest: BoolArray) -> float:
+        """The share of the rest of a label that contradicts it less than the middle one of a group does."""
+        if not group.any() or not rest.any():
+            return 0.0
+        return float((self.contradiction[rest] < np.median(self.contradiction[group])).mean())
 
     def refuted(self, held_out: IntArray, margins: FloatArray) -> set[int]:
         """Labels whose found samples are not believed in once they are not trained on: a memory, not a short-cut."""
