@@ -112,15 +112,19 @@ def prepare(cell: Cell, folder: Path) -> Searched:
 
 
 def measure(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Poison, search, compare with the truth."""
+    return search(prepare(cell, folder), cell.seed)
+
+
+def search(searched: Searched, seed: int) -> dict[str, Any]:
     """Search, compare with the truth."""
     from antibackdoor.defenses import E2ABL
     from antibackdoor.metrics import auroc
     from antibackdoor.recipe import Recipe
     from antibackdoor.verdict import judge
 
-    searched = prepare(cell, folder)
     started = time.perf_counter()
-    caught, _ = E2ABL().isolate(searched.samples, searched.build, Recipe(seed=cell.seed))
+    caught, _ = E2ABL().isolate(searched.samples, searched.build, Recipe(seed=seed))
     return {
         **found(searched, caught.isolated),
         "labels": list(caught.labels),

@@ -211,6 +211,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "goals": lambda: isolation.goals(lines_of("isolation.jsonl")),
     "calibration": lambda: calibration.table(calibration.clean_lines()),
     "ablation": lambda: ablation.table(lines_of("ablation.jsonl")),
+    "unseen": lambda: isolation.table(lines_of("unseen.jsonl")),
     "isolation": lambda: isolation.table(lines_of("isolation.jsonl")),
     "residual": lambda: residual.table(list(residual.pairs(cells.RESULTS))),
     "attacks": lambda: attacks.table([line for line in lines_of("attacks.jsonl") if "attack" in line["cell"]]),
