@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.history import LossHistory
-from antibackdoor.isolation import SMALLEST_LABEL, find_valley, label_rows, rank, rank_within
+from antibackdoor.isolation import SMALLEST_LABEL, find_valley, label_rows, rank, rank_within, widen
 from antibackdoor.models import TwoHead
 from antibackdoor.removal import find_removal
 from antibackdoor.samples import BoolArray, FloatArray, IntArray, Samples
@@ -219,6 +219,10 @@ class SetApart(Search):
         labels = label_rows(self.labels[~of_label])
         others = [~of_label, *(self.labels == label for label in labels)]
         return any(self.mixing(group, rows) >= LIKE_ONE for rows in others)
+
+    def widened(self, margins: FloatArray, flagged: BoolArray, suspected: set[int]) -> BoolArray:
+        """All that stands out of the rest: poison from one class need not contradict its label more than others do."""
+        return widen(margins, self.all_labels[self.pool], flagged, suspected)
 
 
 def _removing(session: Session, samples: Samples, feed: Feed, net: TwoHead, caught: Caught, rest: IntArray) -> Caught:
