@@ -3,8 +3,8 @@
     python benchmarks/unseen.py                                 all cells; goes on where it was stopped
     python benchmarks/unseen.py --cells '*/tint/*' --seeds 1    some of them
 
-Each changes the picture and gives it the label 0. None was looked at while the search was made, but one_pixel and
-rotation, which taught that two thirds of the usual depth are enough where features say that most of a label is foreign.
+Each changes the picture and gives it the label 0. The search was made without them, but for one_pixel and rotation,
+which taught that two thirds of the usual depth are enough where features say that most of a label is foreign.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ among their samples, a class within the label by itself.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,10 @@ SERIES_CELLS, SERIES_PARTS = 64, 8  # a series is averaged over 64 spans; its pa
 NEIGHBORS = 10
 MOST_STRETCHED = 2.0  # a trigger takes half of the contrast; a class within a label is narrower still
 COMPARED = 5000  # samples that neighbors are looked for among
+CONFIRMED = 2 / 3  # share of the rest of a label that contradicts it less than the middle one of the found does
+NO_LESS = 0.5  # the same of what is added to the found
+MIXED = 0.5  # with samples of other labels, of what these do among each other; a class within a label hardly does
+LIKE_ONE = 0.6  # so much carriers of one class mix with that class; classes within a label by half at most
 
 
 def n_parts(shape: tuple[int, ...]) -> int:
@@ -92,6 +98,58 @@ def mixing(values: NDArray[np.float32], group: BoolArray, others: BoolArray, *, 
     here = (here - here.mean(axis=0)) * min(stretch, MOST_STRETCHED) + there.mean(axis=0)
     nearest = _nearest(np.concatenate([here, there]), np.arange(n), np.arange(n + n_others))
     return float((nearest >= n).mean() * (n + n_others - 1) / n_others)
+
+
+@dataclass(frozen=True, eq=False)
+class Resemblance:
+    """What the samples of each label look like: by their parts, and as a whole but for what they have in common.
+
+    Attributes:
+        parts: `(N, P, D)` coarse values of each part of each sample.
+        labels: `(N,)` given labels.
+        seed: Chooses whom to compare with, where there are many samples.
+    """
+
+    parts: NDArray[np.float32]
+    labels: IntArray
+    seed: int
+
+    @cached_property
+    def contradiction(self) -> FloatArray:
+        """`(N,)` how much the parts of each sample look like other labels."""
+        return contradiction(self.parts, self.labels, seed=self.seed)
+
+    def is_foreign(self, group: BoolArray, label: int) -> bool:
+        """Whether a group of a label could be of other labels.
+
+        Near copies of one object, styles within a class, and classes within a label form groups too. Parts of the first
+        two look like their own label. The third are by themselves, but for what they have in common.
+        """
+        of_label = self.labels == label
+        return self._contradicts(group, of_label & ~group) > CONFIRMED and self._mixing(group, ~of_label) >= MIXED
+
+    def is_like_one(self, group: BoolArray, label: int) -> bool:
+        """Whether a group of a label could be of other labels, or of a single one."""
+        others = self.labels != label
+        candidates = [others, *(self.labels == other for other in np.unique(self.labels[others]))]
+        return any(self._mixing(group, rows) >= LIKE_ONE for rows in candidates)
+
+    def is_alike(self, more: BoolArray, found: BoolArray, label: int) -> bool:
+        """Whether more samples of a label are as foreign as those that were found in it, if these are."""
+        of_label = self.labels == label
+        if not self.is_foreign(found, label):
+            return True
+        contradicts = self._contradicts(more, of_label & ~found & ~more)
+        return contradicts >= NO_LESS and self._mixing(more, ~of_label) >= MIXED
+
+    def _contradicts(self, group: BoolArray, rest: BoolArray) -> float:
+        """The share of the rest of a label that contradicts it less than the middle one of a group does."""
+        if not group.any() or not rest.any():
+            return 0.0
+        return float((self.contradiction[rest] < np.median(self.contradiction[group])).mean())
+
+    def _mixing(self, group: BoolArray, others: BoolArray) -> float:
+        return mixing(self.parts.reshape(len(self.parts), -1), group, others, seed=self.seed)
 
 
 def _nearest(values: NDArray[Any], rows: IntArray, among: IntArray) -> IntArray:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from antibackdoor.history import LossHistory
@@ -36,7 +35,7 @@ from antibackdoor.isolation import (
     widen,
 )
 from antibackdoor.models import TwoHead, coarse, trunk_features
-from antibackdoor.parts import contradiction, mixing, n_parts, pooled_parts
+from antibackdoor.parts import Resemblance, n_parts, pooled_parts
 from antibackdoor.populations import Populations, two_populations
 from antibackdoor.samples import Batch, BoolArray, FloatArray, IntArray
 from antibackdoor.session import Feed, Session
@@ -47,8 +46,6 @@ SEARCHED = 20_000  # samples in which a population is looked for; the last look 
 FIRST_SUSPECTS = 0.2  # share of each label
 NEXT_SUSPECTS = 0.1  # at most, in the second round; then twice as many, and so on
 FAVOURITE_RATIO = 2.0  # of believed samples to those of other labels, from which a label may be poison almost whole
-CONFIRMED = 2 / 3  # share of the rest of a label that contradicts it less than the middle one of the found does
-MIXED = 0.5  # with samples of other labels, of what these do among each other; a class within a label hardly does
 KEPT = 2 / 3  # of the depth that a label was found with: so much must be left in later looks, if it is below the least
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 SEARCHED_PER_LABEL = 200  # at least so many for each label
@@ -192,15 +189,11 @@ class Search:
         return first_suspicion(LossHistory(history.losses[:, self.rows], history.steps), losses)
 
     @cached_property
-    def parts(self) -> NDArray[np.float32]:
-        """Coarse values of the parts of each row, `(n, P, D)`."""
+    def resemblance(self) -> Resemblance:
+        """What the rows of each label look like."""
         parts = evaluate(self.session, self.feed, pooled_parts, lambda values, _: values, self.rows, title="comparing")
-        return parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
-
-    @cached_property
-    def contradiction(self) -> FloatArray:
-        """How much the parts of each row look like other labels."""
-        return contradiction(self.parts, self.labels, seed=self.session.recipe.seed)
+        parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
+        return Resemblance(parts, self.labels, self.session.recipe.seed)
 
     def narrow(self, suspicion: FloatArray, rounds: int, demand: Demand, promising: float) -> None:
         """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
@@ -227,21 +220,11 @@ class Search:
         """Whether a valley is deep enough, or would be if what lies above it looks foreign, and it does."""
         if valley.depth >= demand.alone or valley.depth < demand.if_foreign:
             return valley.depth >= demand.alone
-        return self.looks_foreign((self.labels == label) & (self.margins > valley.cut), self.labels == label)
+        return self.looks_foreign((self.labels == label) & (self.margins > valley.cut), label)
 
-    def looks_foreign(self, group: BoolArray, of_label: BoolArray) -> bool:
-        """Whether a group of a label could be of other labels.
-
-        Near copies of one object, styles within a class, and classes within a label make valleys too. Parts of the
-        first two look like their own label. The third are by themselves, but for what they have in common.
-        """
-        is_contrary = self.is_more_foreign(group, of_label & ~group) > CONFIRMED
-        return is_contrary and self.mixing(group, ~of_label) >= MIXED
-
-    def mixing(self, group: BoolArray, others: BoolArray) -> float:
-        """How much a group of rows mixes with others, but for what it has in common."""
-        values = self.parts.reshape(len(self.parts), -1)
-        return mixing(values, group, others, seed=self.session.recipe.seed)
+    def looks_foreign(self, group: BoolArray, label: int) -> bool:
+        """Whether a group of a label could be of other labels."""
+        return self.resemblance.is_foreign(group, label)
 
     def is_quiet(self, suspicion: FloatArray) -> BoolArray:
         """The less suspicious half of the rows."""
@@ -352,27 +335,17 @@ class Search:
     def widened(self, margins: FloatArray, flagged: BoolArray, suspected: set[int]) -> BoolArray:
         """What is isolated of the pool: the flagged, and what stands out of the rest of their labels.
 
-        A class within the label may do so too. If what was found could be of other labels, what is added must be like
-        them, too: contradict its label no less than the rest does, and mix with the others.
+        A class within the label may do so too: what is added must be like what was found.
         """
         labels = self.all_labels[self.pool]
         widened = widen(margins, labels, flagged, suspected)
         is_searched = np.isin(self.pool, self.rows, assume_unique=True)
         for label in sorted(suspected):
-            groups = [group & (labels == label) for group in (widened & ~flagged, flagged, ~widened)]
-            near, found, rest = (group[is_searched] for group in groups)
-            of_label = self.labels == label
-            if near.sum() < SMALLEST_GROUP or not self.looks_foreign(found, of_label):
-                continue
-            if self.is_more_foreign(near, rest) < 0.5 or self.mixing(near, ~of_label) < MIXED:
-                widened &= ~groups[0]
+            near = widened & ~flagged & (labels == label)
+            more, found = near[is_searched], (flagged & (labels == label))[is_searched]
+            if more.sum() >= SMALLEST_GROUP and not self.resemblance.is_alike(more, found, label):
+                widened &= ~near
         return widened
-
-    def is_more_foreign(self, group: BoolArray, rest: BoolArray) -> float:
-        """The share of the rest of a label that contradicts it less than the middle one of a group does."""
-        if not group.any() or not rest.any():
-            return 0.0
-        return float((self.contradiction[rest] < np.median(self.contradiction[group])).mean())
 
     def refuted(self, held_out: IntArray, margins: FloatArray) -> set[int]:
         """Labels whose found samples are not believed in once they are not trained on: a memory, not a short-cut."""

@@ -32,7 +32,6 @@ from antibackdoor.training import evaluate
 BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
 BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft triggers need so many
 BY_GROUPS = 5  # rounds that begin with suspects that a trained network sets apart
-LIKE_ONE = 0.6  # so much carriers of one class mix with that class; classes within a label by half at most
 PROMISING = 1.2  # depth without which no more such rounds are made: these suspects are carriers, or most are not
 ACROSS_LABELS = 2  # rounds towards one output; with more, clean data come along
 LEAST_OF_MOST = 0.25  # of the share of carriers in the label that holds most: a target too, and not some covers
@@ -86,8 +85,8 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
     attempts: list[tuple[bool, Callable[[], Caught | None]]] = [
         (settings.by_features, search.attempt_blurred),
         (True, lambda: search.attempt(suspicion, BY_LOSSES, or_confirmed)),
-        (settings.across_labels, lambda: across.attempt(search.contradiction, ACROSS_LABELS, deep)),
-        (settings.by_parts, lambda: search.attempt(search.contradiction, BY_PARTS, and_confirmed)),
+        (settings.across_labels, lambda: across.attempt(search.resemblance.contradiction, ACROSS_LABELS, deep)),
+        (settings.by_parts, lambda: search.attempt(search.resemblance.contradiction, BY_PARTS, and_confirmed)),
     ]
     caught = None
     for is_made, attempt in attempts:
@@ -210,15 +209,13 @@ class AcrossLabels(Search):
 class SetApart(Search):
     """A search that begins with samples which a trained network sets apart from their label."""
 
-    def looks_foreign(self, group: BoolArray, of_label: BoolArray) -> bool:
+    def looks_foreign(self, group: BoolArray, label: int) -> bool:
         """Whether a group could be of other labels, or of a single one.
 
         Genuine classes within a label are set apart, too, and learned again like a shortcut. Where neighbors tell
         classes, they are like no other.
         """
-        labels = label_rows(self.labels[~of_label])
-        others = [~of_label, *(self.labels == label for label in labels)]
-        return any(self.mixing(group, rows) >= LIKE_ONE for rows in others)
+        return self.resemblance.is_like_one(group, label)
 
     def widened(self, margins: FloatArray, flagged: BoolArray, suspected: set[int]) -> BoolArray:
         """All that stands out of the rest: poison from one class need not contradict its label more than others do."""
