@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -83,6 +85,26 @@ class Samples:
     def kind(self) -> Literal["image", "series"]:
         """Whether the samples are images or time series."""
         return "image" if self.inputs.ndim == 4 else "series"
+
+    @cached_property
+    def firsts(self) -> IntArray:
+        """`(N,)` for each row the first one that has the same input and the same label: itself, if it is no copy."""
+        digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in self.inputs)
+        contents = np.frombuffer(digests, dtype=np.int64).reshape(-1, 2)
+        _, first, which = np.unique(
+            np.column_stack([contents, self.labels]), axis=0, return_index=True, return_inverse=True
+        )
+        return np.asarray(first[which.reshape(-1)], dtype=np.int64)
+
+    @property
+    def originals(self) -> IntArray:
+        """The rows that are no copies of an earlier one, sorted."""
+        return np.unique(self.firsts)
+
+    @property
+    def n_copies(self) -> int:
+        """How many samples repeat an earlier one."""
+        return len(self) - len(self.originals)
 
     def take(self, rows: NDArray[Any]) -> Samples:
         """A copy of the chosen rows (a boolean mask or positions), in that order."""

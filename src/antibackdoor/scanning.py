@@ -90,6 +90,7 @@ def _facts(samples: Samples, caught: Caught) -> dict[str, Any]:
         "poisoned": bool(caught.isolated.any()),
         "target_labels": names,
         "n_samples": len(samples),
+        "n_copies": samples.n_copies,
         "n_isolated": int(caught.isolated.sum()),
         "defense": "scan",
     }

@@ -110,10 +110,10 @@ def n_searched(n_samples: int, n_classes: int) -> int:
     return min(n_samples, max(SEARCHED, SEARCHED_PER_LABEL * n_classes))
 
 
-def searched_rows(session: Session, feed: Feed) -> IntArray:
-    """The rows that a search works on, sorted."""
-    n = len(feed.labels)
-    return np.sort(shuffled(n, session.recipe.seed, 6)[: n_searched(n, feed.n_classes)])
+def searched_rows(session: Session, feed: Feed, pool: IntArray) -> IntArray:
+    """The rows of a pool that a search works on, sorted."""
+    order = shuffled(len(feed.labels), session.recipe.seed, 6)
+    return np.sort(order[np.isin(order, pool)][: n_searched(len(pool), feed.n_classes)])
 
 
 class Search:
@@ -124,7 +124,7 @@ class Search:
 
     def __init__(self, session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, pool: IntArray) -> None:
         self.session, self.feed, self.net, self.settings, self.pool = session, feed, net, settings, pool
-        self.rows = np.intersect1d(searched_rows(session, feed), pool, assume_unique=True)
+        self.rows = searched_rows(session, feed, pool)
         self.all_labels = feed.labels.cpu().numpy()
         self.labels = self.all_labels[self.rows]
         self.given = self.labels  # suspects are chosen from each of these
@@ -202,7 +202,8 @@ class Search:
         for number in range(rounds):
             self.confuse(self.rows[chosen], self.rows[~chosen & self.is_quiet(suspicion)])
             self.margins = suspicion = self.look(self.rows)
-            valleys = self.noted(self.find_valleys(self.margins, self.labels, set(self.labels.tolist())))
+            valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
+            self.noted({k: v for k, v in valleys.items() if self.is_evidence(k, v, demand)})
             deepest = max((valley.depth for valley in valleys.values()), default=0.0)
             self.found = {k: v for k, v in valleys.items() if self.is_found(k, v, demand)}
             if self.found or deepest < promising:
@@ -221,6 +222,11 @@ class Search:
         if valley.depth >= demand.alone or valley.depth < demand.if_foreign:
             return valley.depth >= demand.alone
         return self.looks_foreign((self.labels == label) & (self.margins > valley.cut), label)
+
+    def is_evidence(self, label: int, valley: Valley, demand: Demand) -> bool:
+        """Whether a valley would make its label suspect if only it were deeper; one of 1 or less is none at all."""
+        is_open = demand.alone < np.inf or valley.depth <= max(1.0, self.deepest.get(label, 0.0))
+        return is_open or self.looks_foreign((self.labels == label) & (self.margins > valley.cut), label)
 
     def looks_foreign(self, group: BoolArray, label: int) -> bool:
         """Whether a group of a label could be of other labels."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from antibackdoor.history import LossHistory
-from antibackdoor.isolation import SMALLEST_LABEL, find_valley, label_rows, rank, rank_within, widen
+from antibackdoor.isolation import SMALLEST_LABEL, Valley, find_valley, label_rows, rank, rank_within, widen
 from antibackdoor.models import TwoHead
 from antibackdoor.removal import find_removal
 from antibackdoor.samples import BoolArray, FloatArray, IntArray, Samples
@@ -46,7 +46,8 @@ def spring(
 
     What is caught is left out, and the search begins anew with the rest, until it catches nothing more: there may be
     several triggers, and the loudest is found first. It works on a sample of large data, since a population shows in a
-    part of its members; only the last look goes over all rows.
+    part of its members; only the last look goes over all rows. Of exact copies one is looked at: they gather at one
+    margin by themselves, and whoever has seen one knows the others without any short-cut.
 
     Args:
         session: Device, precision, processes.
@@ -59,7 +60,7 @@ def spring(
     Returns:
         What was caught; nothing where no label has two groups, nor all of them together.
     """
-    before, pool, steps = weights(net), np.arange(len(samples)), 0
+    before, pool, steps = weights(net), samples.originals, 0
     catches: list[Caught] = []
     while True:
         caught = _catch(Search(session, feed, net, settings, pool), history, before)
@@ -71,7 +72,7 @@ def spring(
         net.load_state_dict(before)
         is_over = not caught.isolated.any() or not settings.in_the_rest or len(catches) == MOST_CATCHES
         if is_over or len(np.unique(samples.labels[pool])) < 2:
-            return replace(_together(catches, samples.labels), steps=steps)
+            return replace(_of_copies(_together(catches, samples.labels), samples), steps=steps)
 
 
 def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> Caught:
@@ -122,6 +123,19 @@ def _together(catches: Sequence[Caught], given: IntArray) -> Caught:
     return whole
 
 
+def left(samples: Samples, isolated: BoolArray) -> IntArray:
+    """The rows that are neither isolated nor copies of an earlier one, sorted."""
+    originals = samples.originals
+    return originals[~isolated[originals]]
+
+
+def _of_copies(caught: Caught, samples: Samples) -> Caught:
+    """What was caught of each sample or, if it is a copy, of the first one like it."""
+    firsts = samples.firsts
+    by_sample = ("isolated", "core", "content", "margins", "removable")
+    return replace(caught, **{part: getattr(caught, part)[firsts] for part in by_sample})
+
+
 def spring_again(
     session: Session,
     samples: Samples,
@@ -139,19 +153,20 @@ def spring_again(
         feed: The same, as the network gets them.
         net: The network after the warm-up; its trunk and second head change.
         settings: Steps and shares.
-        suspicion: `(M,)` of those of the `searched_rows` that are not isolated.
+        suspicion: `(M,)` of the `searched_rows` of what is `left`.
         caught: What `spring` returned.
 
     Returns:
         What is caught by now; None if nothing was added.
     """
-    pool = np.flatnonzero(~caught.isolated)
+    pool = left(samples, caught.isolated)
     search = SetApart(session, feed, net, settings, pool)
     again = search.attempt(suspicion, BY_GROUPS, Demand(np.inf, settings.least_depth), promising=PROMISING)
     if again is None:
         return None
     again = _removing(session, samples, feed, net, again, pool[~again.isolated[pool]])
-    return replace(_together([caught, again], samples.labels), steps=caught.steps + again.steps)
+    both = _of_copies(_together([caught, again], samples.labels), samples)
+    return replace(both, steps=caught.steps + again.steps)
 
 
 def under_one_output(feed: Feed) -> Feed:
@@ -216,6 +231,10 @@ class SetApart(Search):
         classes, they are like no other.
         """
         return self.resemblance.is_like_one(group, label)
+
+    def is_evidence(self, label: int, valley: Valley, demand: Demand) -> bool:
+        """Always: of this search only what is caught will be told."""
+        return True
 
     def widened(self, margins: FloatArray, flagged: BoolArray, suspected: set[int]) -> BoolArray:
         """All that stands out of the rest: poison from one class need not contradict its label more than others do."""

@@ -30,7 +30,7 @@ from antibackdoor.training import (
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import MOST_ROUNDS, spring, spring_again
+from antibackdoor.trap import MOST_ROUNDS, left, spring, spring_again
 from antibackdoor.verdict import evidence, judge, suspicion
 from antibackdoor.warm_up import warm_up
 
@@ -162,6 +162,7 @@ class E2ABL:
                 **judge(caught),
                 "n_returned": int(returned.sum()),
                 "n_found_late": int((late & caught.isolated).sum()),
+                "n_copies": samples.n_copies,
                 "search_steps": caught.steps,
             },
         )
@@ -247,11 +248,12 @@ class E2ABL:
         self, session: Session, samples: Samples, feed: Feed, net: TwoHead, model: nn.Module, caught: Caught
     ) -> Later | None:
         """What a well trained main head shows of what was not isolated: strangers, or whom to suspect once more."""
-        found = look_again(session, feed, model, net.attach, caught.isolated)
+        pool = left(samples, caught.isolated)
+        found = look_again(session, feed, model, net.attach, pool)
         if found.labels:
+            found = found._replace(flagged=found.flagged[samples.firsts])
             return with_strangers(caught, found), found.flagged
-        rows = searched_rows(session, feed)
-        apart = set_apart(session, feed, model, rows[~caught.isolated[rows]])
+        apart = set_apart(session, feed, model, searched_rows(session, feed, pool))
         if not apart.any():
             return None
         with session.full_precision(_is_delicate(samples)):

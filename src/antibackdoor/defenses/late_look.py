@@ -20,7 +20,7 @@ FAR_MORE = 2.0  # times the gain of the middle layer
 WIDEST = 512  # values of a sample in four cells; wider features are averaged over all places
 
 
-def look_again(session: Session, feed: Feed, model: nn.Module, middle: str, isolated: BoolArray) -> Populations:
+def look_again(session: Session, feed: Feed, model: nn.Module, middle: str, pool: IntArray) -> Populations:
     """Test the samples that the model is trained on for labels that hold samples of all the others.
 
     The model knows the classes by now, so a mislabelled sample lies with those that it was taken from: in the last
@@ -33,20 +33,19 @@ def look_again(session: Session, feed: Feed, model: nn.Module, middle: str, isol
         feed: The data with their given labels.
         model: Well trained; it is left in eval mode.
         middle: A layer about the middle at which the model can be cut.
-        isolated: `(N,)` bool, what the model is not trained on.
+        pool: Rows that the model is trained on, of copies one.
 
     Returns:
         Members and labels, over all N.
     """
     labels = feed.labels.cpu().numpy()
-    trained_on = np.flatnonzero(~isolated)
-    part = trained_on[shuffled(len(trained_on), session.recipe.seed, 9)]
-    rows = np.sort(part[: n_searched(len(trained_on), feed.n_classes)])
+    part = pool[shuffled(len(pool), session.recipe.seed, 9)]
+    rows = np.sort(part[: n_searched(len(pool), feed.n_classes)])
     model.eval()
     last = _last(session, feed, model)
     found = _test(session, feed, model, (middle, last), rows, labels)
-    if found.labels and len(rows) < len(trained_on):
-        rows = np.union1d(rows, trained_on[np.isin(labels[trained_on], found.labels)])
+    if found.labels and len(rows) < len(pool):
+        rows = np.union1d(rows, pool[np.isin(labels[pool], found.labels)])
         found = _test(session, feed, model, (middle, last), rows, labels)
     flagged = np.zeros(len(labels), dtype=bool)
     flagged[rows] = found.flagged
