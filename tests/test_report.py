@@ -363,6 +363,12 @@ def test_what_the_late_look_found_is_no_shortcut() -> None:
     assert "look like" not in " ".join(verdict({**facts, "n_found_late": 0}).sentences)
 
 
+def test_the_verdict_tells_of_copies() -> None:
+    facts = {"poisoned": False, "n_samples": 1000, "n_isolated": 0}
+    assert "1,150 here, share the verdict" in verdict({**facts, "n_copies": 1150}).sentences[-1]
+    assert "copies" not in " ".join(verdict({**facts, "n_copies": 0}).sentences)
+
+
 @pytest.mark.parametrize("junk", ["text", None, True, [], [1]])
 def test_words_survive_junk(junk: Any) -> None:
     metrics = dict.fromkeys(("n_samples", "n_isolated", "clean_accuracy", "backdoor_label", "backdoor_labels"), junk)

@@ -44,6 +44,17 @@ def test_poison_that_makes_up_nearly_all_of_a_small_class() -> None:
     assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 5
 
 
+@pytest.mark.parametrize(("step", "rate"), [(3, 0.0), (5, 0.1)])
+def test_exact_copies_are_no_evidence_and_share_the_verdict(step: int, rate: float) -> None:
+    """Who has seen one knows the others, as if they shared a shortcut."""
+    dirty = poison(digits(0).train.take(np.arange(0, 1438, step)), BadNets(), seed=0, rate=rate)
+    copies = np.repeat(np.arange(len(dirty.samples)), 5)
+    oversampled = replace(dirty.samples.take(copies), ids=np.arange(len(copies)).astype(str))
+    caught, _ = E2ABL().isolate(oversampled, builder(oversampled), RECIPE)
+    np.testing.assert_array_equal(caught.isolated, dirty.truth.is_poisoned[copies])
+    assert caught.margins.shape == copies.shape and np.isfinite(caught.margins).all()
+
+
 @pytest.mark.parametrize("triggered", [True, False])
 def test_foreign_content_in_most_of_a_label_is_poison_if_it_shares_a_shortcut(
     monkeypatch: pytest.MonkeyPatch, triggered: bool

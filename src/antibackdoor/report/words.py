@@ -217,7 +217,7 @@ def _what_was_found(metrics: Facts, labels: Sequence[str]) -> list[str]:
 
 
 def _what_it_is_worth(metrics: Facts) -> list[str]:
-    """How rare such evidence is among clean data, and what planted backdoors show of the method's sight."""
+    """How rare such evidence is among clean data, what planted backdoors show of the method's sight, and copies."""
     sentences = []
     chance = _number(metrics, "false_alarm_probability")
     if chance is not None and metrics.get("poisoned"):
@@ -230,6 +230,12 @@ def _what_it_is_worth(metrics: Facts) -> list[str]:
             if visible is None
             else f"Patches that were planted in a copy of these data to test the scan itself were found from "
             f"{percent(visible)} of the samples on; rarer or softer triggers may have been missed."
+        )
+    copies = _number(metrics, "n_copies")
+    if copies:
+        sentences.append(
+            f"Exact copies of other samples with the same label, {count(copies)} here, share the verdict on these and "
+            "count as no evidence of their own."
         )
     return sentences
 
