@@ -11,6 +11,8 @@ import numpy as np
 from antibackdoor.errors import ConfigError
 from antibackdoor.samples import Samples
 
+LEAST_STEPS = 3000  # fewer make a short training
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -69,7 +71,7 @@ class Recipe:
         """Passes over a data set of this size."""
         if self.epochs:
             return self.epochs
-        return int(np.clip(math.ceil(3000 * self.batch(n_samples) / n_samples), 20, 200))
+        return int(np.clip(math.ceil(LEAST_STEPS * self.batch(n_samples) / n_samples), 20, 200))
 
 
 def augmentation_names(setting: str, samples: Samples) -> tuple[str, ...]:

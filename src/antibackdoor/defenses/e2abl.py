@@ -18,7 +18,7 @@ from antibackdoor.history import LossHistory
 from antibackdoor.models import HeadWidth, TwoHead, split_network
 from antibackdoor.protocols import Build, Trained
 from antibackdoor.ranges import check_ranges
-from antibackdoor.recipe import Recipe
+from antibackdoor.recipe import LEAST_STEPS, Recipe
 from antibackdoor.removal import find_removal
 from antibackdoor.samples import Samples
 from antibackdoor.search import Caught, TrapSettings, n_searched, searched_rows
@@ -35,7 +35,7 @@ from antibackdoor.verdict import evidence, judge, suspicion
 from antibackdoor.warm_up import warm_up
 
 WARM_UP_PASSES = 2  # that a warm-up may last however many steps they are: before, few losses have been recorded at all
-LEAST_PASSES = 0.8  # of the main training, however much the search costs: on small data it costs seconds
+LEAST_PASSES = 0.8  # of the main training, however much the search costs; all of them where the training is short
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
 # on CIFAR-10 (.69, .18, .35) and rounded up, so that the whole costs no more than plain training; these numbers only
@@ -305,14 +305,18 @@ class E2ABL:
         )
 
     def _main_visits(self, session: Session, caught: Caught, n_classes: int, history: LossHistory) -> int:
-        """Visits to a sample, one by one, that cost what plain training would, less the search."""
+        """Visits to a sample, one by one, that cost what plain training would, less the search.
+
+        A short training gives nothing up: it would lose more accuracy than time.
+        """
         n = len(caught.isolated)
         total = session.recipe.passes(n)
         # A second search mostly ends with its first round.
         rounds = caught.steps // self.confusion_steps + 1
         spent = _passes(session, n, n_classes, int(history.steps[-1]) + self.confusion_steps, rounds)
         spent += 2 * (LOOKED_AT + COMPARED) * n_searched(n, n_classes) / n  # the late look, at two layers
-        return round(max(total - spent, LEAST_PASSES * total) * n)
+        short = min(total, LEAST_STEPS * session.batch_size / n)
+        return round(max(total - spent, LEAST_PASSES * total, short) * n)
 
 
 def _passes(session: Session, n_samples: int, n_classes: int, steps: int, rounds: int) -> float:
