@@ -29,7 +29,7 @@ OTHERS = (
     *("physical", "tact", "adaptive_blend", "adaptive_patch", "label_consistent"),
 )
 # Data, file (none for digits), samples (0: all), network, attacks. A name that ends in "-all" takes training and test
-# split together; one that ends in "-by3" makes one label of every three classes.
+# split together; one that ends in "-by3" makes one label of every three classes, "-x5" has each sample five times.
 DATA = (
     ("digits", "", 0, "wrn-16-1", ("badnets", "blend", "sig")),
     ("ecg5000", "ecg5000.npz", 0, "series-resnet", ("static", "powerline")),
@@ -47,6 +47,7 @@ DATA = (
     ("gtsrb-4000-by7", "gtsrb32.zip", 4000, "wrn-16-1", ("badnets", "blend")),
     ("cifar10-2000-by2", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend")),
     ("cifar10-2000-by5", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend")),
+    ("digits-x5", "", 288, "wrn-16-1", ("badnets", "blend")),
     ("cifar10-50000", "cifar10.zip", 0, "wrn-16-1", ("badnets", "blend", "sig", "wanet")),
 )
 
@@ -107,6 +108,10 @@ def prepare(cell: Cell, folder: Path) -> Searched:
         poisoned = poison(train, ATTACKS[cell.attack](), seed=cell.seed, rate=cell.rate)
         train, is_poisoned = poisoned.samples, poisoned.truth.is_poisoned
         target = getattr(poisoned.plan, "target_label", None)
+    if "-x" in cell.data:
+        copies = np.repeat(np.arange(len(train)), int(cell.data.rpartition("-x")[2]))
+        train, is_poisoned = train.take(copies), is_poisoned[copies]
+        train = replace(train, ids=np.arange(len(train)).astype(str))
     job = Job(E2ABL(), Recipe(seed=cell.seed), backbone=network)
     return Searched(train, is_poisoned, target, builder(describe_model(train, job, None)))
 
