@@ -177,6 +177,26 @@ def test_a_group_that_looks_foreign_confirms_a_valley(
     assert search.is_found(3, Valley(depth, 2.0), demand) == found
 
 
+@pytest.mark.parametrize(("depths", "rounds"), [((1.7, 1.1, 3.3, 9.0), 3), ((1.1, 3.3), 1)])
+def test_only_a_first_round_must_be_promising(
+    monkeypatch: pytest.MonkeyPatch, depths: tuple[float, ...], rounds: int
+) -> None:
+    """While carriers spread, their margins do so too, which flattens the valley for a while."""
+    samples = pictures(400, 4)
+    session = Session(RECIPE, len(samples), images=True)
+    net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 4), 0)
+    search = Search(session, session.feed(samples), net, TrapSettings(1, 0.1, 1.0, 3.0), np.arange(400))
+    carriers, left = samples.labels == 3, list(depths)
+    carriers[np.flatnonzero(carriers)[50:]] = False
+    monkeypatch.setattr(search, "confuse", lambda *_: None)
+    monkeypatch.setattr(search, "try_favourites", lambda _: False)
+    monkeypatch.setattr(search, "look", lambda rows: np.where(carriers, 5.0, -2.0))
+    monkeypatch.setattr(search, "find_valleys", lambda *_: {3: Valley(left.pop(0), 2.0)})
+    search.narrow(carriers.astype(np.float64), 5, Demand(3.0, np.inf), promising=1.2)
+    assert len(depths) - len(left) == rounds
+    assert set(search.found) == ({3} if rounds > 1 else set())
+
+
 @pytest.mark.parametrize("missed", [True, False])
 def test_what_stands_out_of_the_rest_is_added_if_it_is_like_what_was_found(missed: bool) -> None:
     """Label 2 holds classes 2 and 3, and stamped samples of the others; some of these, or half of class 3, are near."""

@@ -159,7 +159,7 @@ class Search:
     def attempt(self, suspicion: FloatArray, rounds: int, demand: Demand, *, promising: float = 0.0) -> Caught | None:
         """What is caught if confusion begins with these suspects; None if nothing is.
 
-        A round without a `promising` valley is the last one.
+        A first round without a `promising` valley is the last one.
         """
         self.favourites = set()
         self.narrow(suspicion, rounds, demand, promising)
@@ -206,7 +206,7 @@ class Search:
             self.noted({k: v for k, v in valleys.items() if self.is_evidence(k, v, demand)})
             deepest = max((valley.depth for valley in valleys.values()), default=0.0)
             self.found = {k: v for k, v in valleys.items() if self.is_found(k, v, demand)}
-            if self.found or deepest < promising:
+            if self.found or (number == 0 and deepest < promising):
                 return
             if number == 0 and self.try_favourites(~chosen):
                 return

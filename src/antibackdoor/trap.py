@@ -32,7 +32,7 @@ from antibackdoor.training import evaluate
 BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
 BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft triggers need so many
 BY_GROUPS = 5  # rounds that begin with suspects that a trained network sets apart
-PROMISING = 1.2  # depth without which no more such rounds are made: these suspects are carriers, or most are not
+PROMISING = 1.2  # depth in the first of them, without which no more are made: these suspects carry it, or most do not
 ACROSS_LABELS = 2  # rounds towards one output; with more, clean data come along
 LEAST_OF_MOST = 0.25  # of the share of carriers in the label that holds most: a target too, and not some covers
 MOST_CATCHES = 5  # what is found again and again is a habit of the data
