@@ -165,7 +165,7 @@ class TwoHead(nn.Module):
 
     Args:
         network: Maps `(B, *shape)` to logits `(B, K)`. Not copied.
-        second: Maps the output of the layer `attach` to logits `(B, K)`.
+        second: Maps the output of the layer `attach` to logits `(B, n)`, n at least K; it ends with a linear layer.
         attach: Name of a layer as in `network.named_modules()`; must be a cut, see `find_attach`.
 
     Reference: Jiang et al., "End-to-End Anti-Backdoor Learning on Images and Time Series", arXiv:2401.03215,
@@ -184,8 +184,13 @@ class TwoHead(nn.Module):
         logits: Tensor = self.network(x)
         return logits
 
+    @property
+    def n_outputs(self) -> int:
+        """How many outputs the second head has."""
+        return [layer for layer in self.second.modules() if isinstance(layer, nn.Linear)][-1].out_features
+
     def second_logits(self, x: Tensor) -> Tensor:
-        """Logits `(B, K)` of the second head; the main head is not computed."""
+        """Logits `(B, n)` of the second head; the main head is not computed."""
         logits: Tensor = self.second(trunk_features(self.network, self.attach, x))
         return logits
 
@@ -198,7 +203,7 @@ class TwoHead(nn.Module):
             trunk_grad: Whose gradient reaches the trunk: both heads', the main head's, or neither's.
 
         Returns:
-            Main logits `(M, K)` in the order of `main_rows`, and second logits `(B, K)`.
+            Main logits `(M, K)` in the order of `main_rows`, and second logits `(B, n)`.
         """
         norms = [m for m in self.network.modules() if isinstance(m, _BatchNorm) and m.training]
         # Layers that wait for other processes must be passed whether or not this one has rows for them.
@@ -245,15 +250,15 @@ class _ChannelsFirst(nn.Module):
         return x.movedim(-1, 1)
 
 
-def second_head(features_shape: Sequence[int], n_classes: int, head_width: HeadWidth = "light") -> nn.Sequential:
+def second_head(features_shape: Sequence[int], n_outputs: int, head_width: HeadWidth = "light") -> nn.Sequential:
     """A shallow classifier of features: two convolutions (kernel 3), pooling, a linear layer.
 
     Batch norm and ReLU follow each convolution. The linear layer starts at zero, so that every sample's first
-    loss is exactly log K. Flat features get two linear layers in place of the convolutions.
+    loss is exactly log n. Flat features get two linear layers in place of the convolutions.
 
     Args:
         features_shape: `(C, *spatial)` with one to three spatial axes, or `(D,)`; without the batch.
-        n_classes: K.
+        n_outputs: K, or more.
         head_width: Channels of both hidden layers, >= 1; "light": C, at least 64 so that thin networks get a
             head that can tell triggers apart (flat features: D, at most 256); "published": five times C (128 to
             640 on ResNet-34, 1.208 times its parameters), with strides 2, 1 instead of 2, 2.
@@ -280,7 +285,7 @@ def second_head(features_shape: Sequence[int], n_classes: int, head_width: HeadW
         else:
             layers += [nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden)]
         layers.append(nn.ReLU())
-    classifier = nn.Linear(hidden, n_classes)
+    classifier = nn.Linear(hidden, n_outputs)
     head = nn.Sequential(*layers, *([global_pool(dims)] if dims else []), classifier)
     initialize_he(head)
     nn.init.zeros_(classifier.weight)
@@ -302,7 +307,7 @@ def _hidden_width(channels: int, dims: int, head_width: HeadWidth) -> int:
 def split_network(
     network: nn.Module,
     example: Tensor,
-    n_classes: int,
+    n_outputs: int,
     *,
     attach: str | None = None,
     head_width: HeadWidth = "light",
@@ -312,7 +317,7 @@ def split_network(
     Args:
         network: Maps `(B, *shape)` to logits `(B, K)`. Not copied.
         example: `(B, *shape)`, on the network's device; only shape, type and device matter.
-        n_classes: K.
+        n_outputs: Of the second head: K, or more.
         attach: A layer's name; a prefix such as `network.` may be left out where the rest is unique.
         head_width: See `second_head`.
 
@@ -323,9 +328,9 @@ def split_network(
     with evaluation_mode(network), torch.no_grad():
         shape = trunk_features(network, name, example[:1]).shape[1:]
     if _channels_are_last(find_layer(network, name), shape):
-        head = second_head((shape[-1], *shape[:-1]), n_classes, head_width).insert(0, _ChannelsFirst())
+        head = second_head((shape[-1], *shape[:-1]), n_outputs, head_width).insert(0, _ChannelsFirst())
     else:
-        head = second_head(shape, n_classes, head_width)
+        head = second_head(shape, n_outputs, head_width)
     return TwoHead(network, head.to(example.device), name)
 
 

@@ -29,7 +29,7 @@ NEIGHBORS = 10
 MOST_STRETCHED = 2.0  # a trigger takes half of the contrast; a class within a label is narrower still
 COMPARED = 5000  # samples that neighbors are looked for among
 CONFIRMED = 2 / 3  # share of the rest of a label that contradicts it less than the middle one of the found does
-NO_LESS = 0.5  # the same of what is added to the found
+NO_LESS = 0.5  # the same of what is added to the found, and of a group that is clearly one
 MIXED = 0.5  # with samples of other labels, of what these do among each other; a class within a label hardly does
 LIKE_ONE = 0.6  # so much carriers of one class mix with that class; classes within a label by half at most
 
@@ -119,14 +119,15 @@ class Resemblance:
         """`(N,)` how much the parts of each sample look like other labels."""
         return contradiction(self.parts, self.labels, seed=self.seed)
 
-    def is_foreign(self, group: BoolArray, label: int) -> bool:
-        """Whether a group of a label could be of other labels.
+    def is_foreign(self, group: BoolArray, label: int, *, is_clear: bool = False) -> bool:
+        """Whether a group of a label could be of other labels; its parts need say less of one that is clearly a group.
 
         Near copies of one object, styles within a class, and classes within a label form groups too. Parts of the first
         two look like their own label. The third are by themselves, but for what they have in common.
         """
         of_label = self.labels == label
-        return self._contradicts(group, of_label & ~group) > CONFIRMED and self._mixing(group, ~of_label) >= MIXED
+        contradicts, least = self._contradicts(group, of_label & ~group), NO_LESS if is_clear else CONFIRMED
+        return contradicts > least and self._mixing(group, ~of_label) >= MIXED
 
     def is_like_one(self, group: BoolArray, label: int) -> bool:
         """Whether a group of a label could be of other labels, or of a single one."""

@@ -47,6 +47,7 @@ FIRST_SUSPECTS = 0.2  # share of each label
 NEXT_SUSPECTS = 0.1  # at most, in the second round; then twice as many, and so on
 FAVOURITE_RATIO = 2.0  # of believed samples to those of other labels, from which a label may be poison almost whole
 KEPT = 2 / 3  # of the depth that a label was found with: so much must be left in later looks, if it is below the least
+CLEAR = 3.0  # times the least depth: nothing that is between two groups; parts need say less of such a valley
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 SEARCHED_PER_LABEL = 200  # at least so many for each label
 
@@ -132,7 +133,7 @@ class Search:
         self.margins: FloatArray = np.zeros(len(self.rows))
         nobody: BoolArray = np.zeros(len(self.rows), dtype=bool)
         self.strangers = Populations(nobody, (), {}, nobody)
-        self.undecided = -float(np.log(feed.n_classes - 1))  # the margin of a sample that has no label
+        self.undecided = -float(np.log(net.n_outputs - 1))  # the margin of a sample that has no label
         self.deepest: dict[int, float] = {}  # of each label in any round
         self.found: dict[int, Valley] = {}  # valleys that make their label suspect
         self.favourites: set[int] = set()
@@ -141,14 +142,14 @@ class Search:
 
     def first_look(self) -> None:
         """Margins, and the strangers: labels whose shallow features hold two populations."""
-        n_classes = self.feed.n_classes
+        n_outputs = self.net.n_outputs
 
         def forward(inputs: Tensor) -> Tensor:
             features = trunk_features(self.net.network, self.net.attach, inputs)
             return torch.cat([self.net.second(features).float(), coarse(features.float())], dim=1)
 
         def reduce(values: Tensor, labels: Tensor) -> Tensor:
-            return torch.cat([margin(values[:, :n_classes], labels)[:, None], values[:, n_classes:]], dim=1)
+            return torch.cat([margin(values[:, :n_outputs], labels)[:, None], values[:, n_outputs:]], dim=1)
 
         self.net.eval()
         looked = evaluate(self.session, self.feed, forward, reduce, self.rows, title="weighing the evidence")
@@ -221,16 +222,21 @@ class Search:
         """Whether a valley is deep enough, or would be if what lies above it looks foreign, and it does."""
         if valley.depth >= demand.alone or valley.depth < demand.if_foreign:
             return valley.depth >= demand.alone
-        return self.looks_foreign((self.labels == label) & (self.margins > valley.cut), label)
+        return self.looks_foreign(label, valley)
 
     def is_evidence(self, label: int, valley: Valley, demand: Demand) -> bool:
         """Whether a valley would make its label suspect if only it were deeper; one of 1 or less is none at all."""
         is_open = demand.alone < np.inf or valley.depth <= max(1.0, self.deepest.get(label, 0.0))
-        return is_open or self.looks_foreign((self.labels == label) & (self.margins > valley.cut), label)
+        return is_open or self.looks_foreign(label, valley)
 
-    def looks_foreign(self, group: BoolArray, label: int) -> bool:
-        """Whether a group of a label could be of other labels."""
-        return self.resemblance.is_foreign(group, label)
+    def looks_foreign(self, label: int, valley: Valley) -> bool:
+        """Whether what lies above the valley of a label could be of other labels."""
+        is_clear = valley.depth >= CLEAR * self.settings.least_depth
+        return self.resemblance.is_foreign(self.above(label, valley), label, is_clear=is_clear)
+
+    def above(self, label: int, valley: Valley) -> BoolArray:
+        """The rows of a label that lie above its valley."""
+        return above_valleys(self.margins, self.labels, {label: valley})
 
     def is_quiet(self, suspicion: FloatArray) -> BoolArray:
         """The less suspicious half of the rows."""
@@ -426,7 +432,7 @@ def confusion(net: TwoHead, keeps_label: Tensor, weight: float) -> Objective:
     """Cross-entropy for the rows that keep their label, distance from the uniform distribution for the others.
 
     The uniform target is bounded where gradient ascent is not, and it fixes where the margins of clean samples
-    end: at -log(K - 1). Each half counts with its own mean, the second `weight` times.
+    end: at -log(n - 1) for n outputs. Each half counts with its own mean, the second `weight` times.
     """
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor]:

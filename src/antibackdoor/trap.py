@@ -224,13 +224,13 @@ class AcrossLabels(Search):
 class SetApart(Search):
     """A search that begins with samples which a trained network sets apart from their label."""
 
-    def looks_foreign(self, group: BoolArray, label: int) -> bool:
-        """Whether a group could be of other labels, or of a single one.
+    def looks_foreign(self, label: int, valley: Valley) -> bool:
+        """Whether what lies above the valley of a label could be of other labels, or of a single one.
 
         Genuine classes within a label are set apart, too, and learned again like a shortcut. Where neighbors tell
         classes, they are like no other.
         """
-        return self.resemblance.is_like_one(group, label)
+        return self.resemblance.is_like_one(self.above(label, valley), label)
 
     def is_evidence(self, label: int, valley: Valley, demand: Demand) -> bool:
         """Always: of this search only what is caught will be told."""
