@@ -29,7 +29,8 @@ OTHERS = (
     *("physical", "tact", "adaptive_blend", "adaptive_patch", "label_consistent"),
 )
 # Data, file (none for digits), samples (0: all), network, attacks. A name that ends in "-all" takes training and test
-# split together; one that ends in "-by3" makes one label of every three classes, "-x5" has each sample five times.
+# split together; one that ends in "-by3" makes one label of every three classes, "-only35" keeps classes 3 and 5 alone,
+# "-x5" has each sample five times.
 DATA = (
     ("digits", "", 0, "wrn-16-1", ("badnets", "blend", "sig")),
     ("ecg5000", "ecg5000.npz", 0, "series-resnet", ("static", "powerline")),
@@ -47,6 +48,8 @@ DATA = (
     ("gtsrb-4000-by7", "gtsrb32.zip", 4000, "wrn-16-1", ("badnets", "blend")),
     ("cifar10-2000-by2", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend")),
     ("cifar10-2000-by5", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend")),
+    ("digits-only38", "", 0, "wrn-16-1", ("badnets", "blend")),
+    ("cifar10-10000-only35", "cifar10.zip", 10_000, "wrn-16-1", ("badnets", "blend")),
     ("digits-x5", "", 288, "wrn-16-1", ("badnets", "blend")),
     ("cifar10-50000", "cifar10.zip", 0, "wrn-16-1", ("badnets", "blend", "sig", "wanet")),
 )
@@ -103,6 +106,8 @@ def prepare(cell: Cell, folder: Path) -> Searched:
         train = train.take(np.sort(np.random.default_rng(cell.seed).permutation(len(train))[:size]))
     if "-by" in cell.data:
         train = merged(train, int(cell.data.rpartition("-by")[2]))
+    if "-only" in cell.data:
+        train = only(train, sorted(map(int, cell.data.rpartition("-only")[2])))
     is_poisoned, target = np.zeros(len(train), dtype=bool), None
     if cell.attack:
         poisoned = poison(train, ATTACKS[cell.attack](), seed=cell.seed, rate=cell.rate)
@@ -167,6 +172,12 @@ def merged(samples: Any, n: int) -> Any:
     names = samples.class_names
     joined = ["+".join(names[k : k + n]) for k in range(0, len(names), n)]
     return replace(samples, labels=samples.labels // n, class_names=np.array(joined))
+
+
+def only(samples: Any, classes: list[int]) -> Any:
+    """The samples of some classes, as if there were no others."""
+    kept = samples.take(np.flatnonzero(np.isin(samples.labels, classes)))
+    return replace(kept, labels=np.searchsorted(classes, kept.labels), class_names=samples.class_names[classes])
 
 
 def table(lines: list[dict[str, Any]]) -> str:

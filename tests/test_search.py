@@ -44,6 +44,17 @@ def test_poison_that_makes_up_nearly_all_of_a_small_class() -> None:
     assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 5
 
 
+def test_poison_between_two_classes() -> None:
+    """With two outputs only, "neither" lies between them, and hardly any sample stays there."""
+    whole = digits(0).train
+    pair = whole.take(np.flatnonzero(np.isin(whole.labels, (3, 8))))
+    pair = replace(pair, labels=(pair.labels == 8).astype(np.int64), class_names=np.array(["3", "8"]))
+    dirty = poison(pair, Blend(), seed=0, rate=0.1)
+    caught, _ = E2ABL().isolate(dirty.samples, builder(dirty.samples), RECIPE)
+    assert (dirty.truth.is_poisoned & ~caught.isolated).sum() == 0
+    assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 14
+
+
 @pytest.mark.parametrize(("step", "rate"), [(3, 0.0), (5, 0.1)])
 def test_exact_copies_are_no_evidence_and_share_the_verdict(step: int, rate: float) -> None:
     """Who has seen one knows the others, as if they shared a shortcut."""
@@ -157,23 +168,33 @@ def test_a_pattern_in_few_series_is_found_by_what_their_parts_look_like() -> Non
         (3.0, "foreign", Demand(np.inf, 3.0), True),
         (30.0, "class", Demand(np.inf, 3.0), False),
         (30.0, "style", Demand(np.inf, 3.0), False),
+        (8.9, "hardly foreign", Demand(np.inf, 3.0), False),
+        (9.0, "hardly foreign", Demand(np.inf, 3.0), True),
     ],
 )
 def test_a_group_that_looks_foreign_confirms_a_valley(
     monkeypatch: pytest.MonkeyPatch, depth: float, kind: str, demand: Demand, found: bool
 ) -> None:
-    """Shaded samples of the other labels; a class of its own beside another one; some that look like their label."""
+    """Shaded samples of the other labels; a class of its own beside another one; some that look like their label.
+
+    Where neighbors do not tell classes, poison contradicts its label hardly more than the rest does.
+    """
     whole, early = pictures(80, 4), np.arange(80) < 40
-    labels = np.where(early if kind == "foreign" else whole.labels == 2, 3, whole.labels)
-    believed = {"foreign": early & (whole.labels < 3), "class": whole.labels == 2, "style": early & (whole.labels == 3)}
-    inputs = np.where(believed[kind][:, None, None, None], whole.inputs // 2 + 60, whole.inputs).astype(np.uint8)
+    foreign = kind.endswith("foreign")
+    labels = np.where(early if foreign else whole.labels == 2, 3, whole.labels)
+    groups = {"foreign": early & (whole.labels < 3), "class": whole.labels == 2, "style": early & (whole.labels == 3)}
+    believed = groups[kind.removeprefix("hardly ")]
+    inputs = np.where(believed[:, None, None, None], whole.inputs // 2 + 60, whole.inputs).astype(np.uint8)
     samples = replace(whole, inputs=inputs, labels=labels)
     session = Session(RECIPE, len(samples), images=True)
     net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 4), 0)
     search = Search(session, session.feed(samples), net, TrapSettings(1, 0.1, 1.0, 3.0), np.arange(80))
-    search.margins[believed[kind]] = 5.0
-    contrary = believed["foreign"] if kind == "foreign" else whole.labels == 2
-    monkeypatch.setattr("antibackdoor.parts.contradiction", lambda *_, seed: np.where(contrary, 0.5, 0.2))
+    search.margins[believed] = 5.0
+    contradiction = np.where(believed if foreign else whole.labels == 2, 0.5, 0.2)
+    if kind == "hardly foreign":
+        rest = np.flatnonzero((labels == 3) & ~believed)
+        contradiction[rest[: 2 * len(rest) // 5]] = 0.8
+    monkeypatch.setattr("antibackdoor.parts.contradiction", lambda *_, seed: contradiction)
     assert search.is_found(3, Valley(depth, 2.0), demand) == found
 
 
