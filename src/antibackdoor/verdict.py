@@ -20,7 +20,7 @@ GAIN_SPREAD = 5.0  # nats; least standard deviation of gains
 # are deeper than d falls as a power of d. Fitted and tested by benchmarks/calibration.py, on clean data only.
 DEEPER_THAN_1 = 0.08
 POWER = 2.8
-PRIOR_LABELS = 10  # the share counts as much as so many labels of the data themselves
+PRIOR_LABELS = 2  # the share counts as much as so many labels of the data themselves: it differs much between data sets
 
 
 def judge(caught: Caught) -> dict[str, float | None]:
