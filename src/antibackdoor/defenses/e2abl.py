@@ -36,7 +36,7 @@ from antibackdoor.warm_up import warm_up
 
 WARM_UP_PASSES = 2  # that a warm-up may last however many steps they are: before, few losses have been recorded at all
 LEAST_PASSES = 0.8  # of the main training, however much the search costs; all of them where the training is short
-LEAST_OUTPUTS = 5  # of the second head: between two, what is no label and what is the other are hardly told apart
+FEW_LABELS, OUTPUTS_OF_FEW = 3, 10  # of the second head: between two labels there is no place for neither
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
 # on CIFAR-10 (.69, .18, .35) and rounded up, so that the whole costs no more than plain training; these numbers only
@@ -284,7 +284,7 @@ class E2ABL:
         def both() -> TwoHead:
             example = torch.zeros(2, *samples.shape)
             width: HeadWidth = self.head_width or "light"
-            n_outputs = max(samples.n_classes, LEAST_OUTPUTS)
+            n_outputs = samples.n_classes if samples.n_classes > FEW_LABELS else OUTPUTS_OF_FEW
             return split_network(build(), example, n_outputs, attach=self.attach or None, head_width=width)
 
         net = seeded(both, session.recipe.seed)
