@@ -166,6 +166,7 @@ def test_a_pattern_in_few_series_is_found_by_what_their_parts_look_like() -> Non
         (2.9, "foreign", Demand(3.0, np.inf), False),
         (1.9, "foreign", Demand(3.0, 2.0), False),
         (3.0, "foreign", Demand(np.inf, 3.0), True),
+        (2.0, "foreign", Demand(np.inf, 3.0), False),
         (30.0, "class", Demand(np.inf, 3.0), False),
         (30.0, "style", Demand(np.inf, 3.0), False),
         (8.9, "hardly foreign", Demand(np.inf, 3.0), False),
@@ -196,6 +197,9 @@ def test_a_group_that_looks_foreign_confirms_a_valley(
         contradiction[rest[: 2 * len(rest) // 5]] = 0.8
     monkeypatch.setattr("antibackdoor.parts.contradiction", lambda *_, seed: contradiction)
     assert search.is_found(3, Valley(depth, 2.0), demand) == found
+    # A valley that would be refused however deep it is tells nothing about chance.
+    could_be = found or kind == "foreign" or demand.alone < np.inf
+    assert search.is_evidence(3, Valley(depth, 2.0), demand) == could_be
 
 
 @pytest.mark.parametrize(("depths", "rounds"), [((1.7, 1.1, 3.3, 9.0), 3), ((1.1, 3.3), 1)])
