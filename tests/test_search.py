@@ -202,24 +202,38 @@ def test_a_group_that_looks_foreign_confirms_a_valley(
     assert search.is_evidence(3, Valley(depth, 2.0), demand) == could_be
 
 
+def scripted(monkeypatch: pytest.MonkeyPatch, depths: list[float]) -> Search:
+    """A search whose rounds find a valley in label 3, of these depths; half of that label is believed."""
+    samples = pictures(400, 4)
+    session = Session(RECIPE, len(samples), images=True)
+    net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 4), 0)
+    search = Search(session, session.feed(samples), net, TrapSettings(1, 0.1, 1.0, 3.0), np.arange(400))
+    believed = (samples.labels == 3) & (np.arange(400) < 200)
+    monkeypatch.setattr(search, "confuse", lambda *_: None)
+    monkeypatch.setattr(search, "try_favourites", lambda _: False)
+    monkeypatch.setattr(search, "look", lambda rows: np.where(believed, 5.0, -2.0))
+    monkeypatch.setattr(search, "find_valleys", lambda *_: {3: Valley(depths.pop(0), 2.0)})
+    return search
+
+
 @pytest.mark.parametrize(("depths", "rounds"), [((1.7, 1.1, 3.3, 9.0), 3), ((1.1, 3.3), 1)])
 def test_only_a_first_round_must_be_promising(
     monkeypatch: pytest.MonkeyPatch, depths: tuple[float, ...], rounds: int
 ) -> None:
     """While carriers spread, their margins do so too, which flattens the valley for a while."""
-    samples = pictures(400, 4)
-    session = Session(RECIPE, len(samples), images=True)
-    net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 4), 0)
-    search = Search(session, session.feed(samples), net, TrapSettings(1, 0.1, 1.0, 3.0), np.arange(400))
-    carriers, left = samples.labels == 3, list(depths)
-    carriers[np.flatnonzero(carriers)[50:]] = False
-    monkeypatch.setattr(search, "confuse", lambda *_: None)
-    monkeypatch.setattr(search, "try_favourites", lambda _: False)
-    monkeypatch.setattr(search, "look", lambda rows: np.where(carriers, 5.0, -2.0))
-    monkeypatch.setattr(search, "find_valleys", lambda *_: {3: Valley(left.pop(0), 2.0)})
-    search.narrow(carriers.astype(np.float64), 5, Demand(3.0, np.inf), promising=1.2)
-    assert len(depths) - len(left) == rounds
+    to_come = list(depths)
+    search = scripted(monkeypatch, to_come)
+    search.narrow(np.arange(400.0), 5, Demand(3.0, np.inf), promising=1.2)
+    assert len(depths) - len(to_come) == rounds
     assert set(search.found) == ({3} if rounds > 1 else set())
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_a_refused_valley_does_not_count_as_evidence(monkeypatch: pytest.MonkeyPatch, foreign: bool) -> None:
+    search = scripted(monkeypatch, [2.5])
+    monkeypatch.setattr(search, "looks_foreign", lambda *_: foreign)
+    search.narrow(np.arange(400.0), 1, Demand(np.inf, 3.0), promising=0.0)
+    assert search.deepest == ({3: 2.5} if foreign else {})
 
 
 @pytest.mark.parametrize("missed", [True, False])
