@@ -28,6 +28,7 @@ from antibackdoor.isolation import Valley
 from antibackdoor.models import channel_statistics, normalized, split_network
 from antibackdoor.readers import read
 from antibackdoor.recipe import Recipe
+from antibackdoor.samples import Samples
 from antibackdoor.search import Caught, Demand, Search, TrapSettings
 from antibackdoor.session import Session, seeded
 from antibackdoor.training import predict
@@ -155,6 +156,13 @@ def test_a_pattern_in_few_series_is_found_by_what_their_parts_look_like() -> Non
     assert (caught.isolated & ~is_poisoned).sum() <= 10
 
 
+def untrained(samples: Samples) -> Search:
+    """A search of images under four labels with a network that knows nothing."""
+    session = Session(RECIPE, len(samples), images=True)
+    net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 4), 0)
+    return Search(session, session.feed(samples), net, TrapSettings(1, 0.1, 1.0, 3.0), np.arange(len(samples)))
+
+
 @pytest.mark.parametrize(
     ("depth", "kind", "demand", "found"),
     [
@@ -187,9 +195,7 @@ def test_a_group_that_looks_foreign_confirms_a_valley(
     believed = groups[kind.removeprefix("hardly ")]
     inputs = np.where(believed[:, None, None, None], whole.inputs // 2 + 60, whole.inputs).astype(np.uint8)
     samples = replace(whole, inputs=inputs, labels=labels)
-    session = Session(RECIPE, len(samples), images=True)
-    net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 4), 0)
-    search = Search(session, session.feed(samples), net, TrapSettings(1, 0.1, 1.0, 3.0), np.arange(80))
+    search = untrained(samples)
     search.margins[believed] = 5.0
     contradiction = np.where(believed if foreign else whole.labels == 2, 0.5, 0.2)
     if kind == "hardly foreign":
@@ -205,9 +211,7 @@ def test_a_group_that_looks_foreign_confirms_a_valley(
 def scripted(monkeypatch: pytest.MonkeyPatch, depths: list[float]) -> Search:
     """A search whose rounds find a valley in label 3, of these depths; half of that label is believed."""
     samples = pictures(400, 4)
-    session = Session(RECIPE, len(samples), images=True)
-    net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 4), 0)
-    search = Search(session, session.feed(samples), net, TrapSettings(1, 0.1, 1.0, 3.0), np.arange(400))
+    search = untrained(samples)
     believed = (samples.labels == 3) & (np.arange(400) < 200)
     monkeypatch.setattr(search, "confuse", lambda *_: None)
     monkeypatch.setattr(search, "try_favourites", lambda _: False)
@@ -246,8 +250,6 @@ def test_what_stands_out_of_the_rest_is_added_if_it_is_like_what_was_found(misse
     inputs = whole.inputs.copy()
     inputs[poisoned, :, :2, :2] = 255
     samples = replace(whole, inputs=inputs, labels=np.where(poisoned, 2, np.minimum(whole.labels, 2)))
-    session = Session(RECIPE, len(samples), images=True)
-    net = seeded(lambda: split_network(builder(samples)(), torch.zeros(2, *samples.shape), 4), 0)
-    search = Search(session, session.feed(samples), net, TrapSettings(1, 0.1, 1.0, 3.0), row)
+    search = untrained(samples)
     margins = np.where(found, 9.0, np.where(near, 0.0, -2.0 + 0.05 * np.sin(row)))
     np.testing.assert_array_equal(search.widened(margins, found, {2}), found | near if missed else found)

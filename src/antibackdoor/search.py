@@ -204,9 +204,9 @@ class Search:
             self.confuse(self.rows[chosen], self.rows[~chosen & self.is_quiet(suspicion)])
             self.margins = suspicion = self.look(self.rows)
             valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
-            self.noted({k: v for k, v in valleys.items() if self.is_evidence(k, v, demand)})
             deepest = max((valley.depth for valley in valleys.values()), default=0.0)
             self.found = {k: v for k, v in valleys.items() if self.is_found(k, v, demand)}
+            self.noted({k: v for k, v in valleys.items() if k in self.found or self.is_evidence(k, v, demand)})
             if self.found or (number == 0 and deepest < promising):
                 return
             if number == 0 and self.try_favourites(~chosen):
