@@ -42,6 +42,7 @@ def test_what_the_search_misses_is_found_in_the_main_head(mislabelled: Mislabell
     assert trained.poisoned and trained.backdoor_labels == (4,)
     assert (wrong & ~trained.isolated).sum() <= 2 and (trained.isolated & ~wrong).sum() <= 5
     assert trained.notes is not None and trained.notes["n_found_late"] == trained.isolated.sum()
+    assert trained.notes["n_main_trainings"] == 2
     assert trained.suspicion[wrong & trained.isolated].min() > trained.suspicion[~trained.isolated].max()
     n, kept = len(samples), len(samples) - int(trained.isolated.sum())
     assert journal.trained[0] == n and journal.trained.count(kept) > 1, "the training began anew without them"

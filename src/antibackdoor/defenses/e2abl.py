@@ -123,12 +123,14 @@ class E2ABL:
             raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
         late, looked = np.asarray(state.get("late", np.zeros(len(samples), dtype=bool))), bool(state.get("looked"))
         budget = int(state.get("budget", self._main_visits(session, caught, samples.n_classes, history)))
+        n_begun = int(state.get("n_begun", 1))
 
         def look(model: nn.Module, caught: Caught) -> Later | None:
             return self._look_again(session, samples, feed, net, model, caught)
 
         def kept() -> dict[str, Any]:
-            return {**_found(net, caught, history), "late": late, "looked": looked, "budget": budget}
+            ours = {"late": late, "looked": looked, "budget": budget, "n_begun": n_begun}
+            return {**_found(net, caught, history), **ours}
 
         main = MainTraining(session, feed, journal, budget, self.recovery_confidence, look)
         while True:
@@ -138,7 +140,7 @@ class E2ABL:
             back, later = main.run(model, caught, late, removal, kept(), state)
             if later is None:
                 break
-            searched, looked = caught.steps, True
+            searched, looked, n_begun = caught.steps, True, n_begun + 1
             caught, late = later
             history = _with_margins(history, caught, caught.steps - searched)
             journal.log(phase="late look", n_isolated=int(caught.isolated.sum()))
@@ -165,6 +167,7 @@ class E2ABL:
                 "n_found_late": int((late & caught.isolated).sum()),
                 "n_copies": samples.n_copies,
                 "search_steps": caught.steps,
+                "n_main_trainings": n_begun,
             },
         )
 
