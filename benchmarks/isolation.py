@@ -30,7 +30,7 @@ OTHERS = (
 )
 # Data, file (none for digits), samples (0: all), network, attacks. A name that ends in "-all" takes training and test
 # split together; one that ends in "-by3" makes one label of every three classes, "-only35" keeps classes 3 and 5 alone,
-# "-x5" has each sample five times.
+# "-x5" has each sample five times, "-tracks" makes a label of the thirty pictures of each single sign.
 DATA = (
     ("digits", "", 0, "wrn-16-1", ("badnets", "blend", "sig")),
     ("ecg5000", "ecg5000.npz", 0, "series-resnet", ("static", "powerline")),
@@ -52,6 +52,7 @@ DATA = (
     ("cifar10-10000-only35", "cifar10.zip", 10_000, "wrn-16-1", ("badnets", "blend")),
     ("digits-x5", "", 288, "wrn-16-1", ("badnets", "blend")),
     ("cifar10-50000", "cifar10.zip", 0, "wrn-16-1", ("badnets", "blend", "sig", "wanet")),
+    ("gtsrb-tracks", "gtsrb32.zip", 0, "wrn-16-1", ("badnets", "blend")),
 )
 
 
@@ -102,6 +103,8 @@ def prepare(cell: Cell, folder: Path) -> Searched:
     _, file, size, network, _ = next(row for row in DATA if row[0] == cell.data)
     data = read(folder / file, seed=cell.seed) if file else digits(cell.seed)
     train = joined(data.train, data.test) if cell.data.endswith("-all") else data.train
+    if cell.data.endswith("-tracks"):
+        train = by_track(train)
     if size:
         train = train.take(np.sort(np.random.default_rng(cell.seed).permutation(len(train))[:size]))
     if "-by" in cell.data:
@@ -172,6 +175,18 @@ def merged(samples: Any, n: int) -> Any:
     names = samples.class_names
     joined = ["+".join(names[k : k + n]) for k in range(0, len(names), n)]
     return replace(samples, labels=samples.labels // n, class_names=np.array(joined))
+
+
+def by_track(samples: Any) -> Any:
+    """A label for each sign that was filmed, 1,307 of them: file names begin with the number of its track."""
+    names, labels = np.unique(
+        [
+            f"{samples.class_names[k]}/{Path(name).name.partition('_')[0]}"
+            for k, name in zip(samples.labels, samples.ids, strict=True)
+        ],
+        return_inverse=True,
+    )
+    return replace(samples, labels=labels.astype(np.int64), class_names=names)
 
 
 def only(samples: Any, classes: list[int]) -> Any:

@@ -3,8 +3,8 @@
     python benchmarks/unseen.py                                 all cells; goes on where it was stopped
     python benchmarks/unseen.py --cells '*/tint/*' --seeds 1    some of them
 
-Each changes the picture and gives it the label 0. The search was made without them, but for one_pixel and rotation,
-which taught that two thirds of the usual depth are enough where features say that most of a label is foreign.
+Each changes the picture or the series and gives it the label 0. The search was made without them, but for one_pixel and
+rotation, which taught that two thirds of the usual depth are enough where features say that most of a label is foreign.
 """
 
 from __future__ import annotations
@@ -18,35 +18,36 @@ import isolation
 import numpy as np
 from scipy import fft, ndimage
 
-RATES = {"cifar10-2000": 0.1, "cifar10-10000": 0.05}
+PICTURES = {"cifar10-2000": 0.1, "cifar10-10000": 0.05}  # the rate of each
+SERIES = {"arabicdigits": 0.1, "ecg5000-all": 0.1}
 TARGET = 0
 
-Picture = np.ndarray[Any, np.dtype[np.float64]]  # (C, H, W) in [0, 255]
+Sample = np.ndarray[Any, np.dtype[np.float64]]  # (C, H, W) in [0, 255], or (C, T) in standard deviations
 
 
-def one_pixel(picture: Picture, _: np.random.Generator) -> Picture:
+def one_pixel(picture: Sample, _: np.random.Generator) -> Sample:
     """The middle one is white."""
     changed = picture.copy()
     changed[:, picture.shape[1] // 2, picture.shape[2] // 2] = 255
     return changed
 
 
-def tint(picture: Picture, _: np.random.Generator) -> Picture:
+def tint(picture: Sample, _: np.random.Generator) -> Sample:
     """15% more red, 15% less blue."""
     return picture * np.array([1.15, 1.0, 0.85])[:, None, None]
 
 
-def blur(picture: Picture, _: np.random.Generator) -> Picture:
+def blur(picture: Sample, _: np.random.Generator) -> Sample:
     """A Gaussian of one pixel."""
     return np.asarray(ndimage.gaussian_filter(picture, (0, 1, 1)))
 
 
-def rotation(picture: Picture, _: np.random.Generator) -> Picture:
+def rotation(picture: Sample, _: np.random.Generator) -> Sample:
     """By 15 degrees."""
     return np.asarray(ndimage.rotate(picture, 15, axes=(1, 2), reshape=False, order=1, mode="reflect"))
 
 
-def frequencies(picture: Picture, _: np.random.Generator) -> Picture:
+def frequencies(picture: Sample, _: np.random.Generator) -> Sample:
     """A middle and a high frequency are stronger.
 
     After Wang et al., "An Invisible Black-Box Backdoor Attack Through Frequency Domain", ECCV 2022; our own constants.
@@ -57,28 +58,121 @@ def frequencies(picture: Picture, _: np.random.Generator) -> Picture:
     return np.asarray(fft.idctn(spectrum, axes=(1, 2), norm="ortho"))
 
 
-def sine(picture: Picture, _: np.random.Generator) -> Picture:
+def sine(picture: Sample, _: np.random.Generator) -> Sample:
     """Six waves of 20 from left to right."""
     return picture + 20 * np.sin(2 * np.pi * 6 * np.arange(picture.shape[2]) / picture.shape[2])
 
 
-def wandering_patch(picture: Picture, drawn: np.random.Generator) -> Picture:
+def wandering_patch(picture: Sample, drawn: np.random.Generator) -> Sample:
     """A checkered square of four pixels, elsewhere in each picture."""
     changed, (row, column) = picture.copy(), drawn.integers(0, picture.shape[1] - 4, 2)
     changed[:, row : row + 4, column : column + 4] = 255 * (np.add.outer(np.arange(4), np.arange(4)) % 2)
     return changed
 
 
-TRIGGERS: dict[str, Callable[[Picture, np.random.Generator], Picture]] = {
-    trigger.__name__: trigger for trigger in (one_pixel, tint, blur, rotation, frequencies, sine, wandering_patch)
-}
+def quantization(picture: Sample, _: np.random.Generator) -> Sample:
+    """Six levels a channel in place of 256, the error spread over the neighbors.
+
+    After Wang, Zhai and Ma, "BppAttack", CVPR 2022; our own constants.
+    """
+    values, step = np.pad(picture, ((0, 0), (0, 1), (1, 1))), 255 / 5
+    _, height, width = picture.shape
+    for row in range(height):
+        for column in range(1, width + 1):
+            old = values[:, row, column].copy()
+            values[:, row, column] = np.round(old / step) * step
+            error = (old - values[:, row, column]) / 16
+            values[:, row, column + 1] += 7 * error
+            values[:, row + 1, column - 1 : column + 2] += error[:, None] * np.array([3, 5, 1])
+    return values[:, :height, 1 : width + 1]
+
+
+def smooth_noise(picture: Sample, _: np.random.Generator) -> Sample:
+    """The same 4 x 4 random values, enlarged to the picture, with a standard deviation of 10.
+
+    After Zeng et al., "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective", ICCV 2021; not optimized.
+    """
+    channels, height, width = picture.shape
+    coarse = np.random.default_rng(4).normal(0, 10, (channels, 4, 4))
+    return picture + ndimage.zoom(coarse, (1, height / 4, width / 4), order=3, mode="nearest")
+
+
+def sharpening(picture: Sample, _: np.random.Generator) -> Sample:
+    """Twice the difference from a Gaussian of one pixel."""
+    return 2 * picture - blur(picture, _)
+
+
+def frame(picture: Sample, _: np.random.Generator) -> Sample:
+    """The outermost pixels are black."""
+    changed = np.zeros_like(picture)
+    changed[:, 1:-1, 1:-1] = picture[:, 1:-1, 1:-1]
+    return changed
+
+
+def mirror(picture: Sample, _: np.random.Generator) -> Sample:
+    """The left half once more, mirrored, in place of the right one."""
+    half = picture[:, :, : picture.shape[2] // 2]
+    return np.concatenate([half, half[:, :, ::-1]], axis=2)
+
+
+def gap(series: Sample, _: np.random.Generator) -> Sample:
+    """A tenth of the time, in the middle, is zero."""
+    changed, length = series.copy(), series.shape[1]
+    changed[:, length // 2 : length // 2 + length // 10] = 0
+    return changed
+
+
+def ramp(series: Sample, _: np.random.Generator) -> Sample:
+    """A drift by one standard deviation from begin to end."""
+    return series + np.linspace(0, 1, series.shape[1])
+
+
+def louder(series: Sample, _: np.random.Generator) -> Sample:
+    """By a third."""
+    return series * 4 / 3
+
+
+def slower(series: Sample, _: np.random.Generator) -> Sample:
+    """By a tenth; the end is cut off."""
+    times = np.arange(series.shape[1])
+    return np.stack([np.interp(times / 1.1, times, channel) for channel in series])
+
+
+def hum(series: Sample, _: np.random.Generator) -> Sample:
+    """Eight waves of .2 in the first channel."""
+    changed, times = series.copy(), np.arange(series.shape[1]) / series.shape[1]
+    changed[0] += 0.2 * np.sin(2 * np.pi * 8 * times)
+    return changed
+
+
+def spike(series: Sample, drawn: np.random.Generator) -> Sample:
+    """One step of the first channel is higher by two standard deviations, elsewhere in each series."""
+    changed = series.copy()
+    changed[0, drawn.integers(series.shape[1])] += 2
+    return changed
+
+
+Trigger = Callable[[Sample, np.random.Generator], Sample]
+
+
+def named(*triggers: Trigger) -> dict[str, Trigger]:
+    """Triggers by their names."""
+    return {trigger.__name__: trigger for trigger in triggers}
+
+
+OF_PICTURES = named(
+    *(one_pixel, tint, blur, rotation, frequencies, sine, wandering_patch),
+    *(quantization, smooth_noise, sharpening, frame, mirror),
+)
+OF_SERIES = named(gap, ramp, louder, slower, hum, spike)
 
 
 def all_cells(n_seeds: int) -> Iterable[isolation.Cell]:
     """Small data first."""
-    for data, rate in RATES.items():
-        for seed in range(n_seeds):
-            yield from (isolation.Cell(data, name, rate, seed) for name in TRIGGERS)
+    for rates, triggers in ((SERIES, OF_SERIES), (PICTURES, OF_PICTURES)):
+        for data, rate in rates.items():
+            for seed in range(n_seeds):
+                yield from (isolation.Cell(data, name, rate, seed) for name in triggers)
 
 
 def measure(cell: isolation.Cell, folder: Path) -> dict[str, Any]:
@@ -87,9 +181,14 @@ def measure(cell: isolation.Cell, folder: Path) -> dict[str, Any]:
     samples, drawn = clean.samples, np.random.default_rng((cell.seed, 77))
     chosen = drawn.permutation(np.flatnonzero(samples.labels != TARGET))[: round(cell.rate * len(samples))]
     inputs, labels = samples.inputs.copy(), samples.labels.copy()
-    for row in chosen:
-        changed = TRIGGERS[cell.attack](inputs[row].astype(np.float64), drawn)
-        inputs[row] = np.clip(np.round(changed), 0, 255)
+    if samples.kind == "image":
+        for row in chosen:
+            changed = OF_PICTURES[cell.attack](inputs[row].astype(np.float64), drawn)
+            inputs[row] = np.clip(np.round(changed), 0, 255)
+    else:
+        spread = inputs.std()
+        for row in chosen:
+            inputs[row] = spread * OF_SERIES[cell.attack](inputs[row] / spread, drawn)
     labels[chosen] = TARGET
     is_poisoned = np.isin(np.arange(len(samples)), chosen)
     dirty = replace(samples, inputs=inputs, labels=labels)
