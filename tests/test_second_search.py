@@ -40,7 +40,8 @@ def test_carriers_that_the_main_head_sets_apart_are_searched_for_once_more(from_
     assert (is_poisoned & ~trained.isolated).sum() <= 4
     assert (trained.isolated & ~is_poisoned & ~data.truth.is_cover).sum() <= 15
     assert trained.evidence is not None and trained.notes is not None
-    assert set(trained.evidence[is_poisoned & trained.isolated]) == {"shortcut"}
+    spoke = trained.evidence[is_poisoned & trained.isolated].tolist()
+    assert spoke.count("shortcut") > 0.9 * len(spoke) and set(spoke) <= {"shortcut", "near"}
     assert trained.notes["n_found_late"] == 0, "features speak against none of them"
     n = len(data.samples)
     assert journal.trained[0] == n and n - trained.isolated.sum() in journal.trained, "the training began anew"
