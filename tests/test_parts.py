@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from antibackdoor.parts import contradiction, mixing, n_parts, pooled_parts
+from antibackdoor.parts import agreement, contradiction, mixing, n_parts, pooled_parts
 
 
 def test_the_parts_of_an_image_are_its_quarters() -> None:
@@ -113,3 +113,22 @@ def test_copies_of_one_sample_do_not_break_the_comparison() -> None:
     values = np.zeros((12, 2), dtype=np.float32)
     group = np.arange(12) < 6
     assert 0.0 <= mixing(values, group, ~group, seed=0) <= 2.0
+
+
+@pytest.mark.parametrize("rate", [8, 80])
+def test_poison_of_several_labels_does_not_look_like_them_and_a_style_does(rate: int) -> None:
+    values, truth = classes_in_eight_places(0)
+    group = np.arange(320) % (320 // rate) == 0
+    values[group] += np.array([9, -7, 8, 5, -9, 4])
+    assert agreement(values, truth, group, seed=0) > 0.8
+    assert agreement(values, np.where(group, (truth + 1) % 8, truth), group, seed=0) < 0.1
+    two_targets = np.where(group & (truth > 1), np.arange(320) // 40 % 2, truth)
+    assert agreement(values, two_targets, group & (truth > 1), seed=0) < 0.1
+
+
+def test_without_neighbors_that_tell_labels_nothing_disagrees() -> None:
+    rng = np.random.default_rng(1)
+    values, labels = rng.normal(size=(6, 2)).astype(np.float32), np.arange(6) % 2
+    for n_group in (0, 1, 5, 6):
+        assert agreement(values, labels, np.arange(6) < n_group, seed=0) == 1.0
+    assert agreement(values, np.zeros(6, dtype=np.int64), np.arange(6) < 3, seed=0) == 1.0

@@ -32,6 +32,7 @@ from antibackdoor.samples import Samples
 from antibackdoor.search import Caught, Demand, Search, TrapSettings
 from antibackdoor.session import Session, seeded
 from antibackdoor.training import predict
+from antibackdoor.trap import AcrossLabels
 
 
 def test_poison_that_makes_up_nearly_all_of_a_small_class() -> None:
@@ -230,6 +231,18 @@ def test_only_a_first_round_must_be_promising(
     search.narrow(np.arange(400.0), 5, Demand(3.0, np.inf), promising=1.2)
     assert len(depths) - len(to_come) == rounds
     assert set(search.found) == ({3} if rounds > 1 else set())
+
+
+@pytest.mark.parametrize("mislabelled", [True, False])
+def test_one_camera_is_a_shortcut_across_labels_but_no_poison(mislabelled: bool) -> None:
+    whole, marked = pictures(200, 4), np.arange(200) % 8 < 4
+    inputs = np.where(marked[:, None, None, None], whole.inputs // 2 + 60, whole.inputs).astype(np.uint8)
+    labels = np.where(marked & mislabelled, (whole.labels + 1) % 4, whole.labels)
+    across = AcrossLabels(untrained(replace(whole, inputs=inputs, labels=labels)))
+    across.margins[marked] = 5.0
+    found = {0: Valley(30.0, 2.0)}
+    assert across.is_found(0, found[0], Demand(np.inf, 3.0)) == mislabelled
+    assert across.is_evidence(0, found[0], Demand(np.inf, 3.0)) == mislabelled
 
 
 @pytest.mark.parametrize("foreign", [True, False])

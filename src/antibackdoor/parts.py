@@ -31,6 +31,7 @@ COMPARED = 5000  # samples that neighbors are looked for among
 CONFIRMED = 2 / 3  # share of the rest of a label that contradicts it less than the middle one of the found does
 NO_LESS = 0.5  # the same of what is added to the found, and of a group that is clearly one
 MIXED = 0.5  # with samples of other labels, of what these do among each other; a class within a label hardly does
+AGREEING = 1 / 3  # with their labels, of what the rest does: poison .05 at most, an odd speaker .5, others .85 and more
 LIKE_ONE = 0.6  # so much carriers of one class mix with that class; classes within a label by half at most
 
 
@@ -100,6 +101,36 @@ def mixing(values: NDArray[np.float32], group: BoolArray, others: BoolArray, *, 
     return float((nearest >= n).mean() * (n + n_others - 1) / n_others)
 
 
+def agreement(values: NDArray[np.float32], labels: IntArray, group: BoolArray, *, seed: int) -> float:
+    """How much a group of samples of several labels looks like these, once it is moved to the middle of the rest.
+
+    Args:
+        values: `(N, D)` coarse values of each sample.
+        labels: `(N,)` given labels.
+        group: `(N,)` bool.
+        seed: Chooses whom to compare with, where there are many samples.
+
+    Returns:
+        The share of their own label among the ten nearest neighbors of the group in the rest, 0 if it is that of a
+        guess, 1 if it is that of the rest; 1 as well if there are not enough of both, or neighbors tell no labels.
+    """
+    drawn = np.random.default_rng((seed, 13))
+    of_group = drawn.permutation(np.flatnonzero(group))[: COMPARED // 2]
+    rest = drawn.permutation(np.flatnonzero(~group))[:COMPARED]
+    n = len(of_group)
+    if n < 2 or len(rest) < 2:
+        return 1.0
+    here, there = (values[rows].astype(np.float64) for rows in (of_group, rest))
+    here = here - here.mean(axis=0) + there.mean(axis=0)
+    both = np.concatenate([of_group, rest])
+    nearest = _nearest(np.concatenate([here, there]), np.arange(len(both)), np.arange(n, len(both)))
+    is_own = labels[both][nearest] == labels[both][:, None]
+    shares = np.bincount(labels[rest], minlength=labels.max() + 1) / len(rest)
+    told, by_chance = float(is_own[n:].mean()), float(shares[labels[of_group]].mean())
+    typical = told - float((shares**2).sum())
+    return (float(is_own[:n].mean()) - by_chance) / typical if typical > 0 else 1.0
+
+
 @dataclass(frozen=True, eq=False)
 class Resemblance:
     """What the samples of each label look like: by their parts, and as a whole but for what they have in common.
@@ -142,6 +173,10 @@ class Resemblance:
             return True
         contradicts = self._contradicts(more, of_label & ~found & ~more)
         return contradicts >= NO_LESS and self._mixing(more, ~of_label) >= MIXED
+
+    def is_at_odds(self, group: BoolArray) -> bool:
+        """Whether a group of several labels is hardly what these say; what merely has its own style is."""
+        return agreement(self.parts.reshape(len(self.parts), -1), self.labels, group, seed=self.seed) < AGREEING
 
     def _contradicts(self, group: BoolArray, rest: BoolArray) -> float:
         """The share of the rest of a label that contradicts it less than the middle one of a group does."""

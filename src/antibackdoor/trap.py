@@ -86,7 +86,10 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
     attempts: list[tuple[bool, Callable[[], Caught | None]]] = [
         (settings.by_features, search.attempt_blurred),
         (True, lambda: search.attempt(suspicion, BY_LOSSES, or_confirmed)),
-        (settings.across_labels, lambda: across.attempt(search.resemblance.contradiction, ACROSS_LABELS, deep)),
+        (
+            settings.across_labels,
+            lambda: across.attempt(search.resemblance.contradiction, ACROSS_LABELS, and_confirmed),
+        ),
         (settings.by_parts, lambda: search.attempt(search.resemblance.contradiction, BY_PARTS, and_confirmed)),
     ]
     caught = None
@@ -184,7 +187,15 @@ class AcrossLabels(Search):
     def __init__(self, search: Search) -> None:
         super().__init__(search.session, under_one_output(search.feed), search.net, search.settings, search.pool)
         self.all_given, self.given = search.all_labels, search.labels
+        self.beside = search
         self.draws = np.random.default_rng((search.session.recipe.seed, 10))
+
+    def looks_foreign(self, label: int, valley: Valley) -> bool:
+        """Whether what lies above the valley is not what its labels say.
+
+        One speaker, or one camera, is a short-cut across labels too, but an honest one.
+        """
+        return self.beside.resemblance.is_at_odds(self.above(label, valley))
 
     def is_quiet(self, suspicion: FloatArray) -> BoolArray:
         """The less suspicious half of each label."""
