@@ -26,7 +26,7 @@ LAYERS = (
     ("history", "models", "metrics", "readers", "recipe", "difference", "own_network"),
     ("isolation", "session", "backbones", "artifacts", "model_file", "removal"),
     ("populations", "parts", "planting", "training", "run_folder"),
-    ("protocols", "warm_up"),
+    ("protocols", "warm_up", "confusion"),
     ("search", "residual", "attacks", "report"),
     ("trap", "verdict"),
     ("defenses", "red_team"),

@@ -233,6 +233,25 @@ def test_only_a_first_round_must_be_promising(
     assert set(search.found) == ({3} if rounds > 1 else set())
 
 
+@pytest.mark.parametrize(
+    ("depths", "foreign", "found"), [((1.0, 2.5), True, True), ((1.0, 2.5), False, False), ((2.5, 1.9), True, False)]
+)
+def test_a_shallow_valley_of_the_last_round_must_look_foreign_and_not_fade(
+    monkeypatch: pytest.MonkeyPatch, depths: tuple[float, ...], foreign: bool, found: bool
+) -> None:
+    search = scripted(monkeypatch, list(depths))
+    monkeypatch.setattr(search, "looks_foreign", lambda *_: foreign)
+    search.narrow(np.arange(400.0), 2, Demand(np.inf, 3.0), promising=0.0)
+    assert set(search.found) == ({3} if found else set())
+    if found:
+        assert search.needed(3) == 2.5
+        monkeypatch.setattr(search, "find_valleys", lambda *_: {3: Valley(2.4, 2.0)})
+        assert search.settle() is None
+        search.found, search.doubtful = {3: Valley(3.0, 2.0)}, set()
+        caught = search.settle()
+        assert caught is not None and caught.labels == (3,), "what was deep enough may fade by a third"
+
+
 @pytest.mark.parametrize("mislabelled", [True, False])
 def test_one_camera_is_a_shortcut_across_labels_but_no_poison(mislabelled: bool) -> None:
     whole, marked = pictures(200, 4), np.arange(200) % 8 < 4

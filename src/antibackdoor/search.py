@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from antibackdoor.confusion import confusion, margin, weights
 from antibackdoor.history import LossHistory
 from antibackdoor.isolation import (
     NEARLY_ALL,
@@ -37,9 +38,9 @@ from antibackdoor.isolation import (
 from antibackdoor.models import TwoHead, coarse, trunk_features
 from antibackdoor.parts import Resemblance, n_parts, pooled_parts
 from antibackdoor.populations import Populations, two_populations
-from antibackdoor.samples import Batch, BoolArray, FloatArray, IntArray
+from antibackdoor.samples import BoolArray, FloatArray, IntArray
 from antibackdoor.session import Feed, Session
-from antibackdoor.training import Objective, cross_entropy, evaluate, shuffled, train_epoch
+from antibackdoor.training import evaluate, shuffled, train_epoch
 from antibackdoor.warm_up import draw
 
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
@@ -433,31 +434,3 @@ class Search:
                 depth, cut = favourites[label]
                 valleys[label] = max(valleys[label], Valley(depth, max(cut, 0.0)))
         return valleys
-
-
-def weights(net: TwoHead) -> dict[str, Tensor]:
-    """A copy of the network's state, to go back to."""
-    return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-def confusion(net: TwoHead, keeps_label: Tensor, weight: float) -> Objective:
-    """Cross-entropy for the rows that keep their label, distance from the uniform distribution for the others.
-
-    The uniform target is bounded where gradient ascent is not, and it fixes where the margins of clean samples
-    end: at -log(n - 1) for n outputs. Each half counts with its own mean, the second `weight` times.
-    """
-
-    def objective(batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = net.second_logits(batch.inputs).float()
-        losses = cross_entropy(logits, batch.labels)
-        undecided = -logits.log_softmax(1).mean(1)
-        return torch.where(keeps_label[batch.rows], 2 * losses, 2 * weight * undecided), losses
-
-    return objective
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-odds of the given label: its logit minus the log-sum-exp of all others, `(B,)`."""
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return own[:, 0] - others.logsumexp(1)

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from antibackdoor.confusion import margin, weights
 from antibackdoor.history import LossHistory
 from antibackdoor.isolation import SMALLEST_LABEL, Valley, find_valley, label_rows, rank, rank_within, widen
 from antibackdoor.models import TwoHead
 from antibackdoor.removal import find_removal
 from antibackdoor.samples import BoolArray, FloatArray, IntArray, Samples
-from antibackdoor.search import KEPT, Caught, Demand, Search, TrapSettings, margin, weights
+from antibackdoor.search import KEPT, Caught, Demand, Search, TrapSettings
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate
 
