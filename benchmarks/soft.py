@@ -1,4 +1,4 @@
-"""Attacks that are hard to see: four that the search misses or may miss, and one with several triggers.
+"""Attacks that are hard to see: five that the search misses or may miss, and one with several triggers.
 
     python benchmarks/soft.py                                   all cells; goes on where it was stopped
     python benchmarks/soft.py --cells '*/wanet/*/0'             some of them
@@ -17,6 +17,7 @@ ATTACKED = (
     ("cifar10.zip", "resnet18-thin", "tact", 0.05),
     ("cifar10.zip", "resnet18-thin", "cba", 0.05),
     ("cifar10.zip", "resnet18-thin", "adaptive_patch", 0.05),
+    ("cifar10.zip", "resnet18-thin", "dfst", 0.05),
 )
 
 
