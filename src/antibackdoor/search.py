@@ -216,7 +216,7 @@ class Search:
                 return
             if number == 0 and self.try_favourites(~chosen):
                 return
-            if number == rounds - 1:
+            if number == rounds - 1 and demand.if_foreign < np.inf:
                 self.found = {k: v for k, v in valleys.items() if self.is_doubtful(k, v)}
                 self.doubtful = set(self.found)
                 return
