@@ -61,6 +61,7 @@ class TrapSettings:
     confusion_learning_rate: float
     confusion_weight: float
     least_depth: float
+    trusts_looks: bool = True  # whether what looks foreign may be a third less deep
     by_features: bool = True
     by_parts: bool = True
     across_labels: bool = True
@@ -216,7 +217,7 @@ class Search:
                 return
             if number == 0 and self.try_favourites(~chosen):
                 return
-            if number == rounds - 1 and demand.if_foreign < np.inf:
+            if number == rounds - 1 and demand.if_foreign < np.inf and self.settings.trusts_looks:
                 self.found = {k: v for k, v in valleys.items() if self.is_doubtful(k, v)}
                 self.doubtful = set(self.found)
                 return

@@ -37,6 +37,7 @@ from antibackdoor.warm_up import warm_up
 WARM_UP_PASSES = 2  # that a warm-up may last however many steps they are: before, few losses have been recorded at all
 LEAST_PASSES = 0.8  # of the main training, however much the search costs; all of them where the training is short
 FEW_LABELS, OUTPUTS_OF_FEW = 3, 10  # of the second head: between two labels there is no place for neither
+DEPTH_OF_FEW = 5 / 3  # times the least depth: between two labels, styles within a class made valleys up to 4.7 of 3
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
 # on CIFAR-10 (.69, .18, .35) and rounded up, so that the whole costs no more than plain training; these numbers only
@@ -70,9 +71,10 @@ class E2ABL:
         confusion_steps: Optimizer steps in each round of confusion.
         confusion_learning_rate: Learning rate of confusion.
         confusion_weight: Weight of the undecided samples against the suspects.
-        least_depth: Depth of a valley between two groups of a label from which the label is suspected; two thirds of it
-            are enough if their parts look foreign. Once the found samples are trained on, it must be reached again, or
-            two thirds of the depth that they were found with.
+        least_depth: Depth of a valley between two groups of a label from which the label is suspected (5/3 of it with
+            two or three labels); two thirds are enough if their parts look foreign (not with two or three labels).
+            Once the found samples are trained on, it must be reached again, or two thirds of the depth that they were
+            found with.
         by_features: Whether the content of other labels in shallow features counts as evidence.
         by_parts: Whether samples whose parts look like other labels are suspected after those with suspicious losses.
         across_labels: Whether a short-cut is looked for that leads to several labels.
@@ -242,7 +244,7 @@ class E2ABL:
                 learning_rate=self.warmup_learning_rate,
                 hard_share=self.hard_share,
             )
-            caught = spring(session, samples, feed, net, self._trap(), history)
+            caught = spring(session, samples, feed, net, self._trap(samples.n_classes), history)
         history = _with_margins(history, caught, caught.steps)
         journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
         journal.save({"phase": "found", **_found(net, caught, history)})
@@ -261,7 +263,7 @@ class E2ABL:
         if not apart.any():
             return None
         with session.full_precision(_is_delicate(samples)):
-            again = spring_again(session, samples, feed, net, self._trap(), apart, caught)
+            again = spring_again(session, samples, feed, net, self._trap(samples.n_classes), apart, caught)
             return None if again is None else (again, np.zeros(len(samples), dtype=bool))
 
     @staticmethod
@@ -297,12 +299,14 @@ class E2ABL:
     def _most_steps(self, session: Session, n: int) -> int:
         return max(self.warmup_steps, WARM_UP_PASSES * n // session.batch_size)
 
-    def _trap(self) -> TrapSettings:
+    def _trap(self, n_classes: int) -> TrapSettings:
+        are_few = n_classes <= FEW_LABELS
         return TrapSettings(
             confusion_steps=self.confusion_steps,
             confusion_learning_rate=self.confusion_learning_rate,
             confusion_weight=self.confusion_weight,
-            least_depth=self.least_depth,
+            least_depth=self.least_depth * (DEPTH_OF_FEW if are_few else 1.0),
+            trusts_looks=not are_few,
             by_features=self.by_features,
             by_parts=self.by_parts,
             across_labels=self.across_labels,
