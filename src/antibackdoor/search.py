@@ -138,7 +138,6 @@ class Search:
         self.undecided = -float(np.log(net.n_outputs - 1))  # the margin of a sample that has no label
         self.deepest: dict[int, float] = {}  # of each label in any round
         self.found: dict[int, Valley] = {}  # valleys that make their label suspect
-        self.doubtful: set[int] = set()  # labels with a finding that is not deep enough: it must not fade at all
         self.favourites: set[int] = set()
         self.foreign: set[int] = set()  # labels most of whose samples show the content of others
         self.steps = 0
@@ -200,11 +199,8 @@ class Search:
         return Resemblance(parts, self.labels, self.session.recipe.seed)
 
     def narrow(self, suspicion: FloatArray, rounds: int, demand: Demand, promising: float) -> None:
-        """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects.
-
-        What is not deep enough in the last round, but could be of other labels, is a doubtful finding.
-        """
-        self.found, self.doubtful = {}, set()
+        """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
+        self.found = {}
         chosen = rank_within(-suspicion, self.given) < FIRST_SUSPECTS
         for number in range(rounds):
             self.confuse(self.rows[chosen], self.rows[~chosen & self.is_quiet(suspicion)])
@@ -216,10 +212,6 @@ class Search:
             if self.found or (number == 0 and deepest < promising):
                 return
             if number == 0 and self.try_favourites(~chosen):
-                return
-            if number == rounds - 1 and demand.if_foreign < np.inf and self.settings.trusts_looks:
-                self.found = {k: v for k, v in valleys.items() if self.is_doubtful(k, v)}
-                self.doubtful = set(self.found)
                 return
             # Fewer, but surer; if they carry others of their kind along, these come next.
             least = 0.0 if number else self.undecided / 2
@@ -233,10 +225,6 @@ class Search:
         if valley.depth >= demand.alone or valley.depth < demand.if_foreign:
             return valley.depth >= demand.alone
         return self.looks_foreign(label, valley)
-
-    def is_doubtful(self, label: int, valley: Valley) -> bool:
-        """Whether a valley has two thirds of the least depth, and what lies above it looks foreign."""
-        return valley.depth >= KEPT * self.settings.least_depth and self.looks_foreign(label, valley)
 
     def is_evidence(self, label: int, valley: Valley, demand: Demand) -> bool:
         """Whether a valley would make its label suspect if only it were deeper; one of 1 or less is none at all."""
@@ -321,7 +309,7 @@ class Search:
         """The depth that the valley of a label must keep once what was found is trained on: a trigger does not fade."""
         least = self.settings.least_depth
         depth = self.found[label].depth if label in self.found else least
-        return depth if label in self.doubtful else min(KEPT * max(depth, least), least)
+        return min(KEPT * max(depth, least), least)
 
     def nothing(self) -> Caught:
         """The outcome of a search that found nothing: margins of all samples, and the evidence that there was."""
