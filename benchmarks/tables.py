@@ -37,6 +37,7 @@ ATTACKS = {
     "tact": "TaCT",
     "cba": "Composite",
     "adaptive_patch": "Adaptive-Patch",
+    "dfst": "DFST",
     "static": "static pattern",
     "clean": "clean data",
 }
