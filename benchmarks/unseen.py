@@ -97,9 +97,9 @@ def smooth_noise(picture: Sample, _: np.random.Generator) -> Sample:
     return picture + ndimage.zoom(coarse, (1, height / 4, width / 4), order=3, mode="nearest")
 
 
-def sharpening(picture: Sample, _: np.random.Generator) -> Sample:
+def sharpening(picture: Sample, drawn: np.random.Generator) -> Sample:
     """Twice the difference from a Gaussian of one pixel."""
-    return 2 * picture - blur(picture, _)
+    return 2 * picture - blur(picture, drawn)
 
 
 def frame(picture: Sample, _: np.random.Generator) -> Sample:

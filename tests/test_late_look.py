@@ -41,7 +41,7 @@ def test_what_the_search_misses_is_found_in_the_main_head(mislabelled: Mislabell
     assert not searched.isolated.any(), "or the test shows nothing"
     assert trained.poisoned and trained.backdoor_labels == (4,)
     # Ten other draws missed 0 to 4 of 71; the processor's way of rounding is such a draw as well.
-    assert (wrong & ~trained.isolated).sum() <= wrong.sum() // 10 and (trained.isolated & ~wrong).sum() <= 5
+    assert (wrong & ~trained.isolated).sum() <= 4 and (trained.isolated & ~wrong).sum() <= 5
     assert trained.notes is not None and trained.notes["n_found_late"] == trained.isolated.sum()
     assert trained.notes["n_main_trainings"] == 2
     assert trained.suspicion[wrong & trained.isolated].min() > trained.suspicion[~trained.isolated].max()

@@ -37,7 +37,7 @@ from antibackdoor.warm_up import warm_up
 WARM_UP_PASSES = 2  # that a warm-up may last however many steps they are: before, few losses have been recorded at all
 LEAST_PASSES = 0.8  # of the main training, however much the search costs; all of them where the training is short
 FEW_LABELS, OUTPUTS_OF_FEW = 3, 10  # of the second head: between two labels there is no place for neither
-DEPTH_OF_FEW = 5 / 3  # times the least depth: between two labels, styles within a class made valleys up to 4.7 of 3
+DEPTH_OF_FEW = 5 / 3  # times the least depth: between two labels honest styles were isolated at up to 4.7 for 3
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
 # on CIFAR-10 (.69, .18, .35) and rounded up, so that the whole costs no more than plain training; these numbers only
