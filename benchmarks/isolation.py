@@ -251,6 +251,7 @@ def run(
     every: Callable[[int], Iterable[Any]],
     measure: Callable[[Any, Path], dict[str, Any]],
     table: Callable[[list[dict[str, Any]]], str],
+    told: Callable[[dict[str, Any]], str] = lambda metrics: f"{brief(metrics)} missed / false",
 ) -> None:
     """A benchmark that only searches: measure what has no line yet, write one for each cell, print the table."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -269,7 +270,7 @@ def run(
         metrics = measure(cell, options.data)
         line = {"name": cell.name, "cell": asdict(cell), "metrics": metrics, **cells.provenance()}
         cells.append_line(options.out, {**line, "command": cells.command()})
-        print(f"{cell.name}: {brief(metrics)} missed / false, {metrics['seconds']} s", file=sys.stderr, flush=True)
+        print(f"{cell.name}: {told(metrics)}, {metrics['seconds']} s", file=sys.stderr, flush=True)
     names = {cell.name for cell in chosen}
     print(table([line for line in cells.read_lines(options.out) if line["name"] in names]))
 

@@ -1,4 +1,4 @@
-"""The tables in README.md and docs/, written from benchmarks/results; what stands between them is written by hand.
+"""The tables and figures in README.md and docs/, made from benchmarks/results; all else there is written by hand.
 
     python benchmarks/tables.py             write them
     python benchmarks/tables.py --check     exit with 1 if one is not what the results say
@@ -19,6 +19,7 @@ import ablation
 import attacks
 import calibration
 import cells
+import curves
 import isolation
 import residual
 
@@ -221,6 +222,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
 }
 
+FIGURES: dict[str, Callable[[], str]] = {"curves.svg": lambda: curves.figure(lines_of("curves.jsonl"))}
+
 
 def filled(text: str) -> str:
     """A document with its tables as the results say."""
@@ -232,16 +235,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is not up to date")
     options = parser.parse_args()
-    stale = []
-    for path in DOCUMENTS:
-        text = path.read_text(encoding="utf-8")
-        wanted = filled(text)
-        if wanted != text:
-            stale.append(path.name)
-            if not options.check:
-                path.write_text(wanted, encoding="utf-8")
+    wanted = {path: filled(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
+    wanted |= {REPOSITORY / "docs" / name: draw() for name, draw in FIGURES.items()}
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in [] if options.check else stale:
+        path.write_text(wanted[path], encoding="utf-8")
     if stale:
-        print(f"{'not up to date' if options.check else 'written'}: {', '.join(stale)}", file=sys.stderr)
+        print(f"{'not up to date' if options.check else 'written'}: {', '.join(path.name for path in stale)}", file=sys.stderr)
     sys.exit(1 if stale and options.check else 0)
 
 

@@ -175,8 +175,8 @@ def all_cells(n_seeds: int) -> Iterable[isolation.Cell]:
                 yield from (isolation.Cell(data, name, rate, seed) for name in triggers)
 
 
-def measure(cell: isolation.Cell, folder: Path) -> dict[str, Any]:
-    """Poison, search, compare with the truth."""
+def prepare(cell: isolation.Cell, folder: Path) -> isolation.Searched:
+    """Read and poison."""
     clean = isolation.prepare(isolation.Cell(cell.data, "", 0.0, cell.seed), folder)
     samples, drawn = clean.samples, np.random.default_rng((cell.seed, 77))
     chosen = drawn.permutation(np.flatnonzero(samples.labels != TARGET))[: round(cell.rate * len(samples))]
@@ -192,7 +192,12 @@ def measure(cell: isolation.Cell, folder: Path) -> dict[str, Any]:
     labels[chosen] = TARGET
     is_poisoned = np.isin(np.arange(len(samples)), chosen)
     dirty = replace(samples, inputs=inputs, labels=labels)
-    return isolation.search(isolation.Searched(dirty, is_poisoned, TARGET, clean.build), cell.seed)
+    return isolation.Searched(dirty, is_poisoned, TARGET, clean.build)
+
+
+def measure(cell: isolation.Cell, folder: Path) -> dict[str, Any]:
+    """Poison, search, compare with the truth."""
+    return isolation.search(prepare(cell, folder), cell.seed)
 
 
 if __name__ == "__main__":
