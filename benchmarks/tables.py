@@ -241,7 +241,8 @@ def main() -> None:
     for path in [] if options.check else stale:
         path.write_text(wanted[path], encoding="utf-8")
     if stale:
-        print(f"{'not up to date' if options.check else 'written'}: {', '.join(path.name for path in stale)}", file=sys.stderr)
+        names = ", ".join(path.name for path in stale)
+        print(f"{'not up to date' if options.check else 'written'}: {names}", file=sys.stderr)
     sys.exit(1 if stale and options.check else 0)
 
 
