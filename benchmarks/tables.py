@@ -187,6 +187,13 @@ def memory() -> str:
     return grid(("images", "file, MiB", "peak, MiB", "of it not file, MiB"), rows)
 
 
+def beside() -> str:
+    """Seconds of trainings at the same time, run by run."""
+    result = whole("beside.json")
+    rows = ([title, "; ".join(f"{value:.1f}" for value in values)] for title, values in result["seconds"].items())
+    return grid((f"trainings, {result['threads']} threads each, two cores", "seconds, run by run"), rows)
+
+
 def throughput() -> str:
     """How fast fixed triggers stamp."""
     rows = (
@@ -219,6 +226,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attacks": lambda: attacks.table([line for line in lines_of("attacks.jsonl") if "attack" in line["cell"]]),
     "throughput": throughput,
     "speed": speed,
+    "beside": beside,
     "memory": memory,
 }
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from antibackdoor.augmentation import augment
 from antibackdoor.batch_norm import synchronize_batch_norm
+from antibackdoor.cores import Cores
 from antibackdoor.errors import ConfigError
 from antibackdoor.recipe import Recipe, augmentation_names
 from antibackdoor.samples import Batch, IntArray, Samples
@@ -65,6 +66,7 @@ class Session:
         self.device = self.fabric.device
         self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and has_fast_bf16(self.device))
         self.channels_last = images
+        self.cores = Cores()
         # Small enough for a processor's cache: half as fast again as 512 there.
         self.evaluation_batch = 128 if self.device.type == "cpu" else 512
 

@@ -143,7 +143,8 @@ def train_epoch(
     recorded = torch.full((len(feed.labels),), float("nan"), device=session.device)
     world, rank = session.fabric.world_size, session.fabric.global_rank
     stream = np.random.default_rng(seed)
-    with session.bar(title, sum(len(rows) for rows in plan)) as advance:
+    n_visits = sum(len(rows) for rows in plan)
+    with session.bar(title, n_visits) as advance, session.cores.shared() as look_at_cores:
         for step, rows in enumerate(plan):
             if learning_rate is not None:
                 for group in optimizer.param_groups:
@@ -159,6 +160,7 @@ def train_epoch(
             optimizer.step()
             recorded[batch.rows] = losses.detach().float()
             advance(len(rows))
+            look_at_cores()
     if world > 1:
         recorded = _merge(session.fabric, recorded)
     return recorded.cpu().numpy()
@@ -190,7 +192,7 @@ def evaluate(
     rows = np.arange(len(feed.labels), dtype=np.int64) if rows is None else rows
     world, rank = session.fabric.world_size, session.fabric.global_rank
     parts: list[Tensor] = []
-    with session.bar(title, len(rows)) as advance:
+    with session.bar(title, len(rows)) as advance, session.cores.shared() as look_at_cores:
         for start in range(0, len(rows), session.evaluation_batch * world):
             chunk = rows[start : start + session.evaluation_batch * world]
             # Every process takes the same number of rows (the last are repeated), so that all can be gathered.
@@ -204,6 +206,7 @@ def evaluate(
                 part = _gather(part, world)[: len(chunk)]
             parts.append(part.cpu())
             advance(len(chunk))
+            look_at_cores()
     if not parts:
         return np.zeros(0, dtype=np.float32)
     return torch.cat(parts).numpy()
