@@ -184,13 +184,13 @@ def marks(at: Any, bands: dict[str, Any]) -> list[Any]:
     """A band and its median for each group."""
     from antibackdoor.report.svg import Area, Line
 
-    drawn: list[Any] = []
+    areas, lines = [], []
     for style, band in bands.items():
+        lines.append(Line(at, band[:, 1], style))
         for part in np.split(np.arange(len(at)), np.flatnonzero(~np.isfinite(band[:, 0]))):
             kept = part[np.isfinite(band[part, 0])]
-            drawn.append(Area(at[kept], band[kept, 0], band[kept, -1], style))
-        drawn.append(Line(at, band[:, 1], style))
-    return drawn
+            areas.append(Area(at[kept], band[kept, 0], band[kept, -1], style))
+    return [*areas, *lines]
 
 
 def told(metrics: dict[str, Any]) -> str:

@@ -191,7 +191,7 @@ def beside() -> str:
     """Seconds of trainings at the same time, run by run."""
     result = whole("beside.json")
     rows = ([title, "; ".join(f"{value:.1f}" for value in values)] for title, values in result["seconds"].items())
-    return grid((f"trainings, {result['threads']} threads each, two cores", "seconds, run by run"), rows)
+    return grid((f"trainings, {result['threads']} threads each ({result['machine']})", "seconds, run by run"), rows)
 
 
 def throughput() -> str:
