@@ -17,7 +17,7 @@ from antibackdoor.history import LossHistory
 from antibackdoor.model_file import ModelSpec, save_model
 from antibackdoor.report import Gallery, load_gallery, save_gallery, write_comparison, write_report
 from antibackdoor.report.figures import class_bars, loss_figure, score_figure, training_figures
-from antibackdoor.report.svg import count_axis, linear_axis, sparkline, step_axis, step_position
+from antibackdoor.report.svg import Rule, chart, count_axis, linear_axis, sparkline, step_axis, step_position
 from antibackdoor.report.words import (
     comparison_headline,
     duration,
@@ -425,6 +425,37 @@ def test_figures_of_odd_data() -> None:
     assert "nan" not in sparkline(np.full((1, 3), np.nan, dtype=np.float32))
     assert training_figures([]) == training_figures([{"epoch": 1, "loss": None}]) == []
     assert len(training_figures([{"phase": "x", "epoch": i, "loss": -1.0} for i in range(5000)])) == 1
+
+
+def test_losses_of_the_isolated_stand_beside_those_of_their_label() -> None:
+    isolated, suspected = np.arange(40) < 10, np.arange(40) < 20
+    isolated_losses = np.array([2.0, 3.0, 0.1, 0.1])  # by moment; together, above, apart, apart
+    moments = [
+        (100 * i, np.where(isolated, loss, np.where(suspected, 1.0, 5.0)).astype(np.float32))
+        for i, loss in enumerate(isolated_losses)
+    ]
+    figure = loss_figure(moments, isolated, suspected)
+    assert figure is not None
+    assert [name for _, name in figure.legend] == [
+        "isolated (10)",
+        "others of the suspected labels (10)",
+        "others (20)",
+    ]
+    assert "From step 200 on half of the isolated lie below nine tenths of the others of their label." in figure.caption
+    assert ">apart</text>" in figure.svg and "beside 1" in figure.svg
+    without = loss_figure(moments, isolated)
+    assert without is not None
+    assert [name for _, name in without.legend] == ["isolated (10)", "others (30)"]
+    assert "From step 200 on half of the isolated lie below nine tenths of the others." in without.caption
+    again_together = loss_figure([*moments, (400, moments[0][1])], isolated, suspected)
+    assert again_together is not None
+    assert ">apart</text>" not in again_together.svg and "nine tenths" not in again_together.caption
+
+
+def test_the_text_of_a_rule_stays_inside() -> None:
+    axis = linear_axis("x", 0, 1)
+    left, right = (chart("c", axis, axis, [Rule(x, "here")]) for x in (0.0, 1.0))
+    assert 'class="rule end"' in right and 'class="rule end"' not in left
 
 
 def test_class_bars_count_by_hand() -> None:

@@ -66,9 +66,23 @@ class ClassBar:
     marked: bool
 
 
-def loss_figure(moments: Iterable[tuple[int, Losses]], isolated: BoolArray) -> Figure | None:
-    """Median and 10-90% band of the loss of isolated against other samples; None without a moment."""
-    groups = {"isolated": isolated, "other": ~isolated}
+def loss_figure(
+    moments: Iterable[tuple[int, Losses]], isolated: BoolArray, suspected: BoolArray | None = None
+) -> Figure | None:
+    """Median and 10-90% band of the loss of isolated samples, of those beside them, and of all others.
+
+    Args:
+        moments: `(step, losses)`, the losses `(N,)`.
+        isolated: `(N,)` bool.
+        suspected: `(N,)` bool, samples whose given label is suspected; those of them that are not isolated get a curve
+            of their own.
+
+    Returns:
+        The figure; None without a moment.
+    """
+    beside = np.zeros_like(isolated) if suspected is None or not isolated.any() else suspected & ~isolated
+    groups = {"isolated": isolated, "beside": beside, "other": ~isolated & ~beside}
+    groups = {name: mask for name, mask in groups.items() if name != "beside" or mask.any()}
     steps: list[int] = []
     quantiles: dict[str, list[Values]] = {name: [] for name in groups}
     for step, losses in moments:
@@ -87,15 +101,23 @@ def loss_figure(moments: Iterable[tuple[int, Losses]], isolated: BoolArray) -> F
     for i, step in enumerate(steps):
         told = ", ".join(f"{name} {table[i, 1]:.3g}" for name, table in tables.items() if np.isfinite(table[i, 1]))
         marks.append(Hover(edges[i], edges[i + 1], f"step {step:,}: median loss {told}"))
+    caption = (
+        "Lines are medians, bands hold 80% of the samples. A shortcut is learned early, or remains at the end of the "
+        "search, when E2ABL's default form unlearns what the classes look like."
+    )
+    change = _change_point(tables["isolated"], tables.get("beside", tables["other"]))
+    if change is not None:
+        marks.append(Rule(float(across[change]), "apart"))
+        others = "the others of their label" if "beside" in tables else "the others"
+        caption += f" From step {steps[change]:,} on half of the isolated lie below nine tenths of {others}."
     axes = (
         step_axis("Optimizer steps (log scale)", where),
         linear_axis("Loss (cross-entropy, nats)", 0, highest * 1.03),
     )
     return Figure(
         "How fast the samples are learned",
-        "Lines are medians, bands hold 80% of the samples. A shortcut is learned early, or remains at the end of the "
-        "search, when E2ABL's default form unlearns what the classes look like.",
-        _legend(isolated),
+        caption,
+        _legend(isolated, beside),
         chart("Loss of isolated and other samples over optimizer steps", *axes, marks),
     )
 
@@ -233,6 +255,14 @@ def _quantiles(losses: Losses) -> Values:
     return np.quantile(losses, (0.1, 0.5, 0.9)).astype(np.float64)
 
 
+def _change_point(isolated: Values, beside: Values) -> int | None:
+    """The moment from which the median (of `(T, 3)`) of one group stays below the lowest tenth of the other, if any."""
+    is_apart = isolated[:, 1] < beside[:, 0]
+    together = np.flatnonzero(~is_apart)
+    first = int(together[-1]) + 1 if together.size else 0
+    return first if first < len(is_apart) else None
+
+
 def _edges(centers: Values) -> list[float]:
     """Borders halfway between neighbors, `n + 1` of them."""
     middles = (centers[:-1] + centers[1:]) / 2
@@ -250,7 +280,11 @@ def _share(some: float, total: float) -> str:
     return f"{count(some)} of {count(total)} ({percent(some / total)})"
 
 
-def _legend(isolated: BoolArray) -> tuple[tuple[str, str], ...]:
-    held = int(isolated.sum())
-    entries = ("isolated", f"isolated ({count(held)})"), ("other", f"others ({count(len(isolated) - held)})")
-    return entries if held else (("other", f"all samples ({count(len(isolated))})"),)
+def _legend(isolated: BoolArray, beside: BoolArray | None = None) -> tuple[tuple[str, str], ...]:
+    held, near = int(isolated.sum()), 0 if beside is None else int(beside.sum())
+    if not held:
+        return (("other", f"all samples ({count(len(isolated))})"),)
+    entries = [("isolated", f"isolated ({count(held)})")]
+    if near:
+        entries.append(("beside", f"others of the suspected labels ({count(near)})"))
+    return (*entries, ("other", f"others ({count(len(isolated) - held - near)})"))

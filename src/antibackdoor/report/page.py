@@ -175,12 +175,14 @@ def _evidence(run: Path, metrics: Mapping[str, Any]) -> tuple[tuple[Figure, ...]
     score = "margin" if "margin" in sample_column_names(run) else "suspicion"
     columns, class_names = read_sample_columns(run, ["given_label", score, "isolated"])
     isolated = columns["isolated"].astype(np.bool_)
+    named = metrics.get("backdoor_labels") or metrics.get("target_labels") or [metrics.get("backdoor_label")]
+    backdoor = [str(label) for label in named]
     figures = []
     if (run / HISTORY).exists():
-        figures.append(loss_figure(_fitting(run, len(isolated)), isolated))
+        suspected = np.isin(columns["given_label"], [k for k, name in enumerate(class_names) if str(name) in backdoor])
+        figures.append(loss_figure(_fitting(run, len(isolated)), isolated, suspected))
     figures.append(score_figure(columns[score], isolated, score))
-    backdoor = metrics.get("backdoor_labels") or metrics.get("target_labels") or [metrics.get("backdoor_label")]
-    bars = class_bars(columns["given_label"], isolated, class_names, [str(label) for label in backdoor])
+    bars = class_bars(columns["given_label"], isolated, class_names, backdoor)
     return tuple(figure for figure in figures if figure is not None), tuple(bars)
 
 

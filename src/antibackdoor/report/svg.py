@@ -177,10 +177,11 @@ def _mark(mark: Mark, x: Axis, y: Axis) -> Markup:
             path = _path(_across(over, x), _down(edge, y))
             return Markup('<path class="area {}" d="{}Z"/>').format(mark.style, path)
         case Rule():
-            at = _n(_across(mark.x, x))
-            return Markup('<path class="rule" d="M{0} {1}V{2}"/><text class="rule" x="{3}" y="{4}">{5}</text>').format(
-                at, _TOP - 14, HEIGHT - _BOTTOM, _n(_across(mark.x, x) + 4), _TOP - 4, mark.text
-            )
+            at = _across(mark.x, x)
+            side, place = ("rule end", at - 4) if at > 0.8 * WIDTH else ("rule", at + 4)  # no text beyond the edge
+            line = Markup('<path class="rule" d="M{} {}V{}"/>').format(_n(at), _TOP - 14, HEIGHT - _BOTTOM)
+            text = Markup('<text class="{}" x="{}" y="{}">{}</text>').format(side, _n(place), _TOP - 4, mark.text)
+            return line + text
         case Hover():
             left, right = _across(mark.left, x), _across(mark.right, x)
             box = Markup('<rect class="hover" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>')
