@@ -22,7 +22,7 @@ ROOT = Path(antibackdoor.__file__).parent
 # imports; if none does, the imports are wrong. docs/architecture.md tells what the layers are.
 LAYERS = (
     ("errors",),
-    ("samples", "atomic", "ranges", "augmentation", "batch_norm", "splitting"),
+    ("samples", "atomic", "ranges", "augmentation", "batch_norm", "cores", "splitting"),
     ("history", "models", "metrics", "readers", "recipe", "difference", "own_network"),
     ("isolation", "session", "backbones", "artifacts", "model_file", "removal"),
     ("populations", "parts", "planting", "training", "run_folder"),
