@@ -1,8 +1,8 @@
 """Fewer threads where other programs need the processor as well.
 
 The threads of an operation wait for each other without sleeping, in oneDNN's kernels too, where no setting of OpenMP
-reaches. With fewer free cores than threads each waits for the others' time slices, thousands of times a second: two
-trainings on two cores may take thirty times as long as one after the other (`benchmarks/beside.py`).
+reaches. With fewer free cores than threads each waits for the others' time slices at every barrier: two trainings at
+the same time on two cores take up to thirty times as long as one alone (`benchmarks/beside.py`).
 """
 
 from __future__ import annotations
