@@ -441,12 +441,12 @@ def test_losses_of_the_isolated_stand_beside_those_of_their_label() -> None:
         "others of the suspected labels (10)",
         "others (20)",
     ]
-    assert "From step 200 on half of the isolated lie below nine tenths of the others of their label." in figure.caption
+    assert "From step 200 on, half of the isolated lie below nine tenths of the others of their label." in figure.caption
     assert ">apart</text>" in figure.svg and "beside 1" in figure.svg
     without = loss_figure(moments, isolated)
     assert without is not None
     assert [name for _, name in without.legend] == ["isolated (10)", "others (30)"]
-    assert "From step 200 on half of the isolated lie below nine tenths of the others." in without.caption
+    assert "From step 200 on, half of the isolated lie below nine tenths of the others." in without.caption
     again_together = loss_figure([*moments, (400, moments[0][1])], isolated, suspected)
     assert again_together is not None
     assert ">apart</text>" not in again_together.svg and "nine tenths" not in again_together.caption

@@ -109,7 +109,7 @@ def loss_figure(
     if change is not None:
         marks.append(Rule(float(across[change]), "apart"))
         others = "the others of their label" if "beside" in tables else "the others"
-        caption += f" From step {steps[change]:,} on half of the isolated lie below nine tenths of {others}."
+        caption += f" From step {steps[change]:,} on, half of the isolated lie below nine tenths of {others}."
     axes = (
         step_axis("Optimizer steps (log scale)", where),
         linear_axis("Loss (cross-entropy, nats)", 0, highest * 1.03),
