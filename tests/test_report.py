@@ -441,7 +441,7 @@ def test_losses_of_the_isolated_stand_beside_those_of_their_label() -> None:
         "others of the suspected labels (10)",
         "others (20)",
     ]
-    assert "From step 200 on, half of the isolated lie below nine tenths of the others of their label." in figure.caption
+    assert "From step 200 on, half of the isolated lie below nine tenths of the others of their" in figure.caption
     assert ">apart</text>" in figure.svg and "beside 1" in figure.svg
     without = loss_figure(moments, isolated)
     assert without is not None
