@@ -55,16 +55,13 @@ def all_cells(n_seeds: int) -> Iterable[isolation.Cell]:
 
 def measure(cell: isolation.Cell, folder: Path) -> dict[str, Any]:
     """Warm up, make all rounds of both attempts, keep what the samples of the target label did."""
-    import torch
-
     from antibackdoor.confusion import weights
     from antibackdoor.defenses import E2ABL
     from antibackdoor.isolation import find_valley
     from antibackdoor.metrics import auroc
-    from antibackdoor.models import split_network
     from antibackdoor.recipe import Recipe
-    from antibackdoor.search import Demand, Search, TrapSettings
-    from antibackdoor.session import Session, seeded
+    from antibackdoor.search import Demand, Search
+    from antibackdoor.session import Session
     from antibackdoor.training import NoJournal
     from antibackdoor.warm_up import warm_up
 
@@ -85,22 +82,19 @@ def measure(cell: isolation.Cell, folder: Path) -> dict[str, Any]:
             return super().find_valleys(margins, labels, wanted)
 
     session = Session(Recipe(seed=cell.seed), len(samples), images=True)
-    example, feed = torch.zeros(2, *samples.shape), session.feed(samples)
-    net = seeded(lambda: split_network(searched.build(), example, samples.n_classes), cell.seed)
-    session.prepare(net)
+    feed = session.feed(samples)
+    net = method._two_heads(session, samples, searched.build)
     history = warm_up(
         session,
         feed,
         net,
         NoJournal(),
         {},
-        most_steps=method.warmup_steps,
+        most_steps=method._most_steps(session, len(samples)),
         learning_rate=method.warmup_learning_rate,
         hard_share=method.hard_share,
     )
-    settings = TrapSettings(
-        method.confusion_steps, method.confusion_learning_rate, method.confusion_weight, method.least_depth
-    )
+    settings = method._trap(samples.n_classes)
     search, before, kept = Watched(session, feed, net, settings, samples.originals), weights(net), {}
     search.first_look()
     suspicions = {"losses": search.by_losses(history), "parts": search.resemblance.contradiction}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,4 +103,4 @@ def test_where_nobody_counts_nothing_changes(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.skipif(not cores.THREADS.exists(), reason="only Linux counts interruptions of threads")
 def test_the_real_machine_counts_this_very_thread() -> None:
-    assert interruptions() and min(interruptions().values()) >= 0
+    assert str(threading.get_native_id()) in interruptions()

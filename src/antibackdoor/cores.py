@@ -16,7 +16,7 @@ import torch
 
 THREADS = Path("/proc/self/task")  # on Linux; elsewhere nothing is noticed
 WINDOW = 1.0  # seconds between two looks, at least
-PRESSED = 50.0  # times a second that a thread is interrupted: 25 at most on a free machine, 120 beside another training
+PRESSED = 50.0  # times a second that a thread is interrupted: about 13 on a free machine, 75 to 130 beside a training
 PATIENCE = 300.0  # seconds without pressure after which all threads are tried again
 
 
@@ -33,7 +33,7 @@ class Cores:
         """Within, call what is yielded after each step; afterwards torch has as many threads as before."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.allowed)
-        self.looked, self.interrupted = time.monotonic(), interruptions()
+        self.looked, self.interrupted = time.monotonic(), interruptions() if self.most > 1 else {}
         try:
             yield self.look
         finally:
