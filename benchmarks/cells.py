@@ -27,6 +27,10 @@ from scipy.stats import t as student
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 
+# No defense: plain training without anything that carries the trigger, which only a benchmark can leave out. What the
+# trigger does to such a network is no backdoor.
+CLEAN_PART = "clean-part"
+
 Settings = Sequence[tuple[str, Any]]
 Probe = tuple[str, float] | tuple[str, float, Settings]
 
@@ -40,7 +44,7 @@ class Cell:
         backbone: The network.
         attack: A key of `ATTACKS`; empty for clean data.
         rate: Poisoned share of the training samples.
-        defense: A key of `DEFENSES`.
+        defense: A key of `DEFENSES`, or `CLEAN_PART`.
         seed: Chooses poisoned samples, weights and order.
         epochs: Passes over the data; 0 lets the package choose.
         limit: Most training and test samples, evenly spread; 0 takes all.
@@ -103,7 +107,7 @@ def ordered(
     attacked: Sequence[tuple[str, str, str, float]],
     seeds: Iterable[int],
     *,
-    defenses: Sequence[str] = ("e2abl", "none", "e2abl-published"),
+    defenses: Sequence[str] = ("e2abl", "none", CLEAN_PART, "e2abl-published"),
     clean_defenses: Sequence[str] = ("e2abl", "none"),
     epochs: int,
     limit: int,
@@ -153,7 +157,10 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
             plan = replace(plan, cover_rate=cell.cover_rate)
         poisoned = poison(train, attack, seed=cell.seed, plan=plan, rate=cell.rate)
         train = poisoned.samples
-    job = Job(DEFENSES[cell.defense](), Recipe(epochs=cell.epochs, seed=cell.seed), backbone=cell.backbone)
+        if cell.defense == CLEAN_PART:
+            train = train.take(np.flatnonzero(~poisoned.truth.is_poisoned & ~poisoned.truth.is_cover))
+    defense = DEFENSES["none" if cell.defense == CLEAN_PART else cell.defense]()
+    job = Job(defense, Recipe(epochs=cell.epochs, seed=cell.seed), backbone=cell.backbone)
     build = builder(describe_model(train, job, None))
     started, worked = time.perf_counter(), time.process_time()
     trained = job.defense.train(train, build, job.recipe)
@@ -165,7 +172,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         **_accuracy(predict(session, model, test).labels, test.labels),
         **({} if poisoned is None else _attacked(session, model, test, poisoned.trigger, poisoned.plan)),
         **_probed(session, model, train, test, cell),
-        **_isolated(trained, poisoned, train),
+        **_isolated(trained, None if cell.defense == CLEAN_PART else poisoned, train),
         **_left(session, model, train, trained),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),

@@ -28,7 +28,7 @@ DOCUMENTS = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"
 PLACE = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 Metrics = dict[str, Any]
-DEFENSES = {"none": "none", "e2abl-published": "E2ABL as published", "e2abl": "E2ABL"}
+DEFENSES = {"none": "none", cells.CLEAN_PART: "none, clean part alone", "e2abl-published": "E2ABL as published", "e2abl": "E2ABL"}
 ATTACKS = {
     "badnets": "BadNets",
     "blend": "Blend",
@@ -116,7 +116,7 @@ def trainings(file: str, data: str) -> str:
                 runs, rate = [line["metrics"] for line in found], found[0]["cell"]["rate"]
                 shares = [by_seed(runs, key, percent) for key in ("clean_accuracy", "attack_success_rate")]
                 counts = [by_seed(runs, key, count) for key in ("n_missed", "n_false")]
-                if defense == "none":
+                if defense in ("none", cells.CLEAN_PART):
                     counts = ["-", "-"]
                 elif rate:
                     counts[0] += f" of {runs[0]['n_poisoned']:,}"
