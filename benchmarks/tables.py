@@ -28,7 +28,12 @@ DOCUMENTS = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"
 PLACE = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 Metrics = dict[str, Any]
-DEFENSES = {"none": "none", cells.CLEAN_PART: "none, clean part alone", "e2abl-published": "E2ABL as published", "e2abl": "E2ABL"}
+DEFENSES = {
+    "none": "none",
+    cells.CLEAN_PART: "none, clean part alone",
+    "e2abl-published": "E2ABL as published",
+    "e2abl": "E2ABL",
+}
 ATTACKS = {
     "badnets": "BadNets",
     "blend": "Blend",
