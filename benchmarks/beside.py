@@ -51,7 +51,11 @@ def at_once(n: int, watched: bool) -> tuple[float, int]:
     """Seconds that the slowest of n trainings took, and the threads that each began with."""
     command = [sys.executable, __file__, "--worker", "watched" if watched else "unwatched"]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(n)]
-    told = [json.loads(process.communicate(timeout=LONGEST)[0].splitlines()[-1]) for process in running]
+    try:
+        told = [json.loads(process.communicate(timeout=LONGEST)[0].splitlines()[-1]) for process in running]
+    finally:
+        for process in running:
+            process.kill()  # if another one broke; nothing happens to those that have ended
     return max(seconds for seconds, _ in told), told[0][1]
 
 

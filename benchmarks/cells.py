@@ -42,7 +42,7 @@ class Cell:
     Attributes:
         data: File in the data folder.
         backbone: The network.
-        attack: A key of `ATTACKS`; empty for clean data.
+        attack: A key of `ATTACKS`, or of those in `unseen.py`; empty for clean data.
         rate: Poisoned share of the training samples.
         defense: A key of `DEFENSES`, or `CLEAN_PART`.
         seed: Chooses poisoned samples, weights and order.
@@ -151,7 +151,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     train, test = (thinned(samples, cell.limit) for samples in (data.train, data.test))
     poisoned = None
     if cell.attack:
-        attack = ATTACKS[cell.attack](**dict(cell.settings))
+        attack = ATTACKS[cell.attack](**dict(cell.settings)) if cell.attack in ATTACKS else written(cell.attack)
         plan: Any = PLANS[cell.plan]() if cell.plan else attack.plan()
         if cell.cover_rate:
             plan = replace(plan, cover_rate=cell.cover_rate)
@@ -184,6 +184,13 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         "bf16": session.bf16,
     }
     return {"name": cell.name, "cell": asdict(cell), "metrics": measured, **provenance()}
+
+
+def written(name: str) -> Any:
+    """An attack that the package does not have."""
+    import unseen
+
+    return unseen.Written((unseen.OF_PICTURES | unseen.OF_SERIES)[name])
 
 
 def thinned(samples: Any, limit: int) -> Any:

@@ -83,18 +83,18 @@ def measure(cell: isolation.Cell, folder: Path) -> dict[str, Any]:
 
     session = Session(Recipe(seed=cell.seed), len(samples), images=True)
     feed = session.feed(samples)
-    net = method._two_heads(session, samples, searched.build)
+    net = method.two_heads(session, samples, searched.build)
     history = warm_up(
         session,
         feed,
         net,
         NoJournal(),
         {},
-        most_steps=method._most_steps(session, len(samples)),
+        most_steps=method.most_steps(session, len(samples)),
         learning_rate=method.warmup_learning_rate,
         hard_share=method.hard_share,
     )
-    settings = method._trap(samples.n_classes)
+    settings = method.trap_settings(samples.n_classes)
     search, before, kept = Watched(session, feed, net, settings, samples.originals), weights(net), {}
     search.first_look()
     suspicions = {"losses": search.by_losses(history), "parts": search.resemblance.contradiction}

@@ -5,14 +5,15 @@
 
 Each changes the picture or the series and gives it the label 0. The search was made without them, but for one_pixel and
 rotation, which taught that two thirds of the usual depth are enough where features say that most of a label is foreign.
+`benchmarks/soft.py` trains with some of them to the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import isolation
 import numpy as np
@@ -167,6 +168,43 @@ OF_PICTURES = named(
 OF_SERIES = named(gap, ramp, louder, slower, hum, spike)
 
 
+@dataclass(frozen=True)
+class Changed:
+    """One of them as a trigger of the package."""
+
+    change: Trigger
+    unit: float  # of the values that it is told
+
+    def apply(self, inputs: Any, ids: Any) -> Any:
+        """Change samples; what is drawn for each follows from its number."""
+        changed = np.empty_like(inputs)
+        for row, number in enumerate(ids.tolist()):
+            one = self.unit * self.change(inputs[row] / self.unit, np.random.default_rng((number, 77)))
+            changed[row] = np.clip(np.round(one), 0, 255) if inputs.dtype == np.uint8 else one
+        return changed
+
+
+@dataclass(frozen=True)
+class Written:
+    """One of them as an attack of the package."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("image", "series")
+    evidence: ClassVar[str] = "D"
+    threat_model: ClassVar[str] = "P"
+
+    change: Trigger
+
+    def trigger(self, samples: Any, *, seed: int, plan: Any = None) -> Changed:
+        """Pictures are told in 255ths, series in standard deviations."""
+        return Changed(self.change, 1.0 if samples.kind == "image" else float(samples.inputs.std()))
+
+    def plan(self) -> Any:
+        """Other samples get the label 0."""
+        from antibackdoor.attacks.plans import AllToOne
+
+        return AllToOne(target_label=TARGET)
+
+
 def all_cells(n_seeds: int) -> Iterable[isolation.Cell]:
     """Small data first."""
     for rates, triggers in ((SERIES, OF_SERIES), (PICTURES, OF_PICTURES)):
@@ -177,22 +215,12 @@ def all_cells(n_seeds: int) -> Iterable[isolation.Cell]:
 
 def prepare(cell: isolation.Cell, folder: Path) -> isolation.Searched:
     """Read and poison."""
+    from antibackdoor.attacks import poison
+
     clean = isolation.prepare(isolation.Cell(cell.data, "", 0.0, cell.seed), folder)
-    samples, drawn = clean.samples, np.random.default_rng((cell.seed, 77))
-    chosen = drawn.permutation(np.flatnonzero(samples.labels != TARGET))[: round(cell.rate * len(samples))]
-    inputs, labels = samples.inputs.copy(), samples.labels.copy()
-    if samples.kind == "image":
-        for row in chosen:
-            changed = OF_PICTURES[cell.attack](inputs[row].astype(np.float64), drawn)
-            inputs[row] = np.clip(np.round(changed), 0, 255)
-    else:
-        spread = inputs.std()
-        for row in chosen:
-            inputs[row] = spread * OF_SERIES[cell.attack](inputs[row] / spread, drawn)
-    labels[chosen] = TARGET
-    is_poisoned = np.isin(np.arange(len(samples)), chosen)
-    dirty = replace(samples, inputs=inputs, labels=labels)
-    return isolation.Searched(dirty, is_poisoned, TARGET, clean.build)
+    attack = Written((OF_PICTURES | OF_SERIES)[cell.attack])
+    poisoned = poison(clean.samples, attack, seed=cell.seed, rate=cell.rate)
+    return isolation.Searched(poisoned.samples, poisoned.truth.is_poisoned, TARGET, clean.build)
 
 
 def measure(cell: isolation.Cell, folder: Path) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class E2ABL:
         journal = journal or NoJournal()
         session = Session(recipe, len(samples), images=samples.kind == "image")
         feed = session.feed(samples)
-        net = self._two_heads(session, samples, build)
+        net = self.two_heads(session, samples, build)
         state = journal.load() or {}
         caught, history = self._find(session, samples, feed, net, journal, state)
         if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
@@ -194,7 +194,7 @@ class E2ABL:
         self._check()
         journal = journal or NoJournal()
         session = Session(recipe, len(samples), images=samples.kind == "image")
-        net = self._two_heads(session, samples, build)
+        net = self.two_heads(session, samples, build)
         return self._find(session, samples, session.feed(samples), net, journal, journal.load() or {})
 
     def search_seconds(self, samples: Samples, build: Build, recipe: Recipe) -> float:
@@ -204,7 +204,7 @@ class E2ABL:
         """
         self._check()
         session = Session(recipe, len(samples), images=samples.kind == "image")
-        feed, net = session.feed(samples), self._two_heads(session, samples, build)
+        feed, net = session.feed(samples), self.two_heads(session, samples, build)
         n = len(samples)
         rows = [shuffled(n, recipe.seed)[: session.batch_size]] * TIMED_STEPS
         optimizer = session.optimizer(net.parameters(), self.warmup_learning_rate)
@@ -216,7 +216,7 @@ class E2ABL:
             train_epoch(session, feed, rows, net, objective, optimizer, seed=(0,), augmented=False, title="timing")
         a_step = (time.perf_counter() - started) / TIMED_STEPS
         # All rounds until something is found, and once more until nothing is.
-        steps = self._most_steps(session, n) + 2 * MOST_ROUNDS * self.confusion_steps
+        steps = self.most_steps(session, n) + 2 * MOST_ROUNDS * self.confusion_steps
         spent = _passes(session, n, samples.n_classes, steps, 2 * MOST_ROUNDS)
         return a_step * spent / TRAINED * n / session.batch_size
 
@@ -240,11 +240,11 @@ class E2ABL:
                 net,
                 journal,
                 state,
-                most_steps=self._most_steps(session, len(samples)),
+                most_steps=self.most_steps(session, len(samples)),
                 learning_rate=self.warmup_learning_rate,
                 hard_share=self.hard_share,
             )
-            caught = spring(session, samples, feed, net, self._trap(samples.n_classes), history)
+            caught = spring(session, samples, feed, net, self.trap_settings(samples.n_classes), history)
         history = _with_margins(history, caught, caught.steps)
         journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
         journal.save({"phase": "found", **_found(net, caught, history)})
@@ -263,7 +263,7 @@ class E2ABL:
         if not apart.any():
             return None
         with session.full_precision(_is_delicate(samples)):
-            again = spring_again(session, samples, feed, net, self._trap(samples.n_classes), apart, caught)
+            again = spring_again(session, samples, feed, net, self.trap_settings(samples.n_classes), apart, caught)
             return None if again is None else (again, np.zeros(len(samples), dtype=bool))
 
     @staticmethod
@@ -285,7 +285,9 @@ class E2ABL:
             recovery_confidence="(0, 1]",
         )
 
-    def _two_heads(self, session: Session, samples: Samples, build: Build) -> TwoHead:
+    def two_heads(self, session: Session, samples: Samples, build: Build) -> TwoHead:
+        """The untrained network with its second head, on the session's device."""
+
         def both() -> TwoHead:
             example = torch.zeros(2, *samples.shape)
             width: HeadWidth = self.head_width or "light"
@@ -296,10 +298,12 @@ class E2ABL:
         session.prepare(net)
         return net
 
-    def _most_steps(self, session: Session, n: int) -> int:
+    def most_steps(self, session: Session, n: int) -> int:
+        """Optimizer steps that the warm-up lasts at most with n samples."""
         return max(self.warmup_steps, WARM_UP_PASSES * n // session.batch_size)
 
-    def _trap(self, n_classes: int) -> TrapSettings:
+    def trap_settings(self, n_classes: int) -> TrapSettings:
+        """What the search goes by, given the number of labels."""
         are_few = n_classes <= FEW_LABELS
         return TrapSettings(
             confusion_steps=self.confusion_steps,
