@@ -73,8 +73,7 @@ def recover(
     for label, members in label_rows(given[rows]).items():
         of_label, said = rows[members], predicted[members]
         own, sure, by_search = said == label, probability[members] >= confidence, ~late[of_label]
-        usual = np.bincount(said[by_search], minlength=feed.n_classes).argmax()
-        as_labelled = by_search & (usual == label)
+        as_labelled = by_search & (2 * own[by_search].sum() > by_search.sum())
         back.unchanged[of_label] = as_labelled & caught.removable[of_label]
         back.cleared[of_label] = (~by_search | (caught.across and not as_labelled.any())) & own & sure
         foreign = ~as_labelled & ~own & sure
