@@ -30,6 +30,8 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 LEAST_GAIN = 30.0  # nats that the constellation must explain beyond a plain group; near copies: up to 26
 LEAST_DEEP_GAIN = 10.0  # the same in the features of a network that knows the classes; clean data stay near 0 there
 LEAST_GAIN_EACH = 0.2  # and there, or where nothing else divides the group, for each sample of the label
+SECONDED = 0.25  # of that, where another witness, which knows nothing of content, names the same samples
+LEAST_AGREEMENT = 0.5  # of the two: the share of the group that it names, less that of the rest of the label
 LEAST_CONTENT = 0.4  # size of the constellation in the group against the other labels' own (1: all of it is kept)
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
 MOST_ERROR = 0.01  # expected share of samples put into the wrong group, of the smaller group; near copies: up to .04
@@ -128,7 +130,9 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
     return _populations(labels, tested, [test for test in sharp if test.gain > loudest], blurred)
 
 
-def strangers(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> Populations:
+def strangers(
+    features: NDArray[np.float32], labels: IntArray, *, seed: int, apart: BoolArray | None = None
+) -> Populations:
     """Test each label for samples that belong to the other labels, whether or not anything moved them.
 
     For the features of a network that knows the classes: there, clean samples lie with their own label, and no shift
@@ -139,20 +143,33 @@ def strangers(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> 
         features: `(N, D)` of a deep layer, in eval mode.
         labels: `(N,)` given labels.
         seed: Chooses starts, and samples where there are many.
+        apart: `(N,)` bool, who is set apart in other features, by groups that know nothing of content. If these are
+            the samples that do not belong, and hardly any others, a quarter of the gain is enough.
 
     Returns:
         Members and labels of the second populations; members are told from the rest less sharply than by
         `two_populations`.
     """
+
+    def least_gain(test: _Tested) -> float:
+        is_seconded = apart is not None and _agreement(test, apart) > LEAST_AGREEMENT
+        return max(LEAST_DEEP_GAIN, (SECONDED if is_seconded else 1.0) * LEAST_GAIN_EACH * test.n_fitted)
+
     tested = list(_tested(_principal(features), labels, seed))
     found = [
         test
         for test in tested
-        if test.gain > max(LEAST_DEEP_GAIN, LEAST_GAIN_EACH * test.n_fitted)
+        if test.gain > least_gain(test)
         and test.best.content > LEAST_CONTENT
         and SMALLEST_GROUP <= int((test.odds > 0).sum()) < len(test.odds)
     ]
     return _populations(labels, tested, [] if 2 * len(found) > len(tested) else found, [])
+
+
+def _agreement(test: _Tested, apart: BoolArray) -> float:
+    """How much oftener members of a second group are set apart than the rest of the label: -1 to 1."""
+    inside, chosen = test.odds > 0, apart[test.members]
+    return float(chosen[inside].mean() - chosen[~inside].mean()) if 0 < inside.sum() < len(inside) else 0.0
 
 
 def _populations(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.defenses.e2abl_published import PublishedE2ABL
-from antibackdoor.defenses.late_look import look_again, set_apart, with_strangers, without
+from antibackdoor.defenses.late_look import look_again, with_strangers, without
 from antibackdoor.defenses.main_training import Later, MainTraining
 from antibackdoor.errors import DataError
 from antibackdoor.history import LossHistory
@@ -21,7 +21,7 @@ from antibackdoor.ranges import check_ranges
 from antibackdoor.recipe import LEAST_STEPS, Recipe
 from antibackdoor.removal import find_removal
 from antibackdoor.samples import Samples
-from antibackdoor.search import Caught, TrapSettings, n_searched, searched_rows
+from antibackdoor.search import Caught, TrapSettings, n_searched
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import (
     Journal,
@@ -255,11 +255,10 @@ class E2ABL:
     ) -> Later | None:
         """What a well trained main head shows of what was not isolated: strangers, or whom to suspect once more."""
         pool = left(samples, caught.isolated)
-        found = look_again(session, feed, model, net.attach, pool)
+        found, apart = look_again(session, feed, model, net.attach, pool)
         if found.labels:
             found = found._replace(flagged=found.flagged[samples.firsts])
             return with_strangers(caught, found), found.flagged
-        apart = set_apart(session, feed, model, searched_rows(session, feed, pool))
         if not apart.any():
             return None
         with session.full_precision(_is_delicate(samples)):

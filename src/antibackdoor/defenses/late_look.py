@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,21 +13,29 @@ from torch import Tensor, nn
 from antibackdoor.models import coarse, find_last, trunk_features
 from antibackdoor.populations import Populations, smaller_groups, strangers
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
-from antibackdoor.search import Caught, n_searched
+from antibackdoor.search import Caught, searched_rows
 from antibackdoor.session import Feed, Session
-from antibackdoor.training import evaluate, shuffled
+from antibackdoor.training import evaluate
 
 FAR_MORE = 2.0  # times the gain of the middle layer
 WIDEST = 512  # values of a sample in four cells; wider features are averaged over all places
 
 
-def look_again(session: Session, feed: Feed, model: nn.Module, middle: str, pool: IntArray) -> Populations:
+class Looked(NamedTuple):
+    """What a look at a trained network shows."""
+
+    strangers: Populations  # over all N
+    apart: FloatArray  # of the `searched_rows`: log-odds of the smaller of two groups of their label
+
+
+def look_again(session: Session, feed: Feed, model: nn.Module, middle: str, pool: IntArray) -> Looked:
     """Test the samples that the model is trained on for labels that hold samples of all the others.
 
     The model knows the classes by now, so a mislabelled sample lies with those that it was taken from: in the last
-    features until the model has learned its trigger, in the middle ones even then. That needs no trigger that stands
-    out; it sees the smooth and the half hidden ones, if they are not rare. It is blind to clean-label poison, and to
-    poison from one source only.
+    features until the model has learned its trigger, in the middle ones even then. And once it has learned a trigger
+    well, its last features set the carriers apart; where they are those that are foreign in the middle, less is enough.
+    That needs no trigger that stands out; it sees the smooth and the half hidden ones, if they are not rare. It is
+    blind to clean-label poison, and to poison from one source only.
 
     Args:
         session: Device, precision, processes.
@@ -36,34 +45,19 @@ def look_again(session: Session, feed: Feed, model: nn.Module, middle: str, pool
         pool: Rows that the model is trained on, of copies one.
 
     Returns:
-        Members and labels, over all N.
+        Who does not belong, and who is set apart: two separate witnesses, of which the second proves nothing alone.
     """
     labels = feed.labels.cpu().numpy()
-    part = pool[shuffled(len(pool), session.recipe.seed, 9)]
-    rows = np.sort(part[: n_searched(len(pool), feed.n_classes)])
+    rows = searched_rows(session, feed, pool)
     model.eval()
-    last = _last(session, feed, model)
-    found = _test(session, feed, model, (middle, last), rows, labels)
+    looked = _test(session, feed, model, middle, rows, labels)
+    found = looked.strangers
     if found.labels and len(rows) < len(pool):
         rows = np.union1d(rows, pool[np.isin(labels[pool], found.labels)])
-        found = _test(session, feed, model, (middle, last), rows, labels)
+        found = _test(session, feed, model, middle, rows, labels).strangers
     flagged = np.zeros(len(labels), dtype=bool)
     flagged[rows] = found.flagged
-    return found._replace(flagged=flagged)
-
-
-def set_apart(session: Session, feed: Feed, model: nn.Module, rows: IntArray) -> FloatArray:
-    """How much each of the rows stands apart from its label in the last features, `(len(rows),)`.
-
-    Args:
-        session: Device, precision, processes.
-        feed: The data with their given labels.
-        model: Well trained; it is left in eval mode.
-        rows: Sorted.
-    """
-    model.eval()
-    features = _features(session, feed, model, _last(session, feed, model), rows)
-    return smaller_groups(features, feed.labels.cpu().numpy()[rows], seed=session.recipe.seed)
+    return Looked(found._replace(flagged=flagged), looked.apart)
 
 
 def with_strangers(caught: Caught, found: Populations) -> Caught:
@@ -92,28 +86,23 @@ def without(caught: Caught, cleared: BoolArray, given: IntArray) -> Caught:
     )
 
 
-def _test(
-    session: Session, feed: Feed, model: nn.Module, layers: tuple[str, str], rows: IntArray, labels: IntArray
-) -> Populations:
-    """What the two layers show. The last one counts where it tells far more: then no trigger misleads it yet."""
-    middle, last = (_strangers_at(session, feed, model, layer, rows, labels[rows]) for layer in layers)
+def _test(session: Session, feed: Feed, model: nn.Module, middle: str, rows: IntArray, labels: IntArray) -> Looked:
+    """What two layers show. The last one counts where it tells far more: then no trigger misleads it yet."""
+    given, seed = labels[rows], session.recipe.seed
+    deep = _features(session, feed, model, _last(session, feed, model), rows)
+    apart = smaller_groups(deep, given, seed=seed)
+    last = strangers(deep, given, seed=seed)
+    inner = strangers(_features(session, feed, model, middle, rows), given, seed=seed, apart=apart > 0)
     by_last = [
-        label
-        for label in last.labels
-        if label not in middle.labels or last.gains[label] > FAR_MORE * middle.gains[label]
+        label for label in last.labels if label not in inner.labels or last.gains[label] > FAR_MORE * inner.gains[label]
     ]
-    return Populations(
-        flagged=np.where(np.isin(labels[rows], by_last), last.flagged, middle.flagged),
-        labels=tuple(sorted({*middle.labels, *last.labels})),
-        gains={label: max(gain, last.gains[label]) for label, gain in middle.gains.items()},
-        blurred=middle.blurred,
+    both = Populations(
+        flagged=np.where(np.isin(given, by_last), last.flagged, inner.flagged),
+        labels=tuple(sorted({*inner.labels, *last.labels})),
+        gains={label: max(gain, last.gains[label]) for label, gain in inner.gains.items()},
+        blurred=inner.blurred,
     )
-
-
-def _strangers_at(
-    session: Session, feed: Feed, model: nn.Module, layer: str, rows: IntArray, labels: IntArray
-) -> Populations:
-    return strangers(_features(session, feed, model, layer, rows), labels, seed=session.recipe.seed)
+    return Looked(both, apart)
 
 
 def _last(session: Session, feed: Feed, model: nn.Module) -> str:
