@@ -120,6 +120,26 @@ def test_strangers_are_found_with_or_without_a_common_shift(count: int, shift: f
     assert (truth & ~found.flagged).sum() <= 1 and (found.flagged & ~truth).sum() <= 1
 
 
+def test_faint_strangers_are_found_if_another_witness_names_them_and_hardly_any_others() -> None:
+    features, labels = classes(14, distance=4.0)
+    moved, given, rows = mislabel(features, labels, target=2, count=15, shift=0.0, seed=15)
+    named = np.isin(np.arange(len(labels)), rows)
+    one_in_two = named | ((given == 2) & (np.arange(len(labels)) % 2 == 0))
+    found = strangers(moved, given, seed=0, apart=named)
+    np.testing.assert_array_equal(found.flagged, named)
+    for nothing_new in (None, one_in_two, np.zeros_like(named)):
+        assert strangers(moved, given, seed=0, apart=nothing_new).labels == ()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_another_witness_alone_is_no_evidence(seed: int) -> None:
+    """Half of a clean label is set apart, as genuine subclasses are."""
+    features, labels = classes(seed, distance=4.0)
+    assert strangers(features, labels, seed=seed, apart=np.arange(len(labels)) % 2 == 0).labels == ()
+    nearer = features[:, 0] > np.median(features[:, 0])
+    assert strangers(features, labels, seed=seed, apart=nearer).labels == ()
+
+
 @pytest.mark.parametrize("distance", [2.0, 4.0, 8.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_clean_labels_hold_no_strangers_however_well_they_are_told_apart(seed: int, distance: float) -> None:
