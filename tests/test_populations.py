@@ -131,6 +131,16 @@ def test_faint_strangers_are_found_if_another_witness_names_them_and_hardly_any_
         assert strangers(moved, given, seed=0, apart=nothing_new).labels == ()
 
 
+def test_where_another_witness_is_asked_loud_strangers_alone_are_no_evidence() -> None:
+    features, labels = classes(14)
+    moved, given, rows = mislabel(features, labels, target=2, count=60, shift=0.0, seed=15)
+    named = np.isin(np.arange(len(labels)), rows)
+    for apart, known in ((None, ()), (named, ()), (~named, (2,))):
+        assert strangers(moved, given, seed=0, apart=apart, known=known).labels == (2,)
+    assert strangers(moved, given, seed=0, apart=~named).labels == ()
+    assert strangers(moved, given, seed=0, apart=~named, known=(3,)).labels == ()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_another_witness_alone_is_no_evidence(seed: int) -> None:
     """Half of a clean label is set apart, as genuine subclasses are."""

@@ -30,7 +30,7 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 LEAST_GAIN = 30.0  # nats that the constellation must explain beyond a plain group; near copies: up to 26
 LEAST_DEEP_GAIN = 10.0  # the same in the features of a network that knows the classes; clean data stay near 0 there
 LEAST_GAIN_EACH = 0.2  # and there, or where nothing else divides the group, for each sample of the label
-SECONDED = 0.25  # of that, where another witness, which knows nothing of content, names the same samples
+SECONDED = 0.25  # of that, where another witness is asked, which knows nothing of content, and names the same samples
 LEAST_AGREEMENT = 0.5  # of the two: the share of the group that it names, less that of the rest of the label
 LEAST_CONTENT = 0.4  # size of the constellation in the group against the other labels' own (1: all of it is kept)
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
@@ -131,7 +131,12 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
 
 
 def strangers(
-    features: NDArray[np.float32], labels: IntArray, *, seed: int, apart: BoolArray | None = None
+    features: NDArray[np.float32],
+    labels: IntArray,
+    *,
+    seed: int,
+    apart: BoolArray | None = None,
+    known: Sequence[int] = (),
 ) -> Populations:
     """Test each label for samples that belong to the other labels, whether or not anything moved them.
 
@@ -143,23 +148,28 @@ def strangers(
         features: `(N, D)` of a deep layer, in eval mode.
         labels: `(N,)` given labels.
         seed: Chooses starts, and samples where there are many.
-        apart: `(N,)` bool, who is set apart in other features, by groups that know nothing of content. If these are
-            the samples that do not belong, and hardly any others, a quarter of the gain is enough.
+        apart: `(N,)` bool, who is set apart in other features, by groups that know nothing of content. In features
+            that do not know the classes well, near copies make large gains, too; so these must be the samples that
+            do not belong, and hardly any others, but then a quarter of the gain is enough. None asks nobody.
+        known: Labels that hold some by other evidence; there, nobody else is asked either.
 
     Returns:
         Members and labels of the second populations; members are told from the rest less sharply than by
         `two_populations`.
     """
 
-    def least_gain(test: _Tested) -> float:
-        is_seconded = apart is not None and _agreement(test, apart) > LEAST_AGREEMENT
-        return max(LEAST_DEEP_GAIN, (SECONDED if is_seconded else 1.0) * LEAST_GAIN_EACH * test.n_fitted)
+    def is_told(test: _Tested) -> bool:
+        each = test.gain / test.n_fitted
+        if apart is None or test.label in known:
+            return each > LEAST_GAIN_EACH
+        return each > SECONDED * LEAST_GAIN_EACH and _agreement(test, apart) > LEAST_AGREEMENT
 
     tested = list(_tested(_principal(features), labels, seed))
     found = [
         test
         for test in tested
-        if test.gain > least_gain(test)
+        if test.gain > LEAST_DEEP_GAIN
+        and is_told(test)
         and test.best.content > LEAST_CONTENT
         and SMALLEST_GROUP <= int((test.odds > 0).sum()) < len(test.odds)
     ]

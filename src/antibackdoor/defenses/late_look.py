@@ -32,9 +32,9 @@ def look_again(session: Session, feed: Feed, model: nn.Module, middle: str, pool
     """Test the samples that the model is trained on for labels that hold samples of all the others.
 
     The model knows the classes by now, so a mislabelled sample lies with those that it was taken from: in the last
-    features until the model has learned its trigger, in the middle ones even then. And once it has learned a trigger
-    well, its last features set the carriers apart; where they are those that are foreign in the middle, less is enough.
-    That needs no trigger that stands out; it sees the smooth and the half hidden ones, if they are not rare. It is
+    features until the model has learned its trigger, in the middle ones even then. There, the last features must agree:
+    either some of the same label lie with others, or the carriers of a trigger that is learned well are set apart. That
+    needs no trigger that stands out; it sees the smooth and the half hidden ones, if they are not rare. It is
     blind to clean-label poison, and to poison from one source only.
 
     Args:
@@ -92,7 +92,9 @@ def _test(session: Session, feed: Feed, model: nn.Module, middle: str, rows: Int
     deep = _features(session, feed, model, _last(session, feed, model), rows)
     apart = smaller_groups(deep, given, seed=seed)
     last = strangers(deep, given, seed=seed)
-    inner = strangers(_features(session, feed, model, middle, rows), given, seed=seed, apart=apart > 0)
+    inner = strangers(
+        _features(session, feed, model, middle, rows), given, seed=seed, apart=apart > 0, known=last.labels
+    )
     by_last = [
         label for label in last.labels if label not in inner.labels or last.gains[label] > FAR_MORE * inner.gains[label]
     ]
