@@ -44,6 +44,10 @@ ATTACKS = {
     "cba": "Composite",
     "adaptive_patch": "Adaptive-Patch",
     "dfst": "DFST",
+    "smooth_noise": "smooth random field",
+    "sharpening": "sharper edges",
+    "blur": "blur",
+    "rotation": "rotation",
     "static": "static pattern",
     "clean": "clean data",
 }
