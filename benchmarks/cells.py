@@ -138,6 +138,7 @@ def ordered(
 def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     """Read, poison, train, and measure on the test data; called in a fresh process."""
     import torch
+    import unseen
 
     from antibackdoor.attacks import ATTACKS, PLANS, poison
     from antibackdoor.defenses import DEFENSES
@@ -149,17 +150,17 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
 
     data = read(folder / cell.data, seed=cell.seed)
     train, test = (thinned(samples, cell.limit) for samples in (data.train, data.test))
-    poisoned = None
+    poisoned, without = None, cell.defense == CLEAN_PART
     if cell.attack:
-        attack = ATTACKS[cell.attack](**dict(cell.settings)) if cell.attack in ATTACKS else written(cell.attack)
+        attack = ATTACKS[cell.attack](**dict(cell.settings)) if cell.attack in ATTACKS else unseen.written(cell.attack)
         plan: Any = PLANS[cell.plan]() if cell.plan else attack.plan()
         if cell.cover_rate:
             plan = replace(plan, cover_rate=cell.cover_rate)
         poisoned = poison(train, attack, seed=cell.seed, plan=plan, rate=cell.rate)
         train = poisoned.samples
-        if cell.defense == CLEAN_PART:
+        if without:
             train = train.take(np.flatnonzero(~poisoned.truth.is_poisoned & ~poisoned.truth.is_cover))
-    defense = DEFENSES["none" if cell.defense == CLEAN_PART else cell.defense]()
+    defense = DEFENSES["none" if without else cell.defense]()
     job = Job(defense, Recipe(epochs=cell.epochs, seed=cell.seed), backbone=cell.backbone)
     build = builder(describe_model(train, job, None))
     started, worked = time.perf_counter(), time.process_time()
@@ -172,7 +173,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         **_accuracy(predict(session, model, test).labels, test.labels),
         **({} if poisoned is None else _attacked(session, model, test, poisoned.trigger, poisoned.plan)),
         **_probed(session, model, train, test, cell),
-        **_isolated(trained, None if cell.defense == CLEAN_PART else poisoned, train),
+        **_isolated(trained, None if without else poisoned, train),
         **_left(session, model, train, trained),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
@@ -184,13 +185,6 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
         "bf16": session.bf16,
     }
     return {"name": cell.name, "cell": asdict(cell), "metrics": measured, **provenance()}
-
-
-def written(name: str) -> Any:
-    """An attack that the package does not have."""
-    import unseen
-
-    return unseen.Written((unseen.OF_PICTURES | unseen.OF_SERIES)[name])
 
 
 def thinned(samples: Any, limit: int) -> Any:

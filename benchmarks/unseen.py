@@ -205,6 +205,11 @@ class Written:
         return AllToOne(target_label=TARGET)
 
 
+def written(name: str) -> Written:
+    """The attack of that name."""
+    return Written((OF_PICTURES | OF_SERIES)[name])
+
+
 def all_cells(n_seeds: int) -> Iterable[isolation.Cell]:
     """Small data first."""
     for rates, triggers in ((SERIES, OF_SERIES), (PICTURES, OF_PICTURES)):
@@ -218,8 +223,7 @@ def prepare(cell: isolation.Cell, folder: Path) -> isolation.Searched:
     from antibackdoor.attacks import poison
 
     clean = isolation.prepare(isolation.Cell(cell.data, "", 0.0, cell.seed), folder)
-    attack = Written((OF_PICTURES | OF_SERIES)[cell.attack])
-    poisoned = poison(clean.samples, attack, seed=cell.seed, rate=cell.rate)
+    poisoned = poison(clean.samples, written(cell.attack), seed=cell.seed, rate=cell.rate)
     return isolation.Searched(poisoned.samples, poisoned.truth.is_poisoned, TARGET, clean.build)
 
 

@@ -149,8 +149,8 @@ def strangers(
         labels: `(N,)` given labels.
         seed: Chooses starts, and samples where there are many.
         apart: `(N,)` bool, who is set apart in other features, by groups that know nothing of content. In features
-            that do not know the classes well, near copies make large gains, too; so these must be the samples that
-            do not belong, and hardly any others, but then a quarter of the gain is enough. None asks nobody.
+            that do not know the classes well, honest groups make large gains, too; so these must be the samples
+            that do not belong, and hardly any others, but then a quarter of the gain is enough. None asks nobody.
         known: Labels that hold some by other evidence; there, nobody else is asked either.
 
     Returns:
