@@ -144,6 +144,7 @@ def search(searched: Searched, seed: int) -> dict[str, Any]:
         "target": searched.target,
         "auroc": auroc(caught.margins, searched.is_poisoned),
         "deepest": [round(depth, 2) for depth in caught.depths.tolist()],
+        "carried": [round(nats, 2) for nats in caught.carried.tolist()],
         **judge(caught),
         "seconds": round(time.perf_counter() - started, 1),
     }

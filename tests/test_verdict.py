@@ -25,6 +25,7 @@ def caught(
         margins=np.zeros(n),
         removable=np.zeros(n, dtype=bool),
         depths=np.array(depths),
+        carried=np.full(len(depths), np.nan),
         gains=np.full(len(depths), np.nan) if gains is None else np.array(gains),
         labels=labels,
         steps=0,

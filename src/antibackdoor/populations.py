@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logsumexp
+from scipy.special import expit, logsumexp, softmax
 
 from antibackdoor.isolation import SMALLEST_GROUP, SMALLEST_LABEL, label_rows
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
@@ -33,6 +33,9 @@ LEAST_GAIN_EACH = 0.2  # and there, or where nothing else divides the group, for
 SECONDED = 0.25  # of that, where another witness is asked, which knows nothing of content, and names the same samples
 LEAST_AGREEMENT = 0.5  # of the two: the share of the group that it names, less that of the rest of the label
 LEAST_CONTENT = 0.4  # size of the constellation in the group against the other labels' own (1: all of it is kept)
+LEAST_CARRIED = 10.0  # nats, of a group that something else tells apart; honest groups: up to 6
+LEAST_KEPT = 0.6  # content of such a group; honest ones: up to .5, poison: .75 and more
+EVEN = 50  # samples' worth of a spread that is the same in all directions
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
 MOST_ERROR = 0.01  # expected share of samples put into the wrong group, of the smaller group; near copies: up to .04
 CONTENT_AXES = 8  # directions that separate the other labels
@@ -78,6 +81,7 @@ class _Frame(NamedTuple):
     points: FloatArray  # (n, A) its samples
     means: FloatArray  # (J, A) of the other labels
     weights: FloatArray  # (J,) their shares
+    n_content: int  # the first axes, which separate the other labels
 
 
 class _Tested(NamedTuple):
@@ -202,6 +206,51 @@ def _members(labels: IntArray, found: Sequence[_Tested]) -> BoolArray:
     return flagged
 
 
+class Carried(NamedTuple):
+    """How a group of a label looks like a mixture of the other labels."""
+
+    gain: float  # nats that their constellation explains beyond a single blob
+    content: float  # size of the constellation in the group against the other labels' own (1: all of it is kept)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether that is beyond what honest groups show."""
+        return self.gain > LEAST_CARRIED and self.content > LEAST_KEPT
+
+
+class Constellations:
+    """Features of a layer, to be asked whether groups that something else tells apart carry other labels' content.
+
+    Without having to find the group as well, this sees much less content than `two_populations`, and in features that
+    hardly tell the classes. What counts is what the group has beyond the rest of its label, by whose spread everything
+    is whitened: a style of the label, or a class within it, is a single blob.
+
+    Args:
+        features: `(N, D)` of a layer, in eval mode.
+        labels: `(N,)` given labels.
+        seed: Chooses samples where there are many.
+    """
+
+    def __init__(self, features: NDArray[np.float32], labels: IntArray, *, seed: int) -> None:
+        self._values, self._rows = features[:, _varies(features)], label_rows(labels)
+        self._moments = _spread(self._values, self._rows, np.random.default_rng((seed, 6)))
+        self._frames: dict[int, _Frame | None] = {}
+
+    def carried(self, label: int, group: BoolArray) -> Carried:
+        """What the members of a label for which `group` `(N,)` is true carry; nothing with fewer than three others."""
+        members = self._rows[label]
+        if label not in self._frames:
+            self._frames[label] = _frame(self._values[members].astype(np.float64), label, self._moments)
+        frame = self._frames[label]
+        chosen = group[members]
+        if frame is None or min(chosen.sum(), (~chosen).sum()) < SMALLEST_GROUP:
+            return Carried(0.0, 0.0)
+        # Along its own axes the trigger itself spreads, more where it is stronger.
+        points, means = frame.points[:, : frame.n_content], frame.means[:, : frame.n_content]
+        whitening = _whitening(points[~chosen])
+        return _carried(points[chosen] @ whitening, means @ whitening, frame.weights)
+
+
 def smaller_groups(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> FloatArray:
     """How much rather each sample belongs to the smaller of two groups of its label than to the larger.
 
@@ -218,24 +267,24 @@ def smaller_groups(features: NDArray[np.float32], labels: IntArray, *, seed: int
         `(N,)` log-odds; all 0 in labels with too few samples, and with fewer than four labels.
     """
     suspicion = np.zeros(len(labels))
-    for _, members, (points, _, _), fitted in _frames(_principal(features), labels, seed):
-        odds = _log_odds(points, _plain(fitted, _starts(fitted, seed))[1])
+    for _, members, frame, fitted in _frames(_principal(features), labels, seed):
+        odds = _log_odds(frame.points, _plain(fitted, _starts(fitted, seed))[1])
         suspicion[members] = odds if (odds > 0).mean() <= 0.5 else -odds
     return suspicion
 
 
 def _tested(features: NDArray[np.float32], labels: IntArray, seed: int) -> Iterator[_Tested]:
     """Test each label."""
-    for label, members, (points, constellation, weights), fitted in _frames(features, labels, seed):
-        gain, best = _test(fitted, constellation, weights, seed)
-        yield _Tested(label, members, len(fitted), gain, best, _log_odds(points, best))
+    for label, members, frame, fitted in _frames(features, labels, seed):
+        gain, best = _test(fitted, frame.means, frame.weights, seed)
+        yield _Tested(label, members, len(fitted), gain, best, _log_odds(frame.points, best))
 
 
 def _frames(
     features: NDArray[np.float32], labels: IntArray, seed: int
 ) -> Iterator[tuple[int, IntArray, _Frame, FloatArray]]:
     """Each label that is large enough, its rows, its frame, and those of its points that mixtures are fitted to."""
-    values = features[:, features.std(axis=0) > 1e-9].astype(np.float64)
+    values = features[:, _varies(features)].astype(np.float64)
     rows = label_rows(labels)
     rng = np.random.default_rng((seed, 6))
     spread = _spread(values, rows, rng)
@@ -251,6 +300,11 @@ def _frames(
         yield label, members, frame, fitted
 
 
+def _varies(features: NDArray[np.float32]) -> BoolArray:
+    """Which columns are not constant."""
+    return np.asarray(features.std(axis=0) > 1e-9)
+
+
 def _principal(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """The strongest directions of wide features, `(N, at most 128)`."""
     if features.shape[1] <= MOST_AXES:
@@ -260,7 +314,7 @@ def _principal(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(centered @ axes, dtype=np.float32)
 
 
-def _spread(values: FloatArray, rows: dict[int, IntArray], rng: np.random.Generator) -> _Spread:
+def _spread(values: NDArray[np.floating], rows: dict[int, IntArray], rng: np.random.Generator) -> _Spread:
     """Moments of the labels, on an even part of the samples where there are many."""
     share = min(1.0, MOST_SPREAD / len(values))
     kept, counts, means, scatters = [], [], [], []
@@ -268,7 +322,7 @@ def _spread(values: FloatArray, rows: dict[int, IntArray], rng: np.random.Genera
         if len(members) < SMALLEST_GROUP:
             continue
         size = max(SMALLEST_GROUP, round(share * len(members)))
-        part = values[rng.choice(members, size, replace=False)]
+        part = values[rng.choice(members, size, replace=False)].astype(np.float64)
         mean = part.mean(axis=0)
         kept.append(label)
         counts.append(len(members))
@@ -303,7 +357,7 @@ def _frame(members: FloatArray, label: int, spread: _Spread) -> _Frame | None:
     rest = rest - rest @ content @ content.T
     own = np.linalg.svd(rest, full_matrices=False)[2][:OWN_AXES].T
     basis = np.concatenate([content, own], axis=1)
-    return _Frame(x @ basis, means @ basis, weights)
+    return _Frame(x @ basis, means @ basis, weights, n_content)
 
 
 def _test(x: FloatArray, means: FloatArray, weights: FloatArray, seed: int) -> tuple[float, _Mixture]:
@@ -348,11 +402,7 @@ def _fit(
         claims = joint.sum(axis=0) / total
         mean_x, mean_point = second @ x / total, claims @ means
         if content and round_number:
-            # Weighted least squares of the samples on the constellation: one size, one shift.
-            moved = ((joint.T @ (x - mean_x)) * (means - mean_point)).sum()
-            size = float(
-                np.clip(moved / max(joint.sum(axis=0) @ ((means - mean_point) ** 2).sum(axis=1), 1e-9), 0, 1.5)
-            )
+            size = _size(x - mean_x, means - mean_point, joint)
         shift = mean_x - size * mean_point
         points = shift + size * means
         distances = _squared_distances(x, points)
@@ -371,6 +421,46 @@ def _fit(
             break
         last = likelihood
     return likelihood, mixture
+
+
+def _carried(x: FloatArray, means: FloatArray, weights: FloatArray) -> Carried:
+    """The second group of `_fit` alone, whose members are known, against the same with a size of 0."""
+    n, axes = x.shape
+    middle = x.mean(axis=0)
+    squares = ((x - middle) ** 2).sum(axis=1)
+    plain = float(_log_normal(squares, _variance(np.ones(n), squares, axes), axes).sum())
+    nearest = np.log(weights) - 0.5 * _squared_distances(x - middle, means - weights @ means)
+    best = Carried(0.0, 0.0)
+    for logits in (nearest, np.repeat(np.log(weights)[None], n, axis=0)):  # two starts
+        within, last = softmax(logits, axis=1), -np.inf
+        for _ in range(ROUNDS):
+            mean_point = within.mean(axis=0) @ means
+            size = _size(x - middle, means - mean_point, within)
+            distances = _squared_distances(x, middle + size * (means - mean_point))
+            spread = _variance(np.ones(n), (within * distances).sum(axis=1), axes)
+            each = np.log(weights) + _log_normal(distances, spread, axes)
+            whole = logsumexp(each, axis=1)
+            within, likelihood = np.exp(each - whole[:, None]), float(whole.sum())
+            if abs(likelihood - last) < 1e-3:
+                break
+            last = likelihood
+        best = max(best, Carried(likelihood - plain, size))
+    return best
+
+
+def _whitening(rest: FloatArray) -> FloatArray:
+    """By the spread of a few samples `(n, A)`, as if there were some more without any direction."""
+    n, axes = rest.shape
+    covariance = np.atleast_2d(np.cov(rest.T))
+    even = np.trace(covariance) / axes * np.eye(axes)
+    variances, basis = np.linalg.eigh((n * covariance + EVEN * even) / (n + EVEN))
+    return np.asarray(basis / np.sqrt(np.maximum(variances, 1e-12)))
+
+
+def _size(x: FloatArray, points: FloatArray, joint: FloatArray) -> float:
+    """Size of a constellation `(J, A)` in samples `(n, A)`, both around their means, by weighted least squares."""
+    moved = float(((joint.T @ x) * points).sum())
+    return float(np.clip(moved / max(float(joint.sum(axis=0) @ (points**2).sum(axis=1)), 1e-9), 0, 1.5))
 
 
 def _log_odds(x: FloatArray, mixture: _Mixture) -> FloatArray:

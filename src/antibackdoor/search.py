@@ -10,7 +10,7 @@ and a memory does not, then with all, so that the missed ones join them. `trap` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ from antibackdoor.isolation import (
 )
 from antibackdoor.models import TwoHead, coarse, trunk_features
 from antibackdoor.parts import Resemblance, n_parts, pooled_parts
-from antibackdoor.populations import Populations, two_populations
+from antibackdoor.populations import Carried, Constellations, Populations, two_populations
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate, shuffled, train_epoch
@@ -64,6 +64,7 @@ class TrapSettings:
     trusts_looks: bool = True  # whether what looks foreign may be a third less deep
     by_features: bool = True
     by_parts: bool = True
+    by_both: bool = True
     across_labels: bool = True
     in_the_rest: bool = True
 
@@ -73,6 +74,14 @@ class Demand(NamedTuple):
 
     alone: float  # whatever lies above it
     if_foreign: float  # where what lies above it looks like other labels
+
+
+class Seconded(NamedTuple):
+    """Labels where a round believed samples that carry the content of the others."""
+
+    margins: FloatArray  # of the rows
+    cuts: dict[int, float]  # above which a sample was believed
+    gain: float  # the most nats that content explains in any of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +103,9 @@ class Caught:
         steps: Optimizer steps taken.
         across: Whether one short-cut was found under all these labels; then `margins` are the log-odds of one output
             that stands for all of them.
+        carried: `(K,)` float64, nats that other labels' content explains in what any round believed in each label, at
+            most; nan where it was not asked.
+        seconded: Whether that stood in for a valley somewhere.
     """
 
     isolated: BoolArray
@@ -103,9 +115,11 @@ class Caught:
     removable: BoolArray
     depths: FloatArray
     gains: FloatArray
+    carried: FloatArray
     labels: tuple[int, ...]
     steps: int
     across: bool = False
+    seconded: bool = False
 
 
 def n_searched(n_samples: int, n_classes: int) -> int:
@@ -140,6 +154,10 @@ class Search:
         self.found: dict[int, Valley] = {}  # valleys that make their label suspect
         self.favourites: set[int] = set()
         self.foreign: set[int] = set()  # labels most of whose samples show the content of others
+        self.constellations: Constellations | None = None
+        self.carried: dict[int, float] = {}  # nats, the most of any round
+        self.seconded = Seconded(self.margins, {}, 0.0)  # the loudest of any round
+        self.asked: set[int] = set()  # labels where content may stand in for a valley
         self.steps = 0
 
     def first_look(self) -> None:
@@ -158,6 +176,9 @@ class Search:
         self.margins = looked[:, 0].astype(np.float64)
         if self.settings.by_features:
             self.strangers = two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
+        if self.settings.by_both:
+            self.carried = dict.fromkeys(label_rows(self.labels), 0.0)
+            self.constellations = Constellations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
 
     def attempt(self, suspicion: FloatArray, rounds: int, demand: Demand, *, promising: float = 0.0) -> Caught | None:
         """What is caught if confusion begins with these suspects; None if nothing is.
@@ -186,6 +207,46 @@ class Search:
         self.foreign = set()
         return caught
 
+    def attempt_seconded(self) -> Caught | None:
+        """What is caught if the search settles on those who were believed and look foreign; None if nothing is.
+
+        Two witnesses agree on them, of which each saw too little: no valley divides them from the rest, and features
+        alone do not tell them.
+        """
+        if not self.seconded.cuts:
+            return None
+        self.favourites, self.asked = set(), set(self.seconded.cuts)
+        least = self.settings.least_depth
+        self.margins, self.found = self.seconded.margins, {k: Valley(least, c) for k, c in self.seconded.cuts.items()}
+        caught = self.settle()
+        self.asked = set()
+        return caught and replace(caught, seconded=True)
+
+    def second(self) -> None:
+        """Keep who is believed now and carries the content of other labels, if that is the loudest so far."""
+        labels = set(self.labels.tolist())
+        believed = self.believed_with_content(self.margins, self.labels, labels)
+        self.carried.update({k: max(carried.gain, self.carried.get(k, 0.0)) for k, (_, carried) in believed.items()})
+        foreign = {k: cut for k, (cut, carried) in believed.items() if carried.is_foreign}
+        gain = max((believed[label][1].gain for label in foreign), default=0.0)
+        if gain > self.seconded.gain:
+            self.seconded = Seconded(self.margins, foreign, gain)
+
+    def believed_with_content(
+        self, margins: FloatArray, labels: IntArray, wanted: set[int]
+    ) -> dict[int, tuple[float, Carried]]:
+        """Who is believed more than other labels, as a cut for each label, and what these samples carry of others."""
+        if self.constellations is None or not wanted:
+            return {}
+        searched = np.searchsorted(self.pool, self.rows) if len(margins) > len(self.rows) else slice(None)
+        believed = believed_most(margins, labels, 0.0)
+        found = {}
+        for label in sorted(wanted & set(labels[believed].tolist())):
+            of_label = labels == label
+            cut = float(margins[of_label & ~believed].max(initial=-np.inf))
+            found[label] = cut, self.constellations.carried(label, (believed & of_label)[searched])
+        return found
+
     def by_losses(self, history: LossHistory) -> FloatArray:
         """How suspicious the loss of each row is, after the first look."""
         losses = np.logaddexp(0, -self.margins).astype(np.float32)
@@ -209,6 +270,7 @@ class Search:
             deepest = max((valley.depth for valley in valleys.values()), default=0.0)
             self.found = {k: v for k, v in valleys.items() if self.is_found(k, v, demand)}
             self.noted({k: v for k, v in valleys.items() if k in self.found or self.is_evidence(k, v, demand)})
+            self.second()
             if self.found or (number == 0 and deepest < promising):
                 return
             if number == 0 and self.try_favourites(~chosen):
@@ -330,6 +392,7 @@ class Search:
             removable=np.zeros(len(isolated), dtype=bool),
             depths=self.by_label(self.deepest),
             gains=self.by_label(self.strangers.gains),
+            carried=self.by_label(self.carried),
             labels=tuple(sorted(labels)),
             steps=self.steps,
         )
@@ -413,7 +476,8 @@ class Search:
         """The valley in the margins of each wanted label that has enough samples.
 
         Few clean samples make none: where most of a label is foreign, all that is believed is a group of its own if
-        hardly anything of other labels is.
+        hardly anything of other labels is. Where it was found by the content of those who are believed, that may stand
+        in for a valley.
         """
         members = {k: r for k, r in label_rows(labels).items() if k in wanted and len(r) >= SMALLEST_LABEL}
         valleys = {label: find_valley(margins[rows]) for label, rows in members.items()}
@@ -422,4 +486,7 @@ class Search:
             for label in sorted(self.foreign & favourites.keys() & valleys.keys()):
                 depth, cut = favourites[label]
                 valleys[label] = max(valleys[label], Valley(depth, max(cut, 0.0)))
+        for label, (cut, carried) in self.believed_with_content(margins, labels, self.asked & valleys.keys()).items():
+            if carried.is_foreign:
+                valleys[label] = max(valleys[label], Valley(self.settings.least_depth, cut))
         return valleys

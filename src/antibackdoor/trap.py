@@ -93,6 +93,7 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
             lambda: across.attempt(search.resemblance.contradiction, ACROSS_LABELS, and_confirmed),
         ),
         (settings.by_parts, lambda: search.attempt(search.resemblance.contradiction, BY_PARTS, and_confirmed)),
+        (settings.by_both, search.attempt_seconded),
     ]
     caught = None
     for is_made, attempt in attempts:
@@ -122,8 +123,10 @@ def _together(catches: Sequence[Caught], given: IntArray) -> Caught:
             removable=whole.removable | caught.removable,
             depths=np.where(suspected, np.fmax(whole.depths, caught.depths), whole.depths),
             gains=np.where(suspected, np.fmax(whole.gains, caught.gains), whole.gains),
+            carried=np.where(suspected, np.fmax(whole.carried, caught.carried), whole.carried),
             labels=tuple(sorted({*whole.labels, *new})),
             across=whole.across or caught.across,
+            seconded=whole.seconded or caught.seconded,
         )
     return whole
 

@@ -20,6 +20,7 @@ GAIN_SPREAD = 5.0  # nats; least standard deviation of gains
 # are deeper than d falls as a power of d. Fitted and tested by benchmarks/calibration.py, on clean data only.
 DEEPER_THAN_1 = 0.08
 POWER = 2.8
+CARRYING_MORE_THAN_1, POWER_OF_CARRIED = 0.15, 1.0  # the same of the content that believed samples carry, in nats
 PRIOR_LABELS = 2  # the share counts as much as so many labels of the data themselves: it differs much between data sets
 
 
@@ -84,15 +85,17 @@ def suspicion(caught: Caught, labels: IntArray) -> FloatArray:
 def false_alarm_probability(caught: Caught) -> float | None:
     """Probability that a clean data set shows a label with evidence as strong as the strongest here.
 
-    Valleys and gains are two kinds of evidence; where both count, Bonferroni's inequality pays for the choice.
+    Valleys, gains, and what believed samples carry are kinds of evidence; where several count, Bonferroni's inequality
+    pays for the choice.
 
     Returns:
         In (0, 1]; None if neither kind can be judged.
     """
     by_depth = chance_of_depth(caught.depths, caught.labels)
+    by_both = chance_of_carried(caught.carried, caught.labels) if caught.seconded else None
     # A gain alone is no evidence (genuine subclasses have gains too), so it counts where the search accepted it.
     by_gain = _chance_of_gain(caught.gains, caught.labels) if caught.content.any() else None
-    known = [chance for chance in (by_depth, by_gain) if chance is not None]
+    known = [chance for chance in (by_depth, by_both, by_gain) if chance is not None]
     return min(1.0, len(known) * min(known)) if known else None
 
 
@@ -109,14 +112,24 @@ def chance_of_depth(depths: FloatArray, found: tuple[int, ...]) -> float | None:
     Returns:
         In (0, 1]; None without any depth.
     """
-    highest, rest = _highest(depths, found)
+    return _chance_of_more(depths, found, DEEPER_THAN_1, POWER)
+
+
+def chance_of_carried(carried: FloatArray, found: tuple[int, ...]) -> float | None:
+    """The same for content of other labels that samples carry which a round believed: nats, the most of any round."""
+    return _chance_of_more(carried, found, CARRYING_MORE_THAN_1, POWER_OF_CARRIED)
+
+
+def _chance_of_more(values: FloatArray, found: tuple[int, ...], prior: float, power: float) -> float | None:
+    """Of a share `prior` of all labels with a value above 1, so many have more than v that falls as a power of v."""
+    highest, rest = _highest(values, found)
     if highest is None:
         return None
     if highest <= 1:
         return 1.0
     n_labels = len(rest) + 1
-    share = (PRIOR_LABELS * DEEPER_THAN_1 + 1 + (rest > 1).sum()) / (PRIOR_LABELS + n_labels)
-    return float(min(1.0, n_labels * share * highest**-POWER))
+    share = (PRIOR_LABELS * prior + 1 + (rest > 1).sum()) / (PRIOR_LABELS + n_labels)
+    return float(min(1.0, n_labels * share * highest**-power))
 
 
 def _chance_of_gain(gains: FloatArray, found: tuple[int, ...]) -> float | None:

@@ -77,6 +77,8 @@ class E2ABL:
             found with.
         by_features: Whether the content of other labels in shallow features counts as evidence.
         by_parts: Whether samples whose parts look like other labels are suspected after those with suspicious losses.
+        by_both: Whether samples count as found that were believed, with no valley below them, if they carry the content
+            of other labels.
         across_labels: Whether a short-cut is looked for that leads to several labels.
         in_the_rest: Whether the search begins anew with what is left, once it has caught something.
         recovery_confidence: Probability, in (0, 1], from which an isolated sample gets the main head's label.
@@ -93,6 +95,7 @@ class E2ABL:
     least_depth: float = 3.0
     by_features: bool = True
     by_parts: bool = True
+    by_both: bool = True
     across_labels: bool = True
     in_the_rest: bool = True
     recovery_confidence: float = 0.9
@@ -312,6 +315,7 @@ class E2ABL:
             trusts_looks=not are_few,
             by_features=self.by_features,
             by_parts=self.by_parts,
+            by_both=self.by_both,
             across_labels=self.across_labels,
             in_the_rest=self.in_the_rest,
         )
