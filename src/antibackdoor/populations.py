@@ -213,9 +213,9 @@ class Carried(NamedTuple):
     content: float  # size of the constellation in the group against the other labels' own (1: all of it is kept)
 
     @property
-    def is_foreign(self) -> bool:
-        """Whether that is beyond what honest groups show."""
-        return self.gain > LEAST_CARRIED and self.content > LEAST_KEPT
+    def strength(self) -> float:
+        """How much that is of what honest groups do not show any more: 0 to 1."""
+        return min(1.0, self.gain / LEAST_CARRIED) if self.content > LEAST_KEPT else 0.0
 
 
 class Constellations:

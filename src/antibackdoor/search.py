@@ -227,7 +227,7 @@ class Search:
         labels = set(self.labels.tolist())
         believed = self.believed_with_content(self.margins, self.labels, labels)
         self.carried.update({k: max(carried.gain, self.carried.get(k, 0.0)) for k, (_, carried) in believed.items()})
-        foreign = {k: cut for k, (cut, carried) in believed.items() if carried.is_foreign}
+        foreign = {k: cut for k, (cut, carried) in believed.items() if carried.strength == 1}
         gain = max((believed[label][1].gain for label in foreign), default=0.0)
         if gain > self.seconded.gain:
             self.seconded = Seconded(self.margins, foreign, gain)
@@ -487,6 +487,5 @@ class Search:
                 depth, cut = favourites[label]
                 valleys[label] = max(valleys[label], Valley(depth, max(cut, 0.0)))
         for label, (cut, carried) in self.believed_with_content(margins, labels, self.asked & valleys.keys()).items():
-            if carried.is_foreign:
-                valleys[label] = max(valleys[label], Valley(self.settings.least_depth, cut))
+            valleys[label] = max(valleys[label], Valley(carried.strength * self.settings.least_depth, cut))
         return valleys
