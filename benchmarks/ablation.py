@@ -18,7 +18,7 @@ from typing import Any
 import isolation
 
 # Each variant adds to the one before it. Confusion and valleys are what the trap is made of, and come first.
-IDEAS = ("by_features", "across_labels", "by_parts", "in_the_rest")
+IDEAS = ("by_features", "across_labels", "by_parts", "in_the_rest", "by_both")
 PUBLISHED = "as published"
 NAMES = (PUBLISHED, "confusion of the suspicious losses", *(f"+ {idea.replace('_', ' ')}" for idea in IDEAS))
 PUBLISHED_EPOCHS = 3  # its warm-up of two, and one that isolates
@@ -50,6 +50,8 @@ def all_cells(n_seeds: int) -> Iterable[Cell]:
         ("gtsrb-4000", "", 0.0),
         ("cifar10-10000", "adaptive_patch", 0.05),
         ("cifar10-10000", "badnets", 0.01),
+        ("cifar10-2000", "blend", 0.02),
+        ("uwave", "static", 0.1),
     )
     for seed in range(n_seeds):
         for data, attack, rate in searched:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from antibackdoor.populations import smaller_groups, strangers, two_populations
+from antibackdoor.populations import Constellations, smaller_groups, strangers, two_populations
 
 K, PER_LABEL, AXES = 6, 120, 16
 
@@ -216,3 +216,54 @@ def test_a_gain_that_a_label_without_a_second_population_has_as_well_is_no_evide
     beside = two_populations(moved, given, seed=0)
     assert beside.gains[4] > beside.gains[0]
     assert beside.labels == () and not beside.flagged.any()
+
+
+def faint(seed: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Classes that hardly differ, each along an axis of its own, 200 samples of them under label 0, moved by a trigger.
+
+    The trigger is stronger in some than in others, by `spread`, along an axis that tells no classes.
+    """
+    rng = np.random.default_rng(seed)
+    true = np.repeat(np.arange(K), 300)
+    features = rng.normal(size=(len(true), AXES))
+    features[np.arange(len(true)), true] += 3.0
+    rows = rng.choice(np.flatnonzero(true > 0), 200, replace=False)
+    features[rows, AXES - 1] += rng.normal(3.0, spread, len(rows))
+    given = true.copy()
+    given[rows] = 0
+    return features.astype(np.float32), given, np.isin(np.arange(len(true)), rows)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_known_group_tells_whose_content_it_carries_where_classes_hardly_differ(
+    seed: int, spread: float, share: float
+) -> None:
+    features, given, moved = faint(seed, spread)
+    group = moved & (np.random.default_rng(9).random(len(given)) < share)
+    carried = Constellations(features, given, seed=0).carried(0, group)
+    assert carried.strength == 1 and 0.7 < carried.content < 1.3
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("label", [0, 3])
+def test_a_style_of_the_label_carries_no_content_of_others(seed: int, label: int) -> None:
+    """Neither a random part of it, nor all that is moved along some direction, nor what is narrower or wider."""
+    features, given, moved = faint(seed)
+    of_label = (given == label) & ~moved
+    half = of_label & (np.arange(len(given)) % 2 == 0)
+    features[half] = 1.5 * features[half] + np.linspace(0, 2, AXES, dtype=np.float32)
+    constellations = Constellations(features, given, seed=0)
+    low = of_label & (features[:, AXES - 2] < 0)
+    assert all(constellations.carried(label, group).strength < 0.3 for group in (half, low))
+
+
+def test_too_small_a_group_or_too_few_other_labels_carry_nothing() -> None:
+    features, given, moved = faint(0)
+    few = moved & (np.cumsum(moved) <= 3)
+    assert Constellations(features, given, seed=0).carried(0, few) == (0.0, 0.0)
+    three = given < 3
+    assert Constellations(features[three], given[three], seed=0).carried(0, moved[three]) == (0.0, 0.0)
+    everyone = given == 0
+    assert Constellations(features, given, seed=0).carried(0, everyone) == (0.0, 0.0)

@@ -27,6 +27,7 @@ from antibackdoor.demo import digits
 from antibackdoor.history import LossHistory
 from antibackdoor.isolation import Valley
 from antibackdoor.models import TwoHead, channel_statistics, normalized, split_network
+from antibackdoor.populations import Constellations
 from antibackdoor.readers import read
 from antibackdoor.recipe import Recipe
 from antibackdoor.samples import Samples
@@ -254,6 +255,35 @@ def test_only_a_first_round_must_be_promising(
     search.narrow(np.arange(400.0), 5, Demand(3.0, np.inf), promising=1.2)
     assert len(depths) - len(to_come) == rounds
     assert set(search.found) == ({3} if rounds > 1 else set())
+
+
+@pytest.mark.parametrize("mislabelled", [True, False])
+def test_content_of_those_who_are_believed_stands_in_for_a_valley(
+    monkeypatch: pytest.MonkeyPatch, mislabelled: bool
+) -> None:
+    """A tenth of the label lies between the two groups; half of it is of other classes, or of its own."""
+    whole, drawn = pictures(2000, 4), np.random.default_rng(0)
+    labels = whole.labels.copy()
+    moved = np.flatnonzero(labels < 3)[:400]
+    labels[moved] = 3
+    search = untrained(replace(whole, labels=labels))
+    features = drawn.normal(size=(2000, 8)).astype(np.float32)
+    features[np.arange(2000), whole.labels if mislabelled else labels] += 3.0
+    search.constellations = Constellations(features, labels, seed=0)
+    margins = np.where(np.isin(np.arange(2000), moved), drawn.normal(2, 1.2, 2000), drawn.normal(-2, 1.2, 2000))
+    margins[labels < 3] = drawn.normal(-2, 0.5, int((labels < 3).sum()))
+    monkeypatch.setattr(search, "confuse", lambda *_: None)
+    monkeypatch.setattr(search, "look", lambda rows: margins[rows])
+    assert search.attempt(drawn.random(2000), 2, Demand(3.0, np.inf)) is None
+    caught = search.attempt_seconded()
+    if not mislabelled:
+        assert caught is None and search.seconded.cuts == {}
+        return
+    assert caught is not None and caught.labels == (3,) and caught.seconded
+    assert caught.core[moved].mean() > 0.9 and np.isin(np.flatnonzero(caught.core), moved).mean() > 0.9
+    assert caught.carried[3] > 10
+    assert 0 < caught.depths[3] < 3, "the valley that there is"
+    assert search.asked == set()
 
 
 @pytest.mark.parametrize("mislabelled", [True, False])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,14 @@ def test_either_kind_of_evidence_counts() -> None:
     by_depth = false_alarm_probability(caught([*flat[:5], 90.0], gains, labels=(5,)))
     assert by_gain is not None and by_gain < 1e-3
     assert by_depth is not None and by_depth < 1e-2
+
+
+def test_content_of_those_who_are_believed_counts_where_it_stood_in_for_a_valley() -> None:
+    nats = [0.0, 0.0, 2.0, 0.0, 0.0, 500.0]
+    found = replace(caught([0.9] * 5 + [1.5], labels=(5,), core=50), carried=np.array(nats))
+    alone, both = (false_alarm_probability(replace(found, seconded=seconded)) for seconded in (False, True))
+    assert alone is not None and both is not None
+    assert both < 0.02 < 0.2 < alone
 
 
 def test_two_labels_are_enough_and_none_too_few() -> None:
