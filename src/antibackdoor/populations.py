@@ -213,9 +213,14 @@ class Carried(NamedTuple):
     content: float  # size of the constellation in the group against the other labels' own (1: all of it is kept)
 
     @property
+    def evidence(self) -> float:
+        """Nats that speak for poison: none if little of the content is left, as in a style of the label."""
+        return self.gain if self.content > LEAST_KEPT else 0.0
+
+    @property
     def strength(self) -> float:
-        """How much that is of what honest groups do not show any more: 0 to 1."""
-        return min(1.0, self.gain / LEAST_CARRIED) if self.content > LEAST_KEPT else 0.0
+        """That as a share of what honest groups do not show any more: 0 to 1."""
+        return min(1.0, self.evidence / LEAST_CARRIED)
 
 
 class Constellations:

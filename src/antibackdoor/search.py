@@ -103,8 +103,8 @@ class Caught:
         steps: Optimizer steps taken.
         across: Whether one short-cut was found under all these labels; then `margins` are the log-odds of one output
             that stands for all of them.
-        carried: `(K,)` float64, nats that other labels' content explains in what any round believed in each label, at
-            most; nan where it was not asked.
+        carried: `(K,)` float64, the most nats that other labels' content explains in what a round believed in each
+            label, if most of that content is left; nan where it was not asked.
         seconded: Whether that stood in for a valley somewhere.
     """
 
@@ -226,7 +226,8 @@ class Search:
         """Keep who is believed now and carries the content of other labels, if that is the loudest so far."""
         labels = set(self.labels.tolist())
         believed = self.believed_with_content(self.margins, self.labels, labels)
-        self.carried.update({k: max(carried.gain, self.carried.get(k, 0.0)) for k, (_, carried) in believed.items()})
+        for label, (_, carried) in believed.items():
+            self.carried[label] = max(carried.evidence, self.carried.get(label, 0.0))
         foreign = {k: cut for k, (cut, carried) in believed.items() if carried.strength == 1}
         gain = max((believed[label][1].gain for label in foreign), default=0.0)
         if gain > self.seconded.gain:
