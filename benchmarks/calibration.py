@@ -1,4 +1,4 @@
-"""How deep the valleys of clean data get: the fit behind the probability of a false alarm, and its test on other data.
+"""How strong the evidence in clean data gets: the fit behind the probability of a false alarm, its test on other data.
 
     python benchmarks/isolation.py --seeds 25 --cells '*/clean/*'   the searches
     python benchmarks/calibration.py                                fit and test, from what is there
@@ -28,13 +28,15 @@ def clean_lines() -> Lines:
     return [line for line in lines if not line["cell"]["attack"] and "deepest" in line["metrics"]]
 
 
-def fit(lines: Iterable[dict[str, Any]]) -> str:
-    """Share of labels with a valley deeper than 1, and the power with which deeper ones become rare."""
-    depths = np.array([d for line in lines for d in line["metrics"]["deepest"] if d is not None])
-    deeper = depths[depths > 1]
-    share, power = len(deeper) / len(depths), len(deeper) / np.log(deeper).sum()
-    of_share, of_power = np.sqrt(share * (1 - share) / len(depths)), power / np.sqrt(len(deeper))
-    return f"{len(depths)} labels: share {share:.3f} ± {of_share:.3f}, power {power:.2f} ± {of_power:.2f}"
+def fit(lines: Iterable[dict[str, Any]], measure: str) -> str:
+    """Share of labels that a measure puts above 1, and the power with which larger values become rare."""
+    values = np.array([v for line in lines for v in line["metrics"].get(measure, ()) if v is not None])
+    larger = values[values > 1]
+    if not len(larger):
+        return f"{len(values)} labels: none above 1"
+    share, power = len(larger) / len(values), len(larger) / np.log(larger).sum()
+    of_share, of_power = np.sqrt(share * (1 - share) / len(values)), power / np.sqrt(len(larger))
+    return f"{len(values)} labels: share {share:.3f} ± {of_share:.3f}, power {power:.2f} ± {of_power:.2f}"
 
 
 def table(lines: Lines) -> str:
@@ -65,8 +67,9 @@ def probability(run: dict[str, Any]) -> float:
 def main() -> None:
     """Fit, test, print."""
     lines = clean_lines()
-    print("fitted:", fit(line for line in lines if line["cell"]["data"] in FITTED))
-    print("others:", fit(line for line in lines if line["cell"]["data"] not in FITTED))
+    for measure in ("deepest", "carried"):
+        print(f"{measure}, fitted:", fit((line for line in lines if line["cell"]["data"] in FITTED), measure))
+        print(f"{measure}, others:", fit((line for line in lines if line["cell"]["data"] not in FITTED), measure))
     print(table(lines))
 
 
