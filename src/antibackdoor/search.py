@@ -413,9 +413,10 @@ class Search:
     def widened(self, margins: FloatArray, flagged: BoolArray, suspected: set[int]) -> BoolArray:
         """What is isolated of the pool: the flagged, and what stands out of the rest of their labels.
 
-        A class within the label may do so too: what is added must be like what was found.
+        A class within the label may do so too: what is added must be like what was found. Where content stood in for a
+        valley, nothing divides them from the rest, and nothing is added.
         """
-        labels = self.all_labels[self.pool]
+        labels, suspected = self.all_labels[self.pool], suspected - self.asked
         widened = widen(margins, labels, flagged, suspected)
         is_searched = np.isin(self.pool, self.rows, assume_unique=True)
         for label in sorted(suspected):
