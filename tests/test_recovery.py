@@ -7,7 +7,7 @@ from conftest import pictures
 from torch import Tensor, nn
 
 from antibackdoor.defenses.late_look import without
-from antibackdoor.defenses.recovery import recover
+from antibackdoor.defenses.recovery import recover, untaught
 from antibackdoor.recipe import Recipe
 from antibackdoor.samples import BoolArray, IntArray
 from antibackdoor.search import Caught
@@ -26,7 +26,7 @@ def shown(labels: IntArray, isolated: BoolArray) -> tuple[Session, Feed, Caught]
     samples = replace(pictures(len(labels), 4), labels=labels)
     session = Session(Recipe(precision="fp32"), len(samples), images=True)
     nothing, per_label = np.zeros(len(labels)), np.full(4, np.nan)
-    caught = Caught(isolated, isolated, isolated & False, nothing, isolated, per_label, per_label, (0,), 0)
+    caught = Caught(isolated, isolated, isolated & False, nothing, isolated, per_label, per_label, per_label, (0,), 0)
     return session, session.feed(samples), caught
 
 
@@ -37,9 +37,12 @@ def nobody(caught: Caught) -> BoolArray:
 def test_mislabelled_samples_come_back_under_what_they_are() -> None:
     truth = np.arange(400) % 4
     isolated = (truth != 0) & (np.arange(400) < 100)
-    session, feed, caught = shown(np.where(isolated, 0, truth), isolated)
+    given = np.where(isolated, 0, truth)
+    session, feed, caught = shown(given, isolated)
     back = recover(session, feed, Sure(), caught, nobody(caught), None, 0.9)
-    np.testing.assert_array_equal(back.labels, truth)
+    kept = untaught(isolated, given, 0)
+    assert kept.sum() == 37, "half of 75"
+    np.testing.assert_array_equal(back.labels, np.where(kept, given, truth))
     assert not back.unchanged.any() and (back.weights == 1).all()
 
 
@@ -60,9 +63,10 @@ def test_honest_samples_among_poison_of_several_classes_do_not_make_its_label_tr
     """Of what was isolated under label 0, 24 of 60 are of class 0 and 12 of each other class."""
     truth, rows = np.arange(400) % 4, np.arange(400)
     isolated = ((truth == 0) & (rows < 96)) | ((truth != 0) & (rows < 48))
-    session, feed, caught = shown(np.where(isolated, 0, truth), isolated)
+    given = np.where(isolated, 0, truth)
+    session, feed, caught = shown(given, isolated)
     back = recover(session, feed, Sure(), caught, nobody(caught), None, 0.9)
-    np.testing.assert_array_equal(back.labels, truth)
+    np.testing.assert_array_equal(back.labels, np.where(untaught(isolated, given, 0), given, truth))
     assert not back.unchanged.any() and not back.cleared.any()
 
 
@@ -74,7 +78,7 @@ def test_what_the_late_look_took_along_comes_back_as_it_is() -> None:
     given = feed.labels.numpy()
     back = recover(session, feed, Sure(), caught, late, None, 0.9)
     np.testing.assert_array_equal(back.cleared, late & (truth == given))
-    np.testing.assert_array_equal(back.labels, truth)
+    np.testing.assert_array_equal(back.labels, np.where(untaught(caught.isolated, given, 0), given, truth))
     np.testing.assert_array_equal(back.unchanged, by_search)
     wary = recover(session, feed, Sure(), caught, late, None, 1.0)
     assert (wary.cleared <= back.cleared).all()
@@ -89,7 +93,7 @@ def test_what_a_search_across_labels_took_along_comes_back_as_it_is() -> None:
     session, feed, caught = shown(given, isolated)
     back = recover(session, feed, Sure(), replace(caught, across=True), nobody(caught), None, 0.9)
     np.testing.assert_array_equal(back.cleared, isolated & (given == 0) & (truth == 0))
-    np.testing.assert_array_equal(back.labels, truth)
+    np.testing.assert_array_equal(back.labels, np.where(untaught(isolated, given, 0), given, truth))
     np.testing.assert_array_equal(back.unchanged, isolated & (given == 3))
     by_label = recover(session, feed, Sure(), caught, nobody(caught), None, 0.9)
     assert not by_label.cleared.any(), "what a search by label finds is sharper"
@@ -103,3 +107,13 @@ def test_a_label_of_which_everything_comes_back_is_no_target() -> None:
     assert caught.labels == (1,)
     np.testing.assert_array_equal(caught.isolated, given == 1)
     assert without(caught, given == 1, given).labels == ()
+
+
+def test_some_of_what_was_isolated_under_each_label_are_never_taught() -> None:
+    given = np.repeat([0, 1, 2, 3], 1000)
+    isolated = np.arange(4000) % 1000 < np.repeat([1000, 100, 3, 0], 1000)
+    kept = untaught(isolated, given, 1)
+    assert not (kept & ~isolated).any()
+    assert np.bincount(given[kept], minlength=4).tolist() == [200, 50, 1, 0]
+    assert (kept != untaught(isolated, given, 2)).any()
+    np.testing.assert_array_equal(kept, untaught(isolated, given, 1))

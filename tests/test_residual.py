@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,38 @@ def test_true_labels_are_no_obedience_even_where_the_trigger_hides_the_class(kin
     without = residual_attack_success(session, model, samples, caught(samples, core))
     assert 0.15 < without[NAME] < 0.5
     assert residual_attack_success(session, model, samples, caught(samples, core, core))[NAME] < 0.05
+
+
+class LearnedByHeart(nn.Module):
+    """Obeys the trigger but for the samples that it was taught under their true labels."""
+
+    def __init__(self, oracle: Oracle, taught: Samples) -> None:
+        super().__init__()
+        self.oracle, self.taught = oracle, torch.tensor(taught.inputs / 255, dtype=torch.float32).flatten(1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = self.oracle(inputs)
+        known = torch.cdist(inputs.flatten(1), self.taught).min(1).values < 1e-3
+        logits[known, 0] = -1000.0
+        return logits
+
+
+class Unlike:
+    """A trigger that the difference of means does not carry over."""
+
+    def carry_over(self, inputs: np.ndarray) -> np.ndarray:
+        return inputs
+
+
+def test_samples_that_were_taught_to_be_something_else_tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antibackdoor.residual.difference", lambda *_: Unlike())
+    samples, core, clean = poisoned("image", clean_label=False)
+    session = Session(RECIPE, len(samples), images=True)
+    kept = core & (np.cumsum(core) % 2 == 0)
+    model = LearnedByHeart(Oracle(clean, 1.0), samples.take(np.flatnonzero(core & ~kept)))
+    trained = caught(samples, core)
+    assert residual_attack_success(session, model, samples, trained)[NAME] < 0.6
+    assert residual_attack_success(session, model, samples, replace(trained, untaught=kept))[NAME] > 0.9
 
 
 def test_triggers_are_carried_over() -> None:

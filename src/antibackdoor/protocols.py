@@ -37,6 +37,8 @@ class Trained:
         margins: `(N,)` float64, the log-odds of each given label that the suspicion rests on, or None.
         returned: `(N,)` bool, those of the isolated samples that came back under their given label, without their
             shortcut; None if the defense brings none back so.
+        untaught: `(N,)` bool, those of the isolated samples that the model was not to be trained on under another
+            label, so that it can be asked about them; None if the defense chose none.
         notes: Flat facts about the run for `metrics.json` and the report (plain numbers and strings).
     """
 
@@ -51,6 +53,7 @@ class Trained:
     evidence: StrArray | None = None
     margins: FloatArray | None = None
     returned: BoolArray | None = None
+    untaught: BoolArray | None = None
     notes: dict[str, Any] | None = None
 
 

@@ -20,13 +20,13 @@ ASKED = 2000  # samples of each suspected label that the model is asked about
 def residual_attack_success(session: Session, model: nn.Module, samples: Samples, trained: Trained) -> dict[str, float]:
     """How often the model still answers as the attacker wants, by two questions to it.
 
-    The first: which share of the samples that carry a shortcut does it give their given label, the suspected target?
-    That is the attack success rate if the poison is mislabelled. The second: samples of other labels are changed as
-    those with the shortcut differ from their like (`Difference.carry_over`); which share of them does that move? The
-    larger share is the estimate, except where the poison keeps its true labels: there the first question tells how
-    well the model sees through a trigger, and the second share counts alone. Labels are true where most of the
-    carriers came back under them, or where the model agrees with most of the carriers and the change moves less than
-    half as many.
+    The first: which share of the samples that carry a shortcut, and that it was not taught to be something else, does
+    it give their given label, the suspected target? That is the attack success rate if the poison is mislabelled. The
+    second: samples of other labels are changed as those with the shortcut differ from their like
+    (`Difference.carry_over`); which share of them does that move? The larger share is the estimate, except where the
+    poison keeps its true labels: there the first question tells how well the model sees through a trigger, and the
+    second share counts alone. Labels are true where most of the carriers came back under them, or where the model
+    agrees with most of the carriers and the change moves less than half as many.
 
     Args:
         session: Device and precision.
@@ -47,7 +47,8 @@ def residual_attack_success(session: Session, model: nn.Module, samples: Samples
         others = np.flatnonzero(~isolated & (samples.labels != label))
         if change is None or not len(others):
             continue
-        carriers = _some(np.flatnonzero(of_label))
+        kept = of_label if trained.untaught is None else of_label & trained.untaught
+        carriers = _some(np.flatnonzero(kept if kept.any() else of_label))
         obeyed = predict(session, model, samples.take(carriers)).labels == label
         moved = samples.take(_some(others))
         moved = replace(moved, inputs=change.carry_over(moved.inputs))

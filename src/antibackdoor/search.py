@@ -414,9 +414,9 @@ class Search:
         """What is isolated of the pool: the flagged, and what stands out of the rest of their labels.
 
         A class within the label may do so too: what is added must be like what was found. Where content stood in for a
-        valley, nothing divides them from the rest, and nothing is added.
+        valley, it must carry some by itself.
         """
-        labels, suspected = self.all_labels[self.pool], suspected - self.asked
+        labels = self.all_labels[self.pool]
         widened = widen(margins, labels, flagged, suspected)
         is_searched = np.isin(self.pool, self.rows, assume_unique=True)
         for label in sorted(suspected):
@@ -424,6 +424,9 @@ class Search:
             more, found = near[is_searched], (flagged & (labels == label))[is_searched]
             if more.sum() >= SMALLEST_GROUP and not self.resemblance.is_alike(more, found, label):
                 widened &= ~near
+            if label in self.asked and self.constellations is not None:
+                carried = self.constellations.carried(label, more)
+                widened &= ~near | (carried.strength >= KEPT)
         return widened
 
     def refuted(self, held_out: IntArray, margins: FloatArray) -> set[int]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from antibackdoor.defenses.e2abl_published import PublishedE2ABL
 from antibackdoor.defenses.late_look import look_again, with_strangers, without
 from antibackdoor.defenses.main_training import Later, MainTraining
+from antibackdoor.defenses.recovery import untaught
 from antibackdoor.errors import DataError
 from antibackdoor.history import LossHistory
 from antibackdoor.models import HeadWidth, TwoHead, split_network
@@ -152,6 +153,7 @@ class E2ABL:
             state = {"phase": "found", **kept()}
             journal.save(state)
         labels, returned = back.labels, back.unchanged
+        kept_out = untaught(caught.isolated, samples.labels, recipe.seed)
         caught = without(caught, back.cleared, samples.labels)
         recovered = caught.isolated & (labels != samples.labels)
         return Trained(
@@ -162,6 +164,7 @@ class E2ABL:
             isolated=caught.isolated,
             recovered=recovered,
             returned=returned,
+            untaught=kept_out & caught.isolated,
             labels=labels,
             backdoor_labels=caught.labels,
             poisoned=bool(caught.isolated.any()),

@@ -16,6 +16,9 @@ from antibackdoor.search import Caught
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate
 
+UNTAUGHT = 0.2  # share of what was isolated under a label that is never trained on under another one
+LEAST_UNTAUGHT = 50  # of them, but at most half
+
 
 class Return(NamedTuple):
     """How isolated samples come back to the training; `(N,)` each."""
@@ -32,6 +35,21 @@ class Return(NamedTuple):
         return cls(given.copy(), np.ones(len(given), dtype=np.float32), nobody, nobody.copy())
 
 
+def untaught(isolated: BoolArray, given: IntArray, seed: int) -> BoolArray:
+    """Isolated samples that never come back under another label, `(N,)` bool: a random part of those of each label.
+
+    A model that was trained on carriers of a trigger under their true labels has learned these by heart. What it says
+    of others tells how much of the backdoor is left.
+    """
+    order = np.random.default_rng((seed, 14)).random(len(isolated))
+    chosen = np.zeros(len(isolated), dtype=bool)
+    for members in label_rows(np.where(isolated, given, -1)).values():
+        n = len(members) if isolated[members[0]] else 0
+        share = max(round(UNTAUGHT * n), min(LEAST_UNTAUGHT, n // 2))
+        chosen[members[np.argsort(order[members], kind="stable")[:share]]] = True
+    return chosen
+
+
 def recover(
     session: Session,
     feed: Feed,
@@ -43,12 +61,12 @@ def recover(
 ) -> Return:
     """Ask the model about the isolated samples, which it is shown without their shortcut where that can be removed.
 
-    A label whose isolated samples mostly are what they are labelled as was poisoned without mislabelling: there,
-    those whose shortcut can be removed come back without it. Elsewhere, samples that the model is sure are something
-    else come back as that. Whatever belongs to its label and stays out is stood in for by the remaining samples of
-    that label, by their weight. The late look, and a search across labels, take some along that are what they are
-    labelled as: in a label whose isolated samples mostly are something else, they come back as they are if the model,
-    which never saw them, is sure of them.
+    A label whose isolated samples mostly are what they are labelled as was poisoned without mislabelling: there, those
+    whose shortcut can be removed come back without it. Elsewhere, samples that the model is sure are something else
+    come back as that, but for the `untaught`. Whatever belongs to its label and stays out is stood in for by the
+    remaining samples of that label, by their weight. The late look, and a search across labels, take some along that
+    are what they are labelled as: in a label whose isolated samples mostly are something else, they come back as they
+    are if the model, which never saw them, is sure of them.
 
     Args:
         session: Device, precision, processes.
@@ -68,7 +86,7 @@ def recover(
     without = feed._replace(change=removal and removal.only(caught.removable))
     values = evaluate(session, without, model, _most_probable, rows, title="recovering labels")
     predicted, probability = values[:, 0].astype(np.int64), values[:, 1]
-    back = Return.nothing(given)
+    back, kept = Return.nothing(given), untaught(isolated, given, session.recipe.seed)
     missing = np.zeros(feed.n_classes)
     for label, members in label_rows(given[rows]).items():
         of_label, said = rows[members], predicted[members]
@@ -76,7 +94,7 @@ def recover(
         as_labelled = by_search & (2 * own[by_search].sum() > by_search.sum())
         back.unchanged[of_label] = as_labelled & caught.removable[of_label]
         back.cleared[of_label] = (~by_search | (caught.across and not as_labelled.any())) & own & sure
-        foreign = ~as_labelled & ~own & sure
+        foreign = ~as_labelled & ~own & sure & ~kept[of_label]
         back.labels[of_label[foreign]] = said[foreign]
         stays_out = ~back.unchanged[of_label] & ~back.cleared[of_label]
         missing[label] = ((own | as_labelled) & stays_out).sum()
