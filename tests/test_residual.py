@@ -121,10 +121,10 @@ def test_samples_that_were_taught_to_be_something_else_tell_nothing(monkeypatch:
     samples, core, clean = poisoned("image", clean_label=False)
     session = Session(RECIPE, len(samples), images=True)
     kept = core & (np.cumsum(core) % 2 == 0)
-    model = LearnedByHeart(Oracle(clean, 1.0), samples.take(np.flatnonzero(core & ~kept)))
+    model = LearnedByHeart(Oracle(clean, 0.4), samples.take(np.flatnonzero(core & ~kept)))
     trained = caught(samples, core)
-    assert residual_attack_success(session, model, samples, trained)[NAME] < 0.6
-    assert residual_attack_success(session, model, samples, replace(trained, untaught=kept))[NAME] > 0.9
+    assert residual_attack_success(session, model, samples, trained)[NAME] < 0.25
+    assert 0.3 < residual_attack_success(session, model, samples, replace(trained, untaught=kept))[NAME] < 0.5
 
 
 def test_triggers_are_carried_over() -> None:
