@@ -123,8 +123,8 @@ def test_samples_that_were_taught_to_be_something_else_tell_nothing(monkeypatch:
     kept = core & (np.cumsum(core) % 2 == 0)
     model = LearnedByHeart(Oracle(clean, 0.4), samples.take(np.flatnonzero(core & ~kept)))
     trained = caught(samples, core)
-    assert residual_attack_success(session, model, samples, trained)[NAME] < 0.25
-    assert 0.3 < residual_attack_success(session, model, samples, replace(trained, untaught=kept))[NAME] < 0.5
+    assert residual_attack_success(session, model, samples, trained)[NAME] < 0.3
+    assert 0.4 < residual_attack_success(session, model, samples, replace(trained, untaught=kept))[NAME] < 0.6
 
 
 def test_triggers_are_carried_over() -> None:
