@@ -124,7 +124,7 @@ def test_samples_that_were_taught_to_be_something_else_tell_nothing(monkeypatch:
     model = LearnedByHeart(Oracle(clean, 0.4), samples.take(np.flatnonzero(core & ~kept)))
     trained = caught(samples, core)
     assert residual_attack_success(session, model, samples, trained)[NAME] < 0.3
-    assert 0.4 < residual_attack_success(session, model, samples, replace(trained, untaught=kept))[NAME] < 0.6
+    assert 0.3 < residual_attack_success(session, model, samples, replace(trained, untaught=kept))[NAME] < 0.6
 
 
 def test_triggers_are_carried_over() -> None:
