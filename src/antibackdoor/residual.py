@@ -25,8 +25,8 @@ def residual_attack_success(session: Session, model: nn.Module, samples: Samples
     second: samples of other labels are changed as those with the shortcut differ from their like
     (`Difference.carry_over`); which share of them does that move? The larger share is the estimate, except where the
     poison keeps its true labels: there the first question tells how well the model sees through a trigger, and the
-    second share counts alone. Labels are true where most of the carriers came back under them, or where the model
-    agrees with most of the carriers and the change moves less than half as many.
+    second share counts alone. Labels are true where most of the carriers came back under them, or where none came back
+    under another label, the model agrees with most of the carriers, and the change moves less than half as many.
 
     Args:
         session: Device and precision.
@@ -54,7 +54,8 @@ def residual_attack_success(session: Session, model: nn.Module, samples: Samples
         moved = replace(moved, inputs=change.carry_over(moved.inputs))
         followed = predict(session, model, moved).labels == label
         came_back = trained.returned is not None and trained.returned[of_label].mean() > 0.5
-        true_labels = came_back or (obeyed.mean() > 0.5 and followed.mean() < obeyed.mean() / 2)
+        is_mislabelled = trained.recovered[of_label].any()  # so the defense held
+        true_labels = came_back or (not is_mislabelled and obeyed.mean() > 0.5 and followed.mean() < obeyed.mean() / 2)
         answers = followed if true_labels or followed.mean() > obeyed.mean() else obeyed
         successes, asked = successes + int(answers.sum()), asked + len(answers)
     if not asked:
