@@ -153,7 +153,7 @@ class E2ABL:
             state = {"phase": "found", **kept()}
             journal.save(state)
         labels, returned = back.labels, back.unchanged
-        kept_out = untaught(caught.isolated, samples.labels, recipe.seed)
+        kept_out = untaught(caught.core, samples.labels, recipe.seed)
         caught = without(caught, back.cleared, samples.labels)
         recovered = caught.isolated & (labels != samples.labels)
         return Trained(

@@ -16,7 +16,7 @@ from antibackdoor.search import Caught
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate
 
-UNTAUGHT = 0.2  # share of what was isolated under a label that is never trained on under another one
+UNTAUGHT = 0.2  # share of a label's core that is never trained on under another label
 LEAST_UNTAUGHT = 50  # of them, but at most half
 
 
@@ -35,16 +35,16 @@ class Return(NamedTuple):
         return cls(given.copy(), np.ones(len(given), dtype=np.float32), nobody, nobody.copy())
 
 
-def untaught(isolated: BoolArray, given: IntArray, seed: int) -> BoolArray:
-    """Isolated samples that never come back under another label, `(N,)` bool: a random part of those of each label.
+def untaught(core: BoolArray, given: IntArray, seed: int) -> BoolArray:
+    """Which of an isolated core never come back under another label, `(N,)` bool: a random part of each label's.
 
     A model that was trained on carriers of a trigger under their true labels has learned these by heart. What it says
     of others tells how much of the backdoor is left.
     """
-    order = np.random.default_rng((seed, 14)).random(len(isolated))
-    chosen = np.zeros(len(isolated), dtype=bool)
-    for members in label_rows(np.where(isolated, given, -1)).values():
-        n = len(members) if isolated[members[0]] else 0
+    order = np.random.default_rng((seed, 14)).random(len(core))
+    chosen = np.zeros(len(core), dtype=bool)
+    for members in label_rows(np.where(core, given, -1)).values():
+        n = len(members) if core[members[0]] else 0
         share = max(round(UNTAUGHT * n), min(LEAST_UNTAUGHT, n // 2))
         chosen[members[np.argsort(order[members], kind="stable")[:share]]] = True
     return chosen
@@ -86,7 +86,7 @@ def recover(
     without = feed._replace(change=removal and removal.only(caught.removable))
     values = evaluate(session, without, model, _most_probable, rows, title="recovering labels")
     predicted, probability = values[:, 0].astype(np.int64), values[:, 1]
-    back, kept = Return.nothing(given), untaught(isolated, given, session.recipe.seed)
+    back, kept = Return.nothing(given), untaught(caught.core, given, session.recipe.seed)
     missing = np.zeros(feed.n_classes)
     for label, members in label_rows(given[rows]).items():
         of_label, said = rows[members], predicted[members]
