@@ -146,7 +146,7 @@ def score_figure(score: FloatArray, isolated: BoolArray, name: str) -> Figure | 
         marks.append(Hover(float(left), float(right), text))
     return Figure(
         "How suspicious the samples are",
-        "Two separate hills speak for a backdoor; one hill with a cut-off tail does not.",
+        "Two separate hills speak for a backdoor; the tail of one hill does only if it carries other labels' content.",
         _legend(isolated),
         chart(f"Histogram of the {name} of all samples", x, y, marks),
     )
