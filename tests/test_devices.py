@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -111,6 +112,8 @@ def run_all(recipe: Recipe, rank: int) -> dict[str, Any]:
 
 
 def worker(rank: int, port: int, folder: str) -> None:
+    # What is registered first is called last: after the package has left its group.
+    atexit.register(lambda: (Path(folder) / f"{rank}.txt").write_text(str(torch.distributed.is_initialized())))
     torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -125,13 +128,18 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(worker, (port, str(folder)), nprocs=2)
-    return [run_all(RECIPE, 0), *(dict(np.load(folder / f"{rank}.npz")) for rank in (0, 1))]
+    ends = {"in_group_at_end": [(folder / f"{rank}.txt").read_text() for rank in (0, 1)]}
+    return [run_all(RECIPE, 0) | ends, *(dict(np.load(folder / f"{rank}.npz")) for rank in (0, 1))]
 
 
 def test_both_processes_know_the_same(results: list[dict[str, Any]]) -> None:
     _, first, second = results
     for name in ("losses", "met", "said", "isolated", "weights", "published_losses", "published_weights"):
         assert first[name].tobytes() == second[name].tobytes(), name
+
+
+def test_processes_leave_their_group_before_python_ends(results: list[dict[str, Any]]) -> None:
+    assert results[0]["in_group_at_end"] == ["False", "False"]
 
 
 def test_two_processes_train_as_one(results: list[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from it quickly.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import sys
@@ -217,4 +218,11 @@ def _fabric(accelerator: str, devices: int) -> Fabric:
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if devices > 1 else "auto")
     if devices > 1:
         fabric.launch()
+        # At the end of Python a thread of the group that still lets go of a tensor would abort the process.
+        atexit.register(_leave_group)
     return fabric
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
