@@ -19,6 +19,7 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
 EVEN = 50  # samples' worth of a spread that is the same in all directions
 CONTENT_AXES = 8  # directions that separate the other labels
+MOST_AXES = 128  # of deep features
 OWN_AXES = 4  # the label's own strongest directions outside them, where a trigger shows
 MOST_OTHERS = 50  # labels in a constellation; the most frequent ones
 MOST_SPREAD = 20_000  # samples that the spread inside labels is measured on
@@ -61,6 +62,15 @@ class Mixture(NamedTuple):
 def varying(features: NDArray[np.float32]) -> BoolArray:
     """Which columns are not constant."""
     return np.asarray(features.std(axis=0) > 1e-9)
+
+
+def strongest(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The strongest directions of wide features, `(N, at most 128)`."""
+    if features.shape[1] <= MOST_AXES:
+        return features
+    centered = features - features.mean(axis=0)
+    axes = np.linalg.eigh(centered.T @ centered)[1][:, -MOST_AXES:]
+    return np.asarray(centered @ axes, dtype=np.float32)
 
 
 def moments(values: NDArray[np.floating], rows: dict[int, IntArray], rng: np.random.Generator) -> Spread:

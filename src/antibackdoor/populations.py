@@ -38,6 +38,7 @@ from antibackdoor.mixtures import (
     size_of,
     squared_distances,
     starting_groups,
+    strongest,
     variance_of,
     varying,
     whitening_of,
@@ -54,7 +55,6 @@ LEAST_CARRIED = 10.0  # nats, of a group that something else tells apart; in cle
 LEAST_KEPT = 0.6  # content of such a group, to count at all; styles of a label: up to .5, poison: .63 and more
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
 MOST_ERROR = 0.01  # expected share of samples put into the wrong group, of the smaller group; near copies: up to .04
-MOST_AXES = 128  # of deep features
 MOST_FITTED = 2000  # samples of a label that the mixtures are fitted to
 
 
@@ -146,7 +146,7 @@ def strangers(
             return each > LEAST_GAIN_EACH
         return each > SECONDED * LEAST_GAIN_EACH and _agreement(test, apart) > LEAST_AGREEMENT
 
-    tested = list(_tested(_principal(features), labels, seed))
+    tested = list(_tested(strongest(features), labels, seed))
     found = [
         test
         for test in tested
@@ -250,7 +250,7 @@ def smaller_groups(features: NDArray[np.float32], labels: IntArray, *, seed: int
         `(N,)` log-odds; all 0 in labels with too few samples, and with fewer than four labels.
     """
     suspicion = np.zeros(len(labels))
-    for _, members, frame, fitted in _frames(_principal(features), labels, seed):
+    for _, members, frame, fitted in _frames(strongest(features), labels, seed):
         odds = log_odds(frame.points, fit_plain(fitted, starting_groups(fitted, seed))[1])
         suspicion[members] = odds if (odds > 0).mean() <= 0.5 else -odds
     return suspicion
@@ -281,15 +281,6 @@ def _frames(
         if len(members) > MOST_FITTED:
             fitted = fitted[rng.choice(len(members), MOST_FITTED, replace=False)]
         yield label, members, frame, fitted
-
-
-def _principal(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The strongest directions of wide features, `(N, at most 128)`."""
-    if features.shape[1] <= MOST_AXES:
-        return features
-    centered = features - features.mean(axis=0)
-    axes = np.linalg.eigh(centered.T @ centered)[1][:, -MOST_AXES:]
-    return np.asarray(centered @ axes, dtype=np.float32)
 
 
 def _test(x: FloatArray, means: FloatArray, weights: FloatArray, seed: int) -> tuple[float, Mixture]:

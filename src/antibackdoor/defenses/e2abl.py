@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.defenses.e2abl_published import PublishedE2ABL
-from antibackdoor.defenses.late_look import look_again, with_strangers, without
+from antibackdoor.defenses.late_look import look_again, more_carriers, with_carriers, with_strangers, without
 from antibackdoor.defenses.main_training import Later, MainTraining
 from antibackdoor.defenses.recovery import untaught
 from antibackdoor.errors import DataError
@@ -37,6 +37,7 @@ from antibackdoor.warm_up import warm_up
 
 WARM_UP_PASSES = 2  # that a warm-up may last however many steps they are: before, few losses have been recorded at all
 LEAST_PASSES = 0.8  # of the main training, however much the search costs; all of them where the training is short
+LEAST_MORE = 0.05  # of what is isolated, for which the main training begins anew
 FEW_LABELS, OUTPUTS_OF_FEW = 3, 10  # of the second head: between two labels there is no place for neither
 DEPTH_OF_FEW = 5 / 3  # times the least depth: between two labels honest styles were isolated at up to 4.7 for 3
 TIMED_STEPS = 5  # to estimate how long a search takes
@@ -259,12 +260,18 @@ class E2ABL:
     def _look_again(
         self, session: Session, samples: Samples, feed: Feed, net: TwoHead, model: nn.Module, caught: Caught
     ) -> Later | None:
-        """What a well trained main head shows of what was not isolated: strangers, or whom to suspect once more."""
+        """What a well trained main head shows of what was not isolated.
+
+        Strangers, and more of what was found; or else whom to suspect once more.
+        """
         pool = left(samples, caught.isolated)
         found, apart = look_again(session, feed, model, net.attach, pool)
+        late = found.flagged[samples.firsts]
         if found.labels:
-            found = found._replace(flagged=found.flagged[samples.firsts])
-            return with_strangers(caught, found), found.flagged
+            caught = with_strangers(caught, found._replace(flagged=late))
+        more = more_carriers(session, feed, model, samples.originals, caught.isolated)[samples.firsts]
+        if late.any() or more.sum() > LEAST_MORE * caught.isolated.sum():
+            return with_carriers(caught, more), late
         if not apart.any():
             return None
         with session.full_precision(_is_delicate(samples)):

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from antibackdoor.carriers import carriers
+from antibackdoor.confusion import margin
 from antibackdoor.models import coarse, find_last, trunk_features
 from antibackdoor.populations import Populations, smaller_groups, strangers
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
@@ -60,17 +62,42 @@ def look_again(session: Session, feed: Feed, model: nn.Module, middle: str, pool
     return Looked(found._replace(flagged=flagged), looked.apart)
 
 
+def more_carriers(session: Session, feed: Feed, model: nn.Module, pool: IntArray, isolated: BoolArray) -> BoolArray:
+    """Samples of the labels with a finding that the model shows to be of the same kind.
+
+    Args:
+        session: Device, precision, processes.
+        feed: The data with their given labels.
+        model: Well trained; it is left in eval mode.
+        pool: Rows to look at, of copies one.
+        isolated: `(N,)` bool, what was found so far.
+
+    Returns:
+        `(N,)` bool, none of them isolated.
+    """
+    labels = feed.labels.cpu().numpy()
+    more = np.zeros(len(labels), dtype=bool)
+    if not isolated.any():
+        return more
+    suspected = np.isin(labels[pool], labels[isolated])
+    rows = np.union1d(pool[suspected], searched_rows(session, feed, pool[~suspected]))
+    model.eval()
+    features = _features(session, feed, model, _last(session, feed, model), rows)
+    margins = evaluate(session, feed, model, lambda logits, given: margin(logits.float(), given), rows, title="asking")
+    more[rows] = carriers(features, margins.astype(np.float64), labels[rows], isolated[rows], seed=session.recipe.seed)
+    return more
+
+
 def with_strangers(caught: Caught, found: Populations) -> Caught:
     """What was caught, and the members of further populations."""
     gains: FloatArray = np.array([found.gains.get(label, np.nan) for label in range(len(caught.gains))])
-    return replace(
-        caught,
-        isolated=caught.isolated | found.flagged,
-        core=caught.core | found.flagged,
-        content=caught.content | found.flagged,
-        gains=gains,
-        labels=tuple(sorted({*caught.labels, *found.labels})),
-    )
+    labels = tuple(sorted({*caught.labels, *found.labels}))
+    return with_carriers(replace(caught, gains=gains, labels=labels), found.flagged)
+
+
+def with_carriers(caught: Caught, more: BoolArray) -> Caught:
+    """What was caught, and more samples `(N,)` of its labels that show the content of others."""
+    return replace(caught, isolated=caught.isolated | more, core=caught.core | more, content=caught.content | more)
 
 
 def without(caught: Caught, cleared: BoolArray, given: IntArray) -> Caught:
