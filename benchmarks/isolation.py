@@ -28,9 +28,9 @@ OTHERS = (
     *("trojan", "dynamic", "lba", "cba", "dfst", "refool"),
     *("physical", "tact", "adaptive_blend", "adaptive_patch", "label_consistent"),
 )
-# Data, file (none for digits), samples (0: all), network, attacks. A name that ends in "-all" takes training and test
-# split together; one that ends in "-by3" makes one label of every three classes, "-only35" keeps classes 3 and 5 alone,
-# "-x5" has each sample five times, "-tracks" makes a label of the thirty pictures of each single sign.
+# Data, file (none for digits), samples (0: all), network, attacks. A name with "-all" takes training and test split
+# together; one that ends in "-by3" makes one label of every three classes, "-only35" keeps classes 3 and 5 alone, "-x5"
+# has each sample five times, "-tracks" makes a label of the thirty pictures of each single sign.
 DATA = (
     ("digits", "", 0, "wrn-16-1", ("badnets", "blend", "sig")),
     ("ecg5000", "ecg5000.npz", 0, "series-resnet", ("static", "powerline")),
@@ -50,6 +50,8 @@ DATA = (
     ("cifar10-2000-by5", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend")),
     ("digits-only38", "", 0, "wrn-16-1", ("badnets", "blend")),
     ("cifar10-10000-only35", "cifar10.zip", 10_000, "wrn-16-1", ("badnets", "blend")),
+    ("arabicdigits-only38", "arabicdigits.npz", 0, "series-resnet", ("static", "powerline")),
+    ("ecg5000-all-only01", "ecg5000.npz", 0, "fcn", ("static", "powerline")),
     ("digits-x5", "", 288, "wrn-16-1", ("badnets", "blend")),
     ("cifar10-50000", "cifar10.zip", 0, "wrn-16-1", ("badnets", "blend", "sig", "wanet")),
     ("gtsrb-tracks", "gtsrb32.zip", 0, "wrn-16-1", ("badnets", "blend")),
@@ -102,7 +104,7 @@ def prepare(cell: Cell, folder: Path) -> Searched:
 
     _, file, size, network, _ = next(row for row in DATA if row[0] == cell.data)
     data = read(folder / file, seed=cell.seed) if file else digits(cell.seed)
-    train = joined(data.train, data.test) if cell.data.endswith("-all") else data.train
+    train = joined(data.train, data.test) if "-all" in cell.data else data.train
     if cell.data.endswith("-tracks"):
         train = by_track(train)
     if size:
