@@ -6,11 +6,10 @@ import numpy as np
 from conftest import pictures
 from torch import Tensor, nn
 
-from antibackdoor.defenses.late_look import without
+from antibackdoor.caught import Caught, without
 from antibackdoor.defenses.recovery import recover, untaught
 from antibackdoor.recipe import Recipe
 from antibackdoor.samples import BoolArray, IntArray
-from antibackdoor.search import Caught
 from antibackdoor.session import Feed, Session
 
 

@@ -22,6 +22,7 @@ from antibackdoor.attacks import (
     trigger_test_set,
 )
 from antibackdoor.backbones import build_backbone
+from antibackdoor.caught import Caught
 from antibackdoor.defenses import E2ABL
 from antibackdoor.demo import digits
 from antibackdoor.history import LossHistory
@@ -31,7 +32,7 @@ from antibackdoor.populations import Constellations
 from antibackdoor.readers import read
 from antibackdoor.recipe import Recipe
 from antibackdoor.samples import Samples
-from antibackdoor.search import Caught, Demand, Search, TrapSettings
+from antibackdoor.search import Demand, Search, TrapSettings
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import predict
 from antibackdoor.trap import AcrossLabels

@@ -10,10 +10,10 @@ import pytest
 from watched_runs import RECIPE, Watched, assert_alike, builder, find_nothing, killed_and_resumed
 
 from antibackdoor.attacks import BadNets, Blend, Poisoned, SourceSpecific, poison
+from antibackdoor.caught import Caught
 from antibackdoor.defenses import E2ABL
 from antibackdoor.demo import digits
 from antibackdoor.protocols import Trained
-from antibackdoor.search import Caught
 
 
 class FromOneSource(NamedTuple):

@@ -12,6 +12,7 @@ import pytest
 from torch import nn
 
 from antibackdoor.backbones import build_backbone
+from antibackdoor.caught import Caught
 from antibackdoor.defenses import E2ABL
 from antibackdoor.history import LossHistory
 from antibackdoor.models import TwoHead, channel_statistics, normalized
@@ -19,7 +20,7 @@ from antibackdoor.protocols import Trained
 from antibackdoor.recipe import Recipe
 from antibackdoor.run_folder import RunFolder
 from antibackdoor.samples import Samples
-from antibackdoor.search import Caught, Search, TrapSettings
+from antibackdoor.search import Search, TrapSettings
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import NoJournal
 

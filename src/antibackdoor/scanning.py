@@ -13,6 +13,7 @@ import numpy as np
 
 from antibackdoor.artifacts import SamplesTable, write_history, write_samples_table, write_skipped
 from antibackdoor.atomic import TEMPORARY_PREFIX
+from antibackdoor.caught import Caught
 from antibackdoor.defenses import E2ABL
 from antibackdoor.errors import ConfigError
 from antibackdoor.history import LossHistory
@@ -23,7 +24,6 @@ from antibackdoor.readers import DataSet
 from antibackdoor.report import save_gallery, write_report
 from antibackdoor.run_folder import RunFolder
 from antibackdoor.samples import InputArray, Samples
-from antibackdoor.search import Caught
 from antibackdoor.verdict import evidence, judge, suspicion
 
 

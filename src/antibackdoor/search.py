@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from antibackdoor.caught import Caught
 from antibackdoor.confusion import confusion, margin, weights
 from antibackdoor.history import LossHistory
 from antibackdoor.isolation import (
@@ -82,44 +83,6 @@ class Seconded(NamedTuple):
     margins: FloatArray  # of the rows
     cuts: dict[int, float]  # above which a sample was believed
     gain: float  # the most nats that content explains in any of them
-
-
-@dataclass(frozen=True, eq=False)
-class Caught:
-    """What the trap holds.
-
-    Attributes:
-        isolated: `(N,)` bool.
-        core: `(N,)` bool, those of them that lie in a second group; the others were added to be safe.
-        content: `(N,)` bool, those of them for which the content of other labels speaks.
-        margins: `(N,)` float64, log-odds that the second head gives to each sample's own label; nan for those that
-            were caught before, and left out.
-        removable: `(N,)` bool, those of the isolated that the second head doubts once the difference from their like
-            is undone.
-        depths: `(K,)` float64, the deepest valley that any round saw in the margins of each label; nan for labels with
-            too few samples.
-        gains: `(K,)` float64, nats that other labels' content explains in each label; nan where it was not asked.
-        labels: Labels with two groups: the suspected targets.
-        steps: Optimizer steps taken.
-        across: Whether one short-cut was found under all these labels; then `margins` are the log-odds of one output
-            that stands for all of them.
-        carried: `(K,)` float64, the most nats that other labels' content explains in what a round believed in each
-            label, if most of that content is left; nan where it was not asked.
-        seconded: Whether that stood in for a valley somewhere.
-    """
-
-    isolated: BoolArray
-    core: BoolArray
-    content: BoolArray
-    margins: FloatArray
-    removable: BoolArray
-    depths: FloatArray
-    gains: FloatArray
-    carried: FloatArray
-    labels: tuple[int, ...]
-    steps: int
-    across: bool = False
-    seconded: bool = False
 
 
 def n_searched(n_samples: int, n_classes: int) -> int:

@@ -13,20 +13,21 @@ One more, `spring_again`, has to wait: its suspects are those that a well traine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from antibackdoor.caught import Caught, together
 from antibackdoor.confusion import margin, weights
 from antibackdoor.history import LossHistory
 from antibackdoor.isolation import SMALLEST_LABEL, Valley, find_valley, label_rows, rank, rank_within, widen
 from antibackdoor.models import TwoHead
 from antibackdoor.removal import find_removal
 from antibackdoor.samples import BoolArray, FloatArray, IntArray, Samples
-from antibackdoor.search import KEPT, Caught, Demand, Search, TrapSettings
+from antibackdoor.search import KEPT, Demand, Search, TrapSettings
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate
 
@@ -73,7 +74,7 @@ def spring(
         net.load_state_dict(before)
         is_over = not caught.isolated.any() or not settings.in_the_rest or len(catches) == MOST_CATCHES
         if is_over or len(np.unique(samples.labels[pool])) < 2:
-            return replace(_of_copies(_together(catches, samples.labels), samples), steps=steps)
+            return replace(_of_copies(together(catches, samples.labels), samples), steps=steps)
 
 
 def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> Caught:
@@ -101,34 +102,6 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
             search.net.load_state_dict(before)
             caught = attempt()
     return replace(caught or search.nothing(), steps=search.steps + across.steps)
-
-
-def _together(catches: Sequence[Caught], given: IntArray) -> Caught:
-    """What was caught one after the other, each time from the rest.
-
-    The margins of a label are those of the first catch that suspects it, or else of the first of all; what is caught
-    later has margins of its own. The evidence of a label is the strongest that was caught.
-    """
-    whole = catches[0]
-    for caught in catches[1:]:
-        new = [label for label in caught.labels if label not in whole.labels]
-        known_now = caught.isolated | (np.isin(given, new) & ~whole.isolated)
-        suspected = np.isin(np.arange(len(whole.depths)), caught.labels)
-        whole = replace(
-            whole,
-            isolated=whole.isolated | caught.isolated,
-            core=whole.core | caught.core,
-            content=whole.content | caught.content,
-            margins=np.where(known_now, caught.margins, whole.margins),
-            removable=whole.removable | caught.removable,
-            depths=np.where(suspected, np.fmax(whole.depths, caught.depths), whole.depths),
-            gains=np.where(suspected, np.fmax(whole.gains, caught.gains), whole.gains),
-            carried=np.where(suspected, np.fmax(whole.carried, caught.carried), whole.carried),
-            labels=tuple(sorted({*whole.labels, *new})),
-            across=whole.across or caught.across,
-            seconded=whole.seconded or caught.seconded,
-        )
-    return whole
 
 
 def left(samples: Samples, isolated: BoolArray) -> IntArray:
@@ -173,7 +146,7 @@ def spring_again(
     if again is None:
         return None
     again = _removing(session, samples, feed, net, again, pool[~again.isolated[pool]])
-    both = _of_copies(_together([caught, again], samples.labels), samples)
+    both = _of_copies(together([caught, again], samples.labels), samples)
     return replace(both, steps=caught.steps + again.steps)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import t as student
 
+from antibackdoor.caught import Caught
 from antibackdoor.isolation import SMALLEST_GROUP, label_rows, probability_of_upper, rank_within
 from antibackdoor.metrics import wilson_interval
 from antibackdoor.populations import MOST_ERROR
 from antibackdoor.samples import FloatArray, IntArray, StrArray
-from antibackdoor.search import Caught
 
 LEAST_NULL = 3  # labels without a finding that gains can be compared with
 GAIN_SPREAD = 5.0  # nats; least standard deviation of gains

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from antibackdoor.caught import Caught, with_more, without
 from antibackdoor.defenses.e2abl_published import PublishedE2ABL
-from antibackdoor.defenses.late_look import look_again, more_carriers, with_carriers, with_strangers, without
+from antibackdoor.defenses.late_look import look_again, more_carriers, with_strangers
 from antibackdoor.defenses.main_training import Later, MainTraining
 from antibackdoor.defenses.recovery import untaught
 from antibackdoor.errors import DataError
@@ -22,7 +23,7 @@ from antibackdoor.ranges import check_ranges
 from antibackdoor.recipe import LEAST_STEPS, Recipe
 from antibackdoor.removal import find_removal
 from antibackdoor.samples import Samples
-from antibackdoor.search import Caught, TrapSettings, n_searched
+from antibackdoor.search import TrapSettings, n_searched
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import (
     Journal,
@@ -271,7 +272,7 @@ class E2ABL:
             caught = with_strangers(caught, found._replace(flagged=late))
         more = more_carriers(session, feed, model, samples.originals, caught.isolated)[samples.firsts]
         if late.any() or more.sum() > LEAST_MORE * caught.isolated.sum():
-            return with_carriers(caught, more), late
+            return with_more(caught, more), late
         if not apart.any():
             return None
         with session.full_precision(_is_delicate(samples)):

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from antibackdoor.carriers import carriers
+from antibackdoor.caught import Caught, with_more
 from antibackdoor.confusion import margin
 from antibackdoor.models import coarse, find_last, trunk_features
 from antibackdoor.populations import Populations, smaller_groups, strangers
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
-from antibackdoor.search import Caught, searched_rows
+from antibackdoor.search import searched_rows
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate
 
@@ -92,25 +93,7 @@ def with_strangers(caught: Caught, found: Populations) -> Caught:
     """What was caught, and the members of further populations."""
     gains: FloatArray = np.array([found.gains.get(label, np.nan) for label in range(len(caught.gains))])
     labels = tuple(sorted({*caught.labels, *found.labels}))
-    return with_carriers(replace(caught, gains=gains, labels=labels), found.flagged)
-
-
-def with_carriers(caught: Caught, more: BoolArray) -> Caught:
-    """What was caught, and more samples `(N,)` of its labels that show the content of others."""
-    return replace(caught, isolated=caught.isolated | more, core=caught.core | more, content=caught.content | more)
-
-
-def without(caught: Caught, cleared: BoolArray, given: IntArray) -> Caught:
-    """What was caught, except for some, and the labels `(N,)` that still hold any of it."""
-    isolated = caught.isolated & ~cleared
-    return replace(
-        caught,
-        isolated=isolated,
-        labels=tuple(label for label in caught.labels if (isolated & (given == label)).any()),
-        core=caught.core & ~cleared,
-        content=caught.content & ~cleared,
-        removable=caught.removable & ~cleared,
-    )
+    return with_more(replace(caught, gains=gains, labels=labels), found.flagged)
 
 
 def _test(session: Session, feed: Feed, model: nn.Module, middle: str, rows: IntArray, labels: IntArray) -> Looked:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from antibackdoor.caught import Caught
 from antibackdoor.defenses.recovery import Return, recover
 from antibackdoor.removal import Removal
 from antibackdoor.samples import Batch, BoolArray
-from antibackdoor.search import Caught
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import Journal, Objective, batches, cross_entropy, on_triangle, shuffled, train_epoch
 

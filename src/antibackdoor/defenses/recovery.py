@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from antibackdoor.caught import Caught
 from antibackdoor.isolation import label_rows
 from antibackdoor.removal import Removal
 from antibackdoor.samples import BoolArray, IntArray
-from antibackdoor.search import Caught
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate
 

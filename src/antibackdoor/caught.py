@@ -1,0 +1,94 @@
+"""What a search holds when it ends, and how several of its outcomes are one. Numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from antibackdoor.samples import BoolArray, FloatArray, IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Caught:
+    """What the trap holds, and what the late look adds to it.
+
+    Attributes:
+        isolated: `(N,)` bool.
+        core: `(N,)` bool, those of them that lie in a second group; the others were added to be safe.
+        content: `(N,)` bool, those of them for which the content of other labels speaks.
+        margins: `(N,)` float64, log-odds that the second head gives to each sample's own label; nan for those that
+            were caught before, and left out.
+        removable: `(N,)` bool, those of the isolated that the second head doubts once the difference from their like
+            is undone.
+        depths: `(K,)` float64, the deepest valley that any round saw in the margins of each label; nan for labels with
+            too few samples.
+        gains: `(K,)` float64, nats that other labels' content explains in each label; nan where it was not asked.
+        labels: Labels with two groups: the suspected targets.
+        steps: Optimizer steps taken.
+        across: Whether one short-cut was found under all these labels; then `margins` are the log-odds of one output
+            that stands for all of them.
+        carried: `(K,)` float64, the most nats that other labels' content explains in what a round believed in each
+            label, if most of that content is left; nan where it was not asked.
+        seconded: Whether that stood in for a valley somewhere.
+    """
+
+    isolated: BoolArray
+    core: BoolArray
+    content: BoolArray
+    margins: FloatArray
+    removable: BoolArray
+    depths: FloatArray
+    gains: FloatArray
+    carried: FloatArray
+    labels: tuple[int, ...]
+    steps: int
+    across: bool = False
+    seconded: bool = False
+
+
+def together(catches: Sequence[Caught], given: IntArray) -> Caught:
+    """What was caught one after the other, each time from the rest.
+
+    The margins of a label are those of the first catch that suspects it, or else of the first of all; what is caught
+    later has margins of its own. The evidence of a label is the strongest that was caught.
+    """
+    whole = catches[0]
+    for caught in catches[1:]:
+        new = [label for label in caught.labels if label not in whole.labels]
+        known_now = caught.isolated | (np.isin(given, new) & ~whole.isolated)
+        suspected = np.isin(np.arange(len(whole.depths)), caught.labels)
+        whole = replace(
+            whole,
+            isolated=whole.isolated | caught.isolated,
+            core=whole.core | caught.core,
+            content=whole.content | caught.content,
+            margins=np.where(known_now, caught.margins, whole.margins),
+            removable=whole.removable | caught.removable,
+            depths=np.where(suspected, np.fmax(whole.depths, caught.depths), whole.depths),
+            gains=np.where(suspected, np.fmax(whole.gains, caught.gains), whole.gains),
+            carried=np.where(suspected, np.fmax(whole.carried, caught.carried), whole.carried),
+            labels=tuple(sorted({*whole.labels, *new})),
+            across=whole.across or caught.across,
+            seconded=whole.seconded or caught.seconded,
+        )
+    return whole
+
+
+def with_more(caught: Caught, more: BoolArray) -> Caught:
+    """What was caught, and more samples `(N,)` of its labels that show the content of others."""
+    return replace(caught, isolated=caught.isolated | more, core=caught.core | more, content=caught.content | more)
+
+
+def without(caught: Caught, cleared: BoolArray, given: IntArray) -> Caught:
+    """What was caught, except for some, and the labels `(N,)` that still hold any of it."""
+    isolated = caught.isolated & ~cleared
+    return replace(
+        caught,
+        isolated=isolated,
+        labels=tuple(label for label in caught.labels if (isolated & (given == label)).any()),
+        core=caught.core & ~cleared,
+        content=caught.content & ~cleared,
+        removable=caught.removable & ~cleared,
+    )
