@@ -6,9 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from watched_runs import RECIPE, builder
 
+from antibackdoor.attacks import ATTACKS, poison
 from antibackdoor.carriers import carriers
+from antibackdoor.defenses import DEFENSES
+from antibackdoor.defenses.late_look import more_carriers
+from antibackdoor.demo import digits
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
+from antibackdoor.session import Session
 
 N_CLASSES, WIDTH, TARGET = 5, 40, 2
 N_EACH, N_POISONED = 300, 100
@@ -79,3 +85,16 @@ def test_nothing_found_nothing_added() -> None:
     few = nobody.copy()
     few[np.flatnonzero(shown.found)[:3]] = True
     assert not carriers(*shown[:3], few, seed=0).any()
+
+
+def test_a_trained_network_shows_the_other_half_of_the_poison() -> None:
+    poisoned = poison(digits(0).train, ATTACKS["badnets"](), seed=0, rate=0.1)
+    samples, is_poisoned = poisoned.samples, poisoned.truth.is_poisoned
+    honest = DEFENSES["none"]().train(samples.take(np.flatnonzero(~is_poisoned)), builder(samples), RECIPE)
+    session = Session(RECIPE, len(samples), images=True)
+    feed, model = session.feed(samples), session.prepare(honest.model)
+    half = is_poisoned & (np.random.default_rng(0).random(len(samples)) < 0.5)
+    more = more_carriers(session, feed, model, samples.originals, half)
+    assert more[is_poisoned & ~half].mean() > 0.95 and not more[half].any()
+    assert not more[~is_poisoned].any()
+    assert not more_carriers(session, feed, model, samples.originals, is_poisoned).any(), "nobody was missed"
