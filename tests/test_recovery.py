@@ -24,8 +24,9 @@ class Sure(nn.Module):
 def shown(labels: IntArray, isolated: BoolArray) -> tuple[Session, Feed, Caught]:
     samples = replace(pictures(len(labels), 4), labels=labels)
     session = Session(Recipe(precision="fp32"), len(samples), images=True)
-    nothing, per_label = np.zeros(len(labels)), np.full(4, np.nan)
-    caught = Caught(isolated, isolated, isolated & False, nothing, isolated, per_label, per_label, per_label, (0,), 0)
+    nothing, per_label, no_rounds = np.zeros(len(labels)), np.full(4, np.nan), np.zeros((0, 0), dtype=np.float32)
+    evidence = (per_label, per_label, per_label)
+    caught = Caught(isolated, isolated, isolated & False, nothing, isolated, *evidence, (0,), 0, no_rounds)
     return session, session.feed(samples), caught
 
 

@@ -31,6 +31,7 @@ def caught(
         gains=np.full(len(depths), np.nan) if gains is None else np.array(gains),
         labels=labels,
         steps=0,
+        rounds=np.zeros((0, n), dtype=np.float32),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
@@ -32,6 +33,7 @@ class Caught:
         carried: `(K,)` float64, the most nats that other labels' content explains in what a round believed in each
             label, if most of that content is left; nan where it was not asked.
         seconded: Whether that stood in for a valley somewhere.
+        rounds: `(R, M)` float32, log-odds of the `searched_rows` of what is left, after each round that found nothing.
     """
 
     isolated: BoolArray
@@ -44,6 +46,7 @@ class Caught:
     carried: FloatArray
     labels: tuple[int, ...]
     steps: int
+    rounds: NDArray[np.float32]
     across: bool = False
     seconded: bool = False
 
@@ -52,7 +55,8 @@ def together(catches: Sequence[Caught], given: IntArray) -> Caught:
     """What was caught one after the other, each time from the rest.
 
     The margins of a label are those of the first catch that suspects it, or else of the first of all; what is caught
-    later has margins of its own. The evidence of a label is the strongest that was caught.
+    later has margins of its own. The evidence of a label is the strongest that was caught. The rounds are those of the
+    last one: what is left now was looked at there.
     """
     whole = catches[0]
     for caught in catches[1:]:
@@ -70,6 +74,7 @@ def together(catches: Sequence[Caught], given: IntArray) -> Caught:
             gains=np.where(suspected, np.fmax(whole.gains, caught.gains), whole.gains),
             carried=np.where(suspected, np.fmax(whole.carried, caught.carried), whole.carried),
             labels=tuple(sorted({*whole.labels, *new})),
+            rounds=caught.rounds,
             across=whole.across or caught.across,
             seconded=whole.seconded or caught.seconded,
         )

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from antibackdoor.caught import Caught
@@ -121,6 +122,7 @@ class Search:
         self.carried: dict[int, float] = {}  # nats, the most of any round
         self.seconded = Seconded(self.margins, {}, 0.0)  # the loudest of any round
         self.asked: set[int] = set()  # labels where content may stand in for a valley
+        self.rounds: list[FloatArray] = []  # margins after each
         self.steps = 0
 
     def first_look(self) -> None:
@@ -185,6 +187,14 @@ class Search:
         self.asked = set()
         return caught and replace(caught, seconded=True)
 
+    def attempt_believed(self, rounds: NDArray[np.float32], constellations: Constellations) -> Caught | None:
+        """The same for those who were believed after the rounds of an earlier search, `(R, M)` margins of the rows."""
+        self.constellations = constellations
+        for margins in rounds:
+            self.margins = margins.astype(np.float64)
+            self.second()
+        return self.attempt_seconded()
+
     def second(self) -> None:
         """Keep who is believed now and carries the content of other labels, if that is the loudest so far."""
         labels = set(self.labels.tolist())
@@ -230,6 +240,7 @@ class Search:
         for number in range(rounds):
             self.confuse(self.rows[chosen], self.rows[~chosen & self.is_quiet(suspicion)])
             self.margins = suspicion = self.look(self.rows)
+            self.rounds.append(self.margins)
             valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
             deepest = max((valley.depth for valley in valleys.values()), default=0.0)
             self.found = {k: v for k, v in valleys.items() if self.is_found(k, v, demand)}
@@ -359,6 +370,7 @@ class Search:
             carried=self.by_label(self.carried),
             labels=tuple(sorted(labels)),
             steps=self.steps,
+            rounds=np.array(self.rounds, dtype=np.float32).reshape(-1, len(self.rows)),
         )
 
     def by_label(self, values: dict[int, float]) -> FloatArray:

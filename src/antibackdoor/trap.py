@@ -8,7 +8,8 @@ suspect samples whose parts look like other labels. One asks whether there is a 
 suspects of all labels are trained towards one and the same output, so that it sees a trigger that leads each class to
 another label and by itself tells nothing about the label. The last asks for a label again.
 
-One more, `spring_again`, has to wait: its suspects are those that a well trained network sets apart.
+Two more have to wait for a well trained network: `spring_believed` asks it about those who were believed for nothing,
+and the suspects of `spring_again` are those that it sets apart.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from antibackdoor.caught import Caught, together
@@ -25,6 +27,7 @@ from antibackdoor.confusion import margin, weights
 from antibackdoor.history import LossHistory
 from antibackdoor.isolation import SMALLEST_LABEL, Valley, find_valley, label_rows, rank, rank_within, widen
 from antibackdoor.models import TwoHead
+from antibackdoor.populations import Constellations
 from antibackdoor.removal import find_removal
 from antibackdoor.samples import BoolArray, FloatArray, IntArray, Samples
 from antibackdoor.search import KEPT, Demand, Search, TrapSettings
@@ -143,9 +146,51 @@ def spring_again(
     pool = left(samples, caught.isolated)
     search = SetApart(session, feed, net, settings, pool)
     again = search.attempt(suspicion, BY_GROUPS, Demand(np.inf, settings.least_depth), promising=PROMISING)
-    if again is None:
+    return None if again is None else _also(session, samples, feed, net, caught, again)
+
+
+def spring_believed(
+    session: Session,
+    samples: Samples,
+    feed: Feed,
+    net: TwoHead,
+    settings: TrapSettings,
+    features: NDArray[np.float32],
+    caught: Caught,
+) -> Caught | None:
+    """Settle on samples that the search believed and let go, where better features second them.
+
+    Features of a trained network tell much more of what samples are than those of the warm-up. The layer must be one
+    about the middle: the last ones show the carriers of a trigger that is obeyed as what they are labelled as.
+
+    Args:
+        session: Device, precision, processes.
+        samples: The data.
+        feed: The same, as the network gets them.
+        net: The network after the warm-up; it comes back as it was if nothing is found.
+        settings: Steps and shares.
+        features: `(M, D)` of the `searched_rows` of what is `left`, in a trained network.
+        caught: What `spring` returned.
+
+    Returns:
+        What is caught by now; None if nothing was added.
+    """
+    if not settings.by_both:
         return None
-    again = _removing(session, samples, feed, net, again, pool[~again.isolated[pool]])
+    before = weights(net)
+    search = Search(session, feed, net, settings, left(samples, caught.isolated))
+    constellations = Constellations(features, search.labels, seed=session.recipe.seed)
+    again = search.attempt_believed(caught.rounds, constellations)
+    if again is None:
+        net.load_state_dict(before)
+        return None
+    return _also(session, samples, feed, net, caught, again)
+
+
+def _also(session: Session, samples: Samples, feed: Feed, net: TwoHead, caught: Caught, again: Caught) -> Caught:
+    """What was caught, and what was caught again from the rest."""
+    rest = left(samples, caught.isolated)
+    again = _removing(session, samples, feed, net, again, rest[~again.isolated[rest]])
     both = _of_copies(together([caught, again], samples.labels), samples)
     return replace(both, steps=caught.steps + again.steps)
 

@@ -22,7 +22,7 @@ from antibackdoor.protocols import Build, Trained
 from antibackdoor.ranges import check_ranges
 from antibackdoor.recipe import LEAST_STEPS, Recipe
 from antibackdoor.removal import find_removal
-from antibackdoor.samples import Samples
+from antibackdoor.samples import BoolArray, Samples
 from antibackdoor.search import TrapSettings, n_searched
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import (
@@ -32,13 +32,14 @@ from antibackdoor.training import (
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import MOST_ROUNDS, left, spring, spring_again
+from antibackdoor.trap import MOST_ROUNDS, left, spring, spring_again, spring_believed
 from antibackdoor.verdict import evidence, judge, suspicion
 from antibackdoor.warm_up import warm_up
 
 WARM_UP_PASSES = 2  # that a warm-up may last however many steps they are: before, few losses have been recorded at all
 LEAST_PASSES = 0.8  # of the main training, however much the search costs; all of them where the training is short
 LEAST_MORE = 0.05  # of what is isolated, for which the main training begins anew
+MOST_TRAININGS = 3  # of the main head; the last one is not looked at
 FEW_LABELS, OUTPUTS_OF_FEW = 3, 10  # of the second head: between two labels there is no place for neither
 DEPTH_OF_FEW = 5 / 3  # times the least depth: between two labels honest styles were isolated at up to 4.7 for 3
 TIMED_STEPS = 5  # to estimate how long a search takes
@@ -129,15 +130,18 @@ class E2ABL:
         caught, history = self._find(session, samples, feed, net, journal, state)
         if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
             raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
-        late, looked = np.asarray(state.get("late", np.zeros(len(samples), dtype=bool))), bool(state.get("looked"))
+        late = np.asarray(state.get("late", np.zeros(len(samples), dtype=bool)))
         budget = int(state.get("budget", self._main_visits(session, caught, samples.n_classes, history)))
         n_begun = int(state.get("n_begun", 1))
 
         def look(model: nn.Module, caught: Caught) -> Later | None:
-            return self._look_again(session, samples, feed, net, model, caught)
+            if n_begun == 1:
+                return self._look_again(session, samples, feed, net, model, caught)
+            more = self._missed(session, samples, feed, model, caught)
+            return (with_more(caught, more), more & False) if more.any() else None
 
         def kept() -> dict[str, Any]:
-            ours = {"late": late, "looked": looked, "budget": budget, "n_begun": n_begun}
+            ours = {"late": late, "looked": n_begun == MOST_TRAININGS, "budget": budget, "n_begun": n_begun}
             return {**_found(net, caught, history), **ours}
 
         main = MainTraining(session, feed, journal, budget, self.recovery_confidence, look)
@@ -148,8 +152,8 @@ class E2ABL:
             back, later = main.run(model, caught, late, removal, kept(), state)
             if later is None:
                 break
-            searched, looked, n_begun = caught.steps, True, n_begun + 1
-            caught, late = later
+            searched, n_begun = caught.steps, n_begun + 1
+            caught, late = later[0], late | later[1]
             history = _with_margins(history, caught, caught.steps - searched)
             journal.log(phase="late look", n_isolated=int(caught.isolated.sum()))
             state = {"phase": "found", **kept()}
@@ -263,21 +267,26 @@ class E2ABL:
     ) -> Later | None:
         """What a well trained main head shows of what was not isolated.
 
-        Strangers, and more of what was found; or else whom to suspect once more.
+        Strangers; or else those whom the search believed and let go; or else whom to suspect once more.
         """
-        pool = left(samples, caught.isolated)
-        found, apart = look_again(session, feed, model, net.attach, pool)
+        found, middle, apart = look_again(session, feed, model, net.attach, left(samples, caught.isolated))
         late = found.flagged[samples.firsts]
         if found.labels:
             caught = with_strangers(caught, found._replace(flagged=late))
-        more = more_carriers(session, feed, model, samples.originals, caught.isolated)[samples.firsts]
-        if late.any() or more.sum() > LEAST_MORE * caught.isolated.sum():
+        more = self._missed(session, samples, feed, model, caught)
+        if late.any() or more.any():
             return with_more(caught, more), late
-        if not apart.any():
-            return None
+        settings = self.trap_settings(samples.n_classes)
         with session.full_precision(_is_delicate(samples)):
-            again = spring_again(session, samples, feed, net, self.trap_settings(samples.n_classes), apart, caught)
-            return None if again is None else (again, np.zeros(len(samples), dtype=bool))
+            again = spring_believed(session, samples, feed, net, settings, middle, caught)
+            if again is None and apart.any():
+                again = spring_again(session, samples, feed, net, settings, apart, caught)
+        return None if again is None else (again, late)
+
+    def _missed(self, session: Session, samples: Samples, feed: Feed, model: nn.Module, caught: Caught) -> BoolArray:
+        """More of what was found, `(N,)` bool; nobody if they are too few to begin a training anew."""
+        more = more_carriers(session, feed, model, samples.originals, caught.isolated)[samples.firsts]
+        return more if more.sum() > LEAST_MORE * caught.isolated.sum() else more & False
 
     @staticmethod
     def as_published() -> PublishedE2ABL:

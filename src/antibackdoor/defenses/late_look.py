@@ -28,6 +28,7 @@ class Looked(NamedTuple):
     """What a look at a trained network shows."""
 
     strangers: Populations  # over all N
+    middle: NDArray[np.float32]  # (M, D) features of the `searched_rows` in the middle layer
     apart: FloatArray  # of the `searched_rows`: log-odds of the smaller of two groups of their label
 
 
@@ -60,7 +61,7 @@ def look_again(session: Session, feed: Feed, model: nn.Module, middle: str, pool
         found = _test(session, feed, model, middle, rows, labels).strangers
     flagged = np.zeros(len(labels), dtype=bool)
     flagged[rows] = found.flagged
-    return Looked(found._replace(flagged=flagged), looked.apart)
+    return Looked(found._replace(flagged=flagged), looked.middle, looked.apart)
 
 
 def more_carriers(session: Session, feed: Feed, model: nn.Module, pool: IntArray, isolated: BoolArray) -> BoolArray:
@@ -102,9 +103,8 @@ def _test(session: Session, feed: Feed, model: nn.Module, middle: str, rows: Int
     deep = _features(session, feed, model, _last(session, feed, model), rows)
     apart = smaller_groups(deep, given, seed=seed)
     last = strangers(deep, given, seed=seed)
-    inner = strangers(
-        _features(session, feed, model, middle, rows), given, seed=seed, apart=apart > 0, known=last.labels
-    )
+    shallower = _features(session, feed, model, middle, rows)
+    inner = strangers(shallower, given, seed=seed, apart=apart > 0, known=last.labels)
     by_last = [
         label for label in last.labels if label not in inner.labels or last.gains[label] > FAR_MORE * inner.gains[label]
     ]
@@ -114,7 +114,7 @@ def _test(session: Session, feed: Feed, model: nn.Module, middle: str, rows: Int
         gains={label: max(gain, last.gains[label]) for label, gain in inner.gains.items()},
         blurred=inner.blurred,
     )
-    return Looked(both, apart)
+    return Looked(both, shallower, apart)
 
 
 def _last(session: Session, feed: Feed, model: nn.Module) -> str:
