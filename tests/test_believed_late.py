@@ -1,0 +1,92 @@
+"""Poison that the search believed and let go, until a trained network seconded it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from watched_runs import RECIPE, Watched, assert_alike, builder, killed_and_resumed
+
+from antibackdoor.attacks import BadNets, Poisoned, poison
+from antibackdoor.caught import Caught
+from antibackdoor.defenses import DEFENSES, E2ABL
+from antibackdoor.defenses.late_look import Looked, look_again
+from antibackdoor.demo import digits
+from antibackdoor.history import LossHistory
+from antibackdoor.models import TwoHead
+from antibackdoor.populations import Populations
+from antibackdoor.protocols import Trained
+from antibackdoor.samples import Samples
+from antibackdoor.search import TrapSettings
+from antibackdoor.session import Feed, Session
+from antibackdoor.training import NoJournal
+from antibackdoor.trap import spring, spring_believed
+
+HARD = E2ABL(least_depth=1e6, by_features=False, across_labels=False, by_both=False)
+
+
+class LetGo(NamedTuple):
+    """Digits with BadNets, and an unbroken training on them."""
+
+    data: Poisoned
+    trained: Trained
+    journal: Watched
+
+
+def let_go(
+    session: Session, samples: Samples, feed: Feed, net: TwoHead, settings: TrapSettings, history: LossHistory
+) -> Caught:
+    """In place of `spring`: believes what is there, but no evidence is enough."""
+    return spring(session, samples, feed, net, HARD.trap_settings(samples.n_classes), history)
+
+
+def only_features(*asked: Any) -> Looked:
+    """In place of `look_again`: no strangers, nobody is set apart."""
+    looked = look_again(*asked)
+    nobody = looked.strangers.flagged & False
+    return looked._replace(strangers=Populations(nobody, (), {}, nobody), apart=np.zeros_like(looked.apart))
+
+
+@pytest.fixture(scope="module")
+def believed() -> Iterator[LetGo]:
+    data, journal = poison(digits(0).train, BadNets(), seed=0, rate=0.1), Watched()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("antibackdoor.defenses.e2abl.spring", let_go)
+        patch.setattr("antibackdoor.defenses.e2abl.look_again", only_features)
+        yield LetGo(data, E2ABL().train(data.samples, builder(data.samples), RECIPE, journal=journal), journal)
+
+
+def test_a_trained_network_seconds_whom_the_search_let_go(believed: LetGo) -> None:
+    data, trained, journal = believed
+    is_poisoned = data.truth.is_poisoned
+    assert trained.backdoor_labels == (0,) and trained.notes is not None
+    assert (is_poisoned & ~trained.isolated).sum() <= 2 and (trained.isolated & ~is_poisoned).sum() <= 3
+    assert trained.notes["n_main_trainings"] == 2 and trained.notes["n_found_late"] == 0
+    assert trained.notes["false_alarm_probability"] < 0.05
+    n = len(data.samples)
+    assert journal.trained[0] == n and n - trained.isolated.sum() in journal.trained, "the training began anew"
+
+
+def test_a_run_killed_around_it_ends_as_an_unbroken_one(tmp_path: Path, believed: LetGo) -> None:
+    ends = (("found", 0), ("main", 3), ("found", 0), ("main", 2))
+    assert_alike(killed_and_resumed(tmp_path / "run", believed.data.samples, RECIPE, *ends), believed.trained)
+
+
+def test_features_of_others_second_nobody() -> None:
+    """What the network says of each sample is dealt out at random; the second head is left as it was."""
+    data = poison(digits(0).train, BadNets(), seed=0, rate=0.1)
+    samples, build = data.samples, builder(data.samples)
+    session = Session(RECIPE, len(samples), images=True)
+    feed, net = session.feed(samples), HARD.two_heads(session, samples, build)
+    caught, _ = HARD._find(session, samples, feed, net, NoJournal(), {})
+    assert not caught.isolated.any() and len(caught.rounds) > 2, "or the test shows nothing"
+    model = session.prepare(DEFENSES["none"]().train(samples, build, RECIPE).model)
+    middle = look_again(session, feed, model, net.attach, samples.originals).middle
+    settings = replace(HARD.trap_settings(samples.n_classes), by_both=True)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    dealt = np.random.default_rng(0).permutation(len(middle))
+    assert spring_believed(session, samples, feed, net, settings, middle[dealt], caught) is None
+    assert all(value.equal(before[name]) for name, value in net.state_dict().items())
+    assert spring_believed(session, samples, feed, net, settings, middle, caught) is not None
