@@ -1,16 +1,19 @@
 """Who else carries what was found: a soft trigger is believed in fewer samples than carry it.
 
-Once a network knows the classes, two witnesses tell the carriers among the samples of a label:
+In the last features of a network that knows the classes, two witnesses tell the carriers among the samples of a label:
 
-- A linear discriminant in its last features, between the found and all others. The content of the found is that of the
-  other labels, so what sets them apart from everybody is the trigger.
-- Asked for the label, the network doubts it.
+- A linear discriminant between the found and all others. The content of the found is that of the other labels, so what
+  sets them apart from everybody is the trigger.
+- A linear discriminant between the rest of the label and all others, once the difference between the found and others
+  is taken out of the features: a sample that shows little of the class does not belong there, even if the network
+  obeys the trigger and says that it does.
 
 Neither is enough. Along both, the label is two clouds: two Gaussians are fitted, beginning with the found ones and the
 rest, and once more with the members of the second, as these are more carriers to learn the trigger from. Silent where
 the clouds are not apart along either witness, or where the first one alone would reach so far into the second: a
-trigger that features do not show, one that the network obeys by now, one of which nothing was missed, and clean-label
-poison, whose content nobody doubts.
+trigger that features do not show, or one of which nothing was missed. A style of the class, or clean-label poison, has
+the right content; what is taken out then takes some of the class along, and hardly more than the trigger is left to
+tell: these are the samples to add, if the finding was right.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
 COMPARED = 4000  # samples of other labels
 FOLDS = 5  # a sample is told by a discriminant that did not see it
-LEAST_FOUND = 10  # doubted carriers to begin with, and to go on with
+LEAST_FOUND = 10  # carriers to begin with, and to go on with
 LEAST_APART = 1.0  # standard deviations of the honest cloud between the two, along either witness
 LEAST_GAIN_EACH = 0.1  # nats for each sample of the label that two clouds explain beyond one
 MOST_BY_CHANCE = 0.2  # of those that are added the honest cloud may be expected to send so many; its tail is heavier
@@ -42,16 +45,13 @@ class Cloud(NamedTuple):
     by_chance: float  # how many of them the first cloud is expected to send
 
 
-def carriers(
-    features: NDArray[np.float32], margins: FloatArray, labels: IntArray, found: BoolArray, *, seed: int
-) -> BoolArray:
+def carriers(features: NDArray[np.float32], labels: IntArray, found: BoolArray, *, seed: int) -> BoolArray:
     """Members of the labels with a finding that carry what was found, too.
 
     Args:
         features: `(N, D)` of the last layer, in eval mode.
-        margins: `(N,)` log-odds of each sample's own label.
         labels: `(N,)` given labels.
-        found: `(N,)` bool, what was found so far; the network was not trained on it, or has not learned it.
+        found: `(N,)` bool, what was found so far.
         seed: Chooses the samples of other labels, and the folds.
 
     Returns:
@@ -62,41 +62,52 @@ def carriers(
     for label, members in label_rows(labels).items():
         others = rng.permutation(np.flatnonzero((labels != label) & ~found))[:COMPARED]
         if found[members].any() and min(len(members), len(others)) >= SMALLEST_LABEL:
-            told = _told(features[others], features[members], margins[members], found[members], seed)
+            told = _told(features[others], features[members], found[members], seed)
             added = told.members & ~found[members]
             if told.by_chance <= MOST_BY_CHANCE * added.sum():
                 more[members] = added
     return more
 
 
-def _told(
-    others: NDArray[np.float32], members: NDArray[np.float32], margins: FloatArray, found: BoolArray, seed: int
-) -> Cloud:
+def _told(others: NDArray[np.float32], members: NDArray[np.float32], found: BoolArray, seed: int) -> Cloud:
     """The second cloud of a label, empty if there is none."""
     nobody = Cloud(np.zeros(len(found), dtype=bool), 0.0)
-    cloud = Cloud(found & (margins < 0), 0.0)
+    cloud = Cloud(found, 0.0)
     for _ in range(ROUNDS):
         chosen = cloud.members
         if min(chosen.sum(), (~chosen).sum()) < LEAST_FOUND:
             return nobody
-        points = np.stack([_trigger(others, members, chosen, seed), -margins], axis=1)
-        cloud = _second_cloud(points, chosen, seed) or nobody
+        cloud = _second_cloud(_witnesses(others, members, chosen, seed), chosen, seed) or nobody
         if (cloud.members == chosen).all():
             break
     return cloud
 
 
-def _trigger(others: NDArray[np.float32], members: NDArray[np.float32], chosen: BoolArray, seed: int) -> FloatArray:
-    """How much each member of a label shows of what the chosen ones share and nobody else has, `(n,)`."""
+def _witnesses(others: NDArray[np.float32], members: NDArray[np.float32], chosen: BoolArray, seed: int) -> FloatArray:
+    """How much of the trigger each member of a label shows, and how little of its class, `(n, 2)`."""
+    values = np.concatenate([others, members]).astype(np.float64)
+    is_member = np.arange(len(values)) >= len(others)
+    is_chosen = np.concatenate([np.zeros(len(others), dtype=bool), chosen])
+    trigger = _shown(values, is_chosen, np.ones(len(values), dtype=bool), seed)
+    moved = values[is_chosen].mean(axis=0) - values[~is_member].mean(axis=0)
+    without = values - np.outer(values @ moved, moved) / max(float(moved @ moved), 1e-12)
+    of_class = _shown(without, is_member, ~is_chosen, seed)
+    return np.stack([trigger, -of_class], axis=1)[is_member]
+
+
+def _shown(values: FloatArray, wanted: BoolArray, fitted: BoolArray, seed: int) -> FloatArray:
+    """How much each row shows of what sets the wanted apart from all other rows that are fitted, `(n,)`."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # slow to import
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    values = np.concatenate([others, members]).astype(np.float64)
-    is_chosen = np.concatenate([np.zeros(len(others), dtype=bool), chosen])
     discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    shown = cross_val_predict(discriminant, values, is_chosen, cv=folds, method="decision_function")
-    return np.asarray(shown[len(others) :], dtype=np.float64)
+    x, y = values[fitted], wanted[fitted]
+    shown = np.zeros(len(values))
+    shown[fitted] = cross_val_predict(discriminant, x, y, cv=folds, method="decision_function")
+    if not fitted.all():
+        shown[~fitted] = discriminant.fit(x, y).decision_function(values[~fitted])
+    return shown
 
 
 def _second_cloud(points: FloatArray, chosen: BoolArray, seed: int) -> Cloud | None:

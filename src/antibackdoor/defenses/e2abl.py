@@ -39,7 +39,6 @@ from antibackdoor.warm_up import warm_up
 WARM_UP_PASSES = 2  # that a warm-up may last however many steps they are: before, few losses have been recorded at all
 LEAST_PASSES = 0.8  # of the main training, however much the search costs; all of them where the training is short
 LEAST_MORE = 0.05  # of what is isolated, for which the main training begins anew
-MOST_TRAININGS = 3  # of the main head; the last one is not looked at
 FEW_LABELS, OUTPUTS_OF_FEW = 3, 10  # of the second head: between two labels there is no place for neither
 DEPTH_OF_FEW = 5 / 3  # times the least depth: between two labels honest styles were isolated at up to 4.7 for 3
 TIMED_STEPS = 5  # to estimate how long a search takes
@@ -59,8 +58,9 @@ class E2ABL:
     in short-cuts alone (`antibackdoor.trap`). The samples found are kept from the main head, which starts from fresh
     weights; those that it later knows to be something else come back under that label. Late in the training the main
     head is looked at as well: samples of the other labels that it holds in one label are isolated, and its training
-    begins anew. If there are none, the second head is asked once more, about samples that the main head sets
-    apart. Nothing is isolated where no witness speaks.
+    begins anew; so are those that share the trigger of the found and little of their class (`antibackdoor.carriers`).
+    If there are none, it is asked about those whom the second head believed for nothing, and the second head once more
+    about samples that the main head sets apart. Nothing is isolated where no witness speaks.
 
     The form of the paper is `E2ABL.as_published()`; `docs/e2abl.md` tells what differs and why. After Jiang et al.,
     "End-to-End Anti-Backdoor Learning on Images and Time Series", arXiv 2401.03215.
@@ -135,13 +135,10 @@ class E2ABL:
         n_begun = int(state.get("n_begun", 1))
 
         def look(model: nn.Module, caught: Caught) -> Later | None:
-            if n_begun == 1:
-                return self._look_again(session, samples, feed, net, model, caught)
-            more = self._missed(session, samples, feed, model, caught)
-            return (with_more(caught, more), more & False) if more.any() else None
+            return self._look_again(session, samples, feed, net, model, caught)
 
         def kept() -> dict[str, Any]:
-            ours = {"late": late, "looked": n_begun == MOST_TRAININGS, "budget": budget, "n_begun": n_begun}
+            ours = {"late": late, "looked": n_begun > 1, "budget": budget, "n_begun": n_begun}
             return {**_found(net, caught, history), **ours}
 
         main = MainTraining(session, feed, journal, budget, self.recovery_confidence, look)
@@ -153,7 +150,7 @@ class E2ABL:
             if later is None:
                 break
             searched, n_begun = caught.steps, n_begun + 1
-            caught, late = later[0], late | later[1]
+            caught, late = later
             history = _with_margins(history, caught, caught.steps - searched)
             journal.log(phase="late look", n_isolated=int(caught.isolated.sum()))
             state = {"phase": "found", **kept()}
@@ -281,7 +278,7 @@ class E2ABL:
             again = spring_believed(session, samples, feed, net, settings, middle, caught)
             if again is None and apart.any():
                 again = spring_again(session, samples, feed, net, settings, apart, caught)
-        return None if again is None else (again, late)
+        return None if again is None else (with_more(again, self._missed(session, samples, feed, model, again)), late)
 
     def _missed(self, session: Session, samples: Samples, feed: Feed, model: nn.Module, caught: Caught) -> BoolArray:
         """More of what was found, `(N,)` bool; nobody if they are too few to begin a training anew."""

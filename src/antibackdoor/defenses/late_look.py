@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from antibackdoor.carriers import carriers
 from antibackdoor.caught import Caught, with_more
-from antibackdoor.confusion import margin
 from antibackdoor.models import coarse, find_last, trunk_features
 from antibackdoor.populations import Populations, smaller_groups, strangers
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
@@ -85,8 +84,7 @@ def more_carriers(session: Session, feed: Feed, model: nn.Module, pool: IntArray
     rows = np.union1d(pool[suspected], searched_rows(session, feed, pool[~suspected]))
     model.eval()
     features = _features(session, feed, model, _last(session, feed, model), rows)
-    margins = evaluate(session, feed, model, lambda logits, given: margin(logits.float(), given), rows, title="asking")
-    more[rows] = carriers(features, margins.astype(np.float64), labels[rows], isolated[rows], seed=session.recipe.seed)
+    more[rows] = carriers(features, labels[rows], isolated[rows], seed=session.recipe.seed)
     return more
 
 

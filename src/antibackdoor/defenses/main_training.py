@@ -57,8 +57,8 @@ class MainTraining:
             caught: What is isolated.
             late: `(N,)` bool, those of them that an earlier run's look at its network found.
             removal: What to undo in the isolated samples; None if that is not known.
-            kept: What belongs into the checkpoints beside the state of this training; `looked` tells whether there
-                is to be no look at its network.
+            kept: What belongs into the checkpoints beside the state of this training; `looked` tells whether an
+                earlier run looked at its network already.
             state: A checkpoint to go on from, if its phase is "main".
 
         Returns:
