@@ -281,9 +281,13 @@ class E2ABL:
         return None if again is None else (with_more(again, self._missed(session, samples, feed, model, again)), late)
 
     def _missed(self, session: Session, samples: Samples, feed: Feed, model: nn.Module, caught: Caught) -> BoolArray:
-        """More of what was found, `(N,)` bool; nobody if they are too few to begin a training anew."""
-        more = more_carriers(session, feed, model, samples.originals, caught.isolated)[samples.firsts]
-        return more if more.sum() > LEAST_MORE * caught.isolated.sum() else more & False
+        """More of what was found, `(N,)` bool; nobody if they are too few to begin a training anew.
+
+        A trigger across labels was looked for in all of them already.
+        """
+        found = caught.isolated & (not caught.across)
+        more = more_carriers(session, feed, model, samples.originals, found)[samples.firsts]
+        return more if more.sum() > LEAST_MORE * found.sum() else more & False
 
     @staticmethod
     def as_published() -> PublishedE2ABL:
