@@ -10,7 +10,7 @@ from watched_runs import RECIPE, builder
 
 from antibackdoor.attacks import ATTACKS, poison
 from antibackdoor.carriers import carriers
-from antibackdoor.defenses import DEFENSES
+from antibackdoor.defenses import DEFENSES, E2ABL
 from antibackdoor.defenses.late_look import more_carriers
 from antibackdoor.demo import digits
 from antibackdoor.samples import BoolArray, IntArray
@@ -59,6 +59,7 @@ def test_the_found_tell_who_was_missed(seed: int) -> None:
 def test_clean_label_carriers_are_told_by_the_trigger() -> None:
     shown = looked(trigger=0.6, content=0.0)
     more = carriers(shown.features, shown.labels, shown.found, seed=0)
+    assert more[shown.is_poisoned & ~shown.found].mean() > 0.5
     assert (more & ~shown.is_poisoned).sum() <= 6
 
 
@@ -99,3 +100,10 @@ def test_a_trained_network_shows_the_other_half_of_the_poison() -> None:
     assert more[is_poisoned & ~half].mean() > 0.95 and not more[half].any()
     assert not more[~is_poisoned].any()
     assert not more_carriers(session, feed, model, samples.originals, is_poisoned).any(), "nobody was missed"
+
+
+def test_rounds_before_a_finding_are_not_those_of_what_is_left() -> None:
+    """They are of other rows: the trained network must not be asked about them."""
+    data = poison(digits(0).train, ATTACKS["badnets"](), seed=0, rate=0.1)
+    caught, _ = E2ABL(in_the_rest=False).isolate(data.samples, builder(data.samples), RECIPE)
+    assert caught.isolated.any() and len(caught.rounds) == 0

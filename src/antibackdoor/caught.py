@@ -33,7 +33,8 @@ class Caught:
         carried: `(K,)` float64, the most nats that other labels' content explains in what a round believed in each
             label, if most of that content is left; nan where it was not asked.
         seconded: Whether that stood in for a valley somewhere.
-        rounds: `(R, M)` float32, log-odds of the `searched_rows` of what is left, after each round that found nothing.
+        rounds: `(R, M)` float32, log-odds of the `searched_rows` of what is left, after each round of the last search;
+            none if that found something, and so left other rows.
     """
 
     isolated: BoolArray

@@ -370,7 +370,7 @@ class Search:
             carried=self.by_label(self.carried),
             labels=tuple(sorted(labels)),
             steps=self.steps,
-            rounds=np.array(self.rounds, dtype=np.float32).reshape(-1, len(self.rows)),
+            rounds=np.array([] if core.any() else self.rounds, dtype=np.float32).reshape(-1, len(self.rows)),
         )
 
     def by_label(self, values: dict[int, float]) -> FloatArray:
