@@ -149,26 +149,6 @@ def cost() -> str:
     return grid(("seed", "plain training, processor s", "E2ABL, processor s", "ratio"), rows())
 
 
-def searches() -> str:
-    """The search alone: runs, what was missed and what was taken wrongly, by data and attack."""
-    groups: dict[tuple[str, str], list[tuple[str, Metrics]]] = {}
-    for line in lines_of("isolation.jsonl"):
-        data, attack, rate, _ = line["name"].split("/")
-        groups.setdefault((data, attack), []).append((rate, line["metrics"]))
-
-    def rows() -> Iterator[Sequence[str]]:
-        for (data, attack), found in sorted(groups.items()):
-            rates = ", ".join(f"{100 * float(rate):g}" for rate in sorted({rate for rate, _ in found}, key=float))
-            runs = [metrics for _, metrics in found]
-            missed, poisoned = (sum(run[key] for run in runs) for key in ("n_missed", "n_poisoned"))
-            perfect = sum(not run["n_missed"] for run in runs)
-            of = [f"{perfect} of {len(runs)}", f"{missed:,} of {poisoned:,}"] if poisoned else [str(len(runs)), "-"]
-            yield [data, attack, rates if poisoned else "-", *of, count(max(run["n_false"] for run in runs))]
-
-    names = ("data", "attack", "rates %", "runs without a miss", "missed in all", "most false in a run")
-    return grid(names, rows())
-
-
 def speed() -> str:
     """Images per second of each contestant."""
     result = whole("speed.json")
@@ -225,7 +205,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "plans-cifar10": lambda: trainings("plans.jsonl", "cifar10"),
     "plans-arabicdigits": lambda: trainings("plans.jsonl", "arabicdigits"),
     "cost": cost,
-    "searches": searches,
     "goals": lambda: isolation.goals(lines_of("isolation.jsonl")),
     "calibration": lambda: calibration.table(calibration.clean_lines()),
     "ablation": lambda: ablation.table(lines_of("ablation.jsonl")),
