@@ -12,7 +12,7 @@ from __future__ import annotations
 import cells
 
 DATA = "cifar10.zip"
-ATTACKS = (("badnets", 0.1), ("blend", 0.1), ("sig", 0.08))
+ATTACKS = (("badnets", 0.1), ("blend", 0.1), ("sig", 0.08), ("wanet", 0.1))
 
 
 def main() -> None:

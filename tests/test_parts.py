@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from antibackdoor.parts import agreement, contradiction, mixing, n_parts, pooled_parts
+from antibackdoor.parts import MISPLACED, Resemblance, agreement, atypical, contradiction, mixing, n_parts, pooled_parts
 
 
 def test_the_parts_of_an_image_are_its_quarters() -> None:
@@ -132,3 +132,53 @@ def test_without_neighbors_that_tell_labels_nothing_disagrees() -> None:
     for n_group in (0, 1, 5, 6):
         assert agreement(values, labels, np.arange(6) < n_group, seed=0) == 1.0
     assert agreement(values, np.zeros(6, dtype=np.int64), np.arange(6) < 3, seed=0) == 1.0
+
+
+def between_two_labels(seed: int, n_moved: int) -> tuple[Resemblance, np.ndarray]:
+    """Two hundred samples of each of two classes of other shapes, and so many of label 0 that the other class lent.
+
+    The first two of four parts are covered by a trigger.
+    """
+    rng = np.random.default_rng(seed)
+    truth = np.repeat(np.arange(2), 200)
+    spreads = np.array([np.repeat([1.0, 0.2], 8), np.repeat([0.2, 1.0], 8)])
+    values = (rng.normal(size=(400, 16)) * spreads[truth] + 3.0 * truth[:, None]).astype(np.float32)
+    moved = np.flatnonzero(truth == 1)[:n_moved]
+    labels, group = truth.copy(), np.zeros(400, dtype=bool)
+    labels[moved], group[moved] = 0, True
+    values[moved, :4] += 5.0
+    return Resemblance(values.reshape(400, 4, 4), labels, seed), group
+
+
+@pytest.mark.parametrize("n_moved", [12, 60])
+def test_carriers_lie_like_the_label_that_they_were_taken_from(n_moved: int) -> None:
+    looks, group = between_two_labels(0, n_moved)
+    assert looks.misplacement(group, 0) > MISPLACED
+
+
+def test_a_style_of_a_label_lies_like_its_like() -> None:
+    looks, _ = between_two_labels(0, 0)
+    at = np.flatnonzero(looks.labels == 0)[:40]
+    style = np.isin(np.arange(400), at)
+    parts = looks.parts.copy()
+    parts[at] += 4.0
+    changed = Resemblance(parts, looks.labels, 0)
+    assert changed.contradiction[style].mean() > changed.contradiction[~style].mean(), "it is asked at all"
+    assert changed.misplacement(style, 0) < MISPLACED
+
+
+def test_place_is_asked_of_groups_of_ten_that_are_no_more_than_half_of_a_label() -> None:
+    looks, group = between_two_labels(0, 12)
+    few = group & (np.cumsum(group) <= 9)
+    assert looks.misplacement(few, 0) == 0.0
+    most = (looks.labels == 0) & (np.arange(400) >= 90)
+    assert most.sum() > 106 and looks.misplacement(most, 0) == 0.0
+
+
+def test_members_of_a_place_are_no_odder_there_than_others() -> None:
+    values = np.random.default_rng(4).normal(size=(3000, 3)).astype(np.float32)
+    group = np.arange(3000) < 1500
+    odd = atypical(values, group, ~group, seed=0)
+    assert odd.shape == (1000,) and ((odd >= 0) & (odd <= 1)).all()
+    assert odd.mean() == pytest.approx(0.5, abs=0.05)
+    assert atypical(values, group, np.zeros(3000, dtype=bool), seed=0).size == 0

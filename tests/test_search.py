@@ -60,6 +60,22 @@ def test_poison_between_two_labels() -> None:
     assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 5
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.05, 0.0])
+def test_between_two_classes_the_place_of_a_group_makes_up_for_a_shallow_valley(rate: float) -> None:
+    whole = digits(0).train
+    chosen = np.flatnonzero(np.isin(whole.labels, (3, 8)))
+    samples = replace(whole.take(chosen), labels=(whole.labels[chosen] == 8).astype(np.int64))
+    samples = replace(samples, class_names=np.array(["three", "eight"]))
+    attack = BadNets() if rate == 0.05 else Blend()
+    dirty = poison(samples, attack, seed=0, rate=rate) if rate else None
+    data = dirty.samples if dirty else samples
+    is_poisoned = dirty.truth.is_poisoned if dirty else np.zeros(len(data), dtype=bool)
+    caught, _ = E2ABL().isolate(data, builder(data), RECIPE)
+    assert (is_poisoned & ~caught.isolated).sum() == 0
+    assert (caught.isolated & ~is_poisoned).sum() <= (3 if rate else 0)
+    assert not rate or caught.labels == (0,)
+
+
 @pytest.mark.parametrize(("n_labels", "n_outputs", "least", "trusts_looks"), [(2, 10, 5.0, False), (10, 10, 3.0, True)])
 def test_between_few_labels_neither_is_an_output_of_its_own_and_more_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, n_labels: int, n_outputs: int, least: float, trusts_looks: bool
@@ -102,9 +118,10 @@ def test_foreign_content_in_most_of_a_label_is_poison_if_it_shares_a_shortcut(
     tried: list[tuple[bool, bool]] = []
     attempt = Search.attempt_blurred
 
-    def watched(search: Search) -> Caught | None:
-        caught = attempt(search)
-        tried.append((bool(search.strangers.blurred.any()), caught is not None))
+    def watched(search: Search, *, most: bool) -> Caught | None:
+        caught = attempt(search, most=most)
+        if most:
+            tried.append((bool(search.strangers.blurred.any()), caught is not None))
         return caught
 
     monkeypatch.setattr(Search, "attempt_blurred", watched)
@@ -121,6 +138,22 @@ def test_foreign_content_in_most_of_a_label_is_poison_if_it_shares_a_shortcut(
         assert caught.labels == (4,)
         assert (dirty.truth.is_poisoned & ~caught.isolated).sum() <= 1
         assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 5
+
+
+@pytest.mark.parametrize("triggered", [True, False])
+def test_foreign_content_in_a_part_of_a_label_is_poison_if_it_shares_a_shortcut(
+    monkeypatch: pytest.MonkeyPatch, triggered: bool
+) -> None:
+    monkeypatch.setattr("antibackdoor.populations._is_sharp", lambda *_: False)
+    samples = digits(2).train
+    dirty = poison(samples, BadNets(), seed=0, rate=0.05, target_label=4)
+    if not triggered:
+        dirty = replace(dirty, samples=replace(dirty.samples, inputs=samples.inputs))
+    nothing_else = E2ABL(by_parts=False, by_both=False, across_labels=False)
+    caught, _ = nothing_else.isolate(dirty.samples, builder(samples), RECIPE)
+    assert (dirty.truth.is_poisoned & caught.isolated).sum() >= triggered * 70
+    assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= triggered * 5
+    assert triggered or not caught.isolated.any()
 
 
 @pytest.mark.parametrize(("in_the_rest", "found"), [(False, {4: 1.0, 7: 0.0}), (True, {4: 1.0, 7: 1.0})])
@@ -278,7 +311,7 @@ def test_content_of_those_who_are_believed_stands_in_for_a_valley(
     assert search.attempt(drawn.random(2000), 2, Demand(3.0, np.inf)) is None
     caught = search.attempt_seconded()
     if not mislabelled:
-        assert caught is None and search.seconded.cuts == {}
+        assert caught is None and search.by_content.cuts == {}
         return
     assert caught is not None and caught.labels == (3,) and caught.seconded
     assert caught.core[moved].mean() > 0.9 and np.isin(np.flatnonzero(caught.core), moved).mean() > 0.9

@@ -28,6 +28,10 @@ SERIES_CELLS, SERIES_PARTS = 64, 8  # a series is averaged over 64 spans; its pa
 NEIGHBORS = 10
 MOST_STRETCHED = 2.0  # a trigger takes half of the contrast; a class within a label is narrower still
 COMPARED = 5000  # samples that neighbors are looked for among
+PLACED = 1000  # samples of a place that a group is compared with, and of the group
+LEAST_PLACED = 10  # samples of a group whose place is asked for
+MISPLACED = 0.13  # so much less odd among other labels than among its own: poison .15 to .5, honest groups at most .08
+MOST_ODD = 0.8  # among other labels, in the middle of the group: poison .75 at most, half honest groups .9
 CONFIRMED = 2 / 3  # share of the rest of a label that contradicts it less than the middle one of the found does
 NO_LESS = 0.5  # the same of what is added to the found, and of a group that is clearly one
 MIXED = 0.5  # with samples of other labels, of what these do among each other; a class within a label hardly does
@@ -101,6 +105,31 @@ def mixing(values: NDArray[np.float32], group: BoolArray, others: BoolArray, *, 
     return float((nearest >= n).mean() * (n + n_others - 1) / n_others)
 
 
+def atypical(values: NDArray[np.float32], group: BoolArray, place: BoolArray, *, seed: int) -> FloatArray:
+    """How odd each of a group would be in another place, once it is moved to its middle and stretched to its spread.
+
+    Args:
+        values: `(N, D)` coarse values of each sample.
+        group: `(N,)` bool.
+        place: `(N,)` bool, none of the group.
+        seed: Chooses who is compared, where there are many samples.
+
+    Returns:
+        For some of the group at random, which depend on `group` and `seed` alone: the share of the place whose
+        neighbors there are nearer than theirs, in [0, 1]; about a half on average for those who could be of it.
+        Empty if there are not enough of both.
+    """
+    drawn = np.random.default_rng((seed, 15))
+    of_group, of_place = (drawn.permutation(np.flatnonzero(rows))[:PLACED] for rows in (group, place))
+    if min(len(of_group), len(of_place)) < 2:
+        return np.empty(0)
+    here, there = (values[rows].astype(np.float64) for rows in (of_group, of_place))
+    stretch = np.sqrt(there.var(axis=0).sum() / max(here.var(axis=0).sum(), 1e-12))
+    here = (here - here.mean(axis=0)) * min(stretch, MOST_STRETCHED) + there.mean(axis=0)
+    usual = np.sort(_distances(there, there, is_own=True))
+    return np.searchsorted(usual, _distances(here, there, is_own=False)) / len(usual)
+
+
 def agreement(values: NDArray[np.float32], labels: IntArray, group: BoolArray, *, seed: int) -> float:
     """How much a group of samples of several labels looks like these, once it is moved to the middle of the rest.
 
@@ -160,6 +189,23 @@ class Resemblance:
         contradicts, least = self._contradicts(group, of_label & ~group), NO_LESS if is_clear else CONFIRMED
         return contradicts > least and self._mixing(group, ~of_label) >= MIXED
 
+    def misplacement(self, group: BoolArray, label: int) -> float:
+        """How much less odd a group of a label would be among the samples of other labels than among the label's rest.
+
+        Carriers of a trigger lie as those do whom they were taken from; a style of the label, or a class within it,
+        lies like its like. That asks for no third label whose content could be compared. 0 for small groups, for more
+        than half of a label, for groups whose parts look like their own label, and for those that are odd everywhere.
+        """
+        of_label = self.labels == label
+        rest = of_label & ~group
+        if not LEAST_PLACED <= group.sum() <= rest.sum() or self._contradicts(group, rest) < NO_LESS:
+            return 0.0
+        values = self.parts.reshape(len(self.parts), -1)
+        elsewhere, here = (atypical(values, group, place, seed=self.seed) for place in (~of_label, rest))
+        if len(here) != len(elsewhere) or np.median(elsewhere) > MOST_ODD:
+            return 0.0
+        return float((here - elsewhere).mean())
+
     def is_like_one(self, group: BoolArray, label: int) -> bool:
         """Whether a group of a label could be of other labels, or of a single one."""
         others = self.labels != label
@@ -186,6 +232,15 @@ class Resemblance:
 
     def _mixing(self, group: BoolArray, others: BoolArray) -> float:
         return mixing(self.parts.reshape(len(self.parts), -1), group, others, seed=self.seed)
+
+
+def _distances(values: FloatArray, among: FloatArray, *, is_own: bool) -> FloatArray:
+    """Mean distance of each of the values to its nearest neighbors; if they are the same, each without itself."""
+    from sklearn.neighbors import NearestNeighbors  # slow to import, and most commands need none
+
+    count = min(NEIGHBORS + is_own, len(among))
+    distances, _ = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(among).kneighbors(values)
+    return np.asarray(distances[:, int(is_own) :].mean(axis=1), dtype=np.float64)
 
 
 def _nearest(values: NDArray[Any], rows: IntArray, among: IntArray) -> IntArray:

@@ -65,8 +65,7 @@ class Populations(NamedTuple):
         flagged: `(N,)` bool, members of a second population.
         labels: The labels that hold one.
         gains: For each label that could be tested, the gain in nats; evidence only beyond `LEAST_GAIN`.
-        blurred: `(N,)` bool, about who belongs to a second population that is most of its label, where no cut divides
-            the two; none of `labels`.
+        blurred: `(N,)` bool, about who belongs to a second population where no cut divides the two; none of `labels`.
     """
 
     flagged: BoolArray
@@ -101,11 +100,7 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
     loud = [test for test in tested if test.gain > LEAST_GAIN and test.best.content > LEAST_CONTENT]
     sharp = [test for test in loud if _is_sharp(test.best, test.odds)]
     divided = {test.label for test in sharp}
-    blurred = [
-        test
-        for test in loud
-        if test.label not in divided and test.gain > LEAST_GAIN_EACH * test.n_fitted and (test.odds > 0).mean() > 0.5
-    ]
+    blurred = [test for test in loud if test.label not in divided and test.gain > LEAST_GAIN_EACH * test.n_fitted]
     # What a label without a second population shows as well is no evidence: near copies make such gains by chance.
     found = {test.label for test in sharp + blurred}
     loudest = max((test.gain for test in tested if test.label not in found), default=0.0)

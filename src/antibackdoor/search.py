@@ -38,7 +38,7 @@ from antibackdoor.isolation import (
     widen,
 )
 from antibackdoor.models import TwoHead, coarse, trunk_features
-from antibackdoor.parts import Resemblance, n_parts, pooled_parts
+from antibackdoor.parts import MISPLACED, Resemblance, n_parts, pooled_parts
 from antibackdoor.populations import Carried, Constellations, Populations, two_populations
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
 from antibackdoor.session import Feed, Session
@@ -79,11 +79,11 @@ class Demand(NamedTuple):
 
 
 class Seconded(NamedTuple):
-    """Labels where a round believed samples that carry the content of the others."""
+    """Labels where a second witness says that those whom a round believed are of other labels."""
 
     margins: FloatArray  # of the rows
     cuts: dict[int, float]  # above which a sample was believed
-    gain: float  # the most nats that content explains in any of them
+    loudness: float  # the most that the witness says of any of them
 
 
 def n_searched(n_samples: int, n_classes: int) -> int:
@@ -120,8 +120,9 @@ class Search:
         self.foreign: set[int] = set()  # labels most of whose samples show the content of others
         self.constellations: Constellations | None = None
         self.carried: dict[int, float] = {}  # nats, the most of any round
-        self.seconded = Seconded(self.margins, {}, 0.0)  # the loudest of any round
+        self.by_content = self.by_place = Seconded(self.margins, {}, 0.0)  # the loudest of any round
         self.asked: set[int] = set()  # labels where content may stand in for a valley
+        self.placed: set[int] = set()  # labels where the place of a group may make up for a shallow one
         self.rounds: list[FloatArray] = []  # margins after each
         self.steps = 0
 
@@ -154,15 +155,17 @@ class Search:
         self.narrow(suspicion, rounds, demand, promising)
         return self.settle()
 
-    def attempt_blurred(self) -> Caught | None:
+    def attempt_blurred(self, *, most: bool) -> Caught | None:
         """What is caught if confusion begins with those whose content is that of other labels; None if nothing is.
 
-        They are most of their labels, so that nobody in these counts as clean, and whoever is believed more than the
-        samples of all other labels belongs to them.
+        Of the labels with such samples, those count where they are most of it, or the others. Nobody in these labels
+        counts as clean, and whoever is believed more than the samples of all other labels belongs to them.
         """
-        if not self.strangers.blurred.any():
+        blurred = self.strangers.blurred
+        shares = np.bincount(self.labels, blurred) / np.maximum(np.bincount(self.labels), 1)
+        suspects = self.rows[blurred & ((shares > 0.5) == most)[self.labels]]
+        if not len(suspects):
             return None
-        suspects = self.rows[self.strangers.blurred]
         self.favourites = self.foreign = set(self.all_labels[suspects].tolist())
         self.confuse(self.half(suspects), self.rows[~np.isin(self.labels, list(self.foreign))])
         self.margins = self.look(self.rows)
@@ -178,14 +181,35 @@ class Search:
         Two witnesses agree on them, of which each saw too little: no valley divides them from the rest, and features
         alone do not tell them.
         """
-        if not self.seconded.cuts:
-            return None
-        self.favourites, self.asked = set(), set(self.seconded.cuts)
-        least = self.settings.least_depth
-        self.margins, self.found = self.seconded.margins, {k: Valley(least, c) for k, c in self.seconded.cuts.items()}
-        caught = self.settle()
+        self.asked = set(self.by_content.cuts)
+        caught = self.settle_on(self.by_content)
         self.asked = set()
         return caught and replace(caught, seconded=True)
+
+    def attempt_misplaced(self) -> Caught | None:
+        """The same for groups above shallow valleys that lie as samples of other labels do; None if nothing is.
+
+        Features tell content only where it is that of several labels, and where most samples are of one or two labels,
+        the next suspects are honest ones: what a round had found there gets lost in the next.
+        """
+        self.placed = set(self.by_place.cuts)
+        caught = self.settle_on(self.by_place)
+        if caught is not None:
+            of = {label: self.all_labels == label for label in caught.labels}
+            depths = {
+                label: find_valley(caught.margins[self.pool[rows[self.pool]]]).depth for label, rows in of.items()
+            }
+            caught = replace(caught, depths=self.by_label(self.deepest | depths))
+        self.placed = set()
+        return caught
+
+    def settle_on(self, seconded: Seconded) -> Caught | None:
+        """What is left if the settlement begins with those of whom a second witness told; None if nothing is."""
+        if not seconded.cuts:
+            return None
+        self.favourites, least = set(), self.settings.least_depth
+        self.margins, self.found = seconded.margins, {k: Valley(least, cut) for k, cut in seconded.cuts.items()}
+        return self.settle()
 
     def attempt_believed(self, rounds: NDArray[np.float32], constellations: Constellations) -> Caught | None:
         """The same for those who were believed after the rounds of an earlier search, `(R, M)` margins of the rows."""
@@ -203,8 +227,21 @@ class Search:
             self.carried[label] = max(carried.evidence, self.carried.get(label, 0.0))
         foreign = {k: cut for k, (cut, carried) in believed.items() if carried.strength == 1}
         gain = max((believed[label][1].gain for label in foreign), default=0.0)
-        if gain > self.seconded.gain:
-            self.seconded = Seconded(self.margins, foreign, gain)
+        if gain > self.by_content.loudness:
+            self.by_content = Seconded(self.margins, foreign, gain)
+
+    def place(self, valleys: dict[int, Valley]) -> None:
+        """Keep who lies above a valley, however shallow, and where the samples of other labels lie, if these are more.
+
+        More than in any round before: by how far they are misplaced.
+        """
+        if not self.settings.by_both:
+            return
+        told = {k: self.resemblance.misplacement(self.above(k, valley), k) for k, valley in valleys.items()}
+        misplaced = {k: valleys[k].cut for k, by in told.items() if by >= MISPLACED}
+        loudness = max((told[k] for k in misplaced), default=0.0)
+        if loudness > self.by_place.loudness:
+            self.by_place = Seconded(self.margins, misplaced, loudness)
 
     def believed_with_content(
         self, margins: FloatArray, labels: IntArray, wanted: set[int]
@@ -212,7 +249,7 @@ class Search:
         """Who is believed more than other labels, as a cut for each label, and what these samples carry of others."""
         if self.constellations is None or not wanted:
             return {}
-        searched = np.searchsorted(self.pool, self.rows) if len(margins) > len(self.rows) else slice(None)
+        searched = self.among(margins)
         believed = believed_most(margins, labels, 0.0)
         found = {}
         for label in sorted(wanted & set(labels[believed].tolist())):
@@ -246,6 +283,7 @@ class Search:
             self.found = {k: v for k, v in valleys.items() if self.is_found(k, v, demand)}
             self.noted({k: v for k, v in valleys.items() if k in self.found or self.is_evidence(k, v, demand)})
             self.second()
+            self.place(valleys)
             if self.found or (number == 0 and deepest < promising):
                 return
             if number == 0 and self.try_favourites(~chosen):
@@ -389,7 +427,7 @@ class Search:
         """What is isolated of the pool: the flagged, and what stands out of the rest of their labels.
 
         A class within the label may do so too: what is added must be like what was found. Where content stood in for a
-        valley, it must carry some by itself.
+        valley, it must carry some by itself; where place did, nothing is added.
         """
         labels = self.all_labels[self.pool]
         widened = widen(margins, labels, flagged, suspected)
@@ -397,7 +435,8 @@ class Search:
         for label in sorted(suspected):
             near = widened & ~flagged & (labels == label)
             more, found = near[is_searched], (flagged & (labels == label))[is_searched]
-            if more.sum() >= SMALLEST_GROUP and not self.resemblance.is_alike(more, found, label):
+            is_like_found = more.sum() < SMALLEST_GROUP or self.resemblance.is_alike(more, found, label)
+            if label in self.placed or not is_like_found:
                 widened &= ~near
             if label in self.asked and self.constellations is not None:
                 carried = self.constellations.carried(label, more)
@@ -457,7 +496,7 @@ class Search:
 
         Few clean samples make none: where most of a label is foreign, all that is believed is a group of its own if
         hardly anything of other labels is. Where it was found by the content of those who are believed, that may stand
-        in for a valley.
+        in for a valley, and the place of those above a shallow one makes up for its depth.
         """
         members = {k: r for k, r in label_rows(labels).items() if k in wanted and len(r) >= SMALLEST_LABEL}
         valleys = {label: find_valley(margins[rows]) for label, rows in members.items()}
@@ -468,4 +507,12 @@ class Search:
                 valleys[label] = max(valleys[label], Valley(depth, max(cut, 0.0)))
         for label, (cut, carried) in self.believed_with_content(margins, labels, self.asked & valleys.keys()).items():
             valleys[label] = max(valleys[label], Valley(carried.strength * self.settings.least_depth, cut))
+        for label in sorted(self.placed & valleys.keys()):
+            above = above_valleys(margins, labels, {label: valleys[label]})[self.among(margins)]
+            strength = min(1.0, self.resemblance.misplacement(above, label) / MISPLACED)
+            valleys[label] = max(valleys[label], Valley(strength * self.settings.least_depth, valleys[label].cut))
         return valleys
+
+    def among(self, values: FloatArray) -> IntArray | slice:
+        """Where the rows are among values of theirs, or of the pool."""
+        return np.searchsorted(self.pool, self.rows) if len(values) > len(self.rows) else slice(None)

@@ -90,7 +90,7 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
     or_confirmed = Demand(settings.least_depth, KEPT * settings.least_depth) if is_asked else deep
     and_confirmed = Demand(np.inf, settings.least_depth)
     attempts: list[tuple[bool, Callable[[], Caught | None]]] = [
-        (settings.by_features, search.attempt_blurred),
+        (settings.by_features, lambda: search.attempt_blurred(most=True)),
         (True, lambda: search.attempt(suspicion, BY_LOSSES, or_confirmed)),
         (
             settings.across_labels,
@@ -98,6 +98,8 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
         ),
         (settings.by_parts, lambda: search.attempt(search.resemblance.contradiction, BY_PARTS, and_confirmed)),
         (settings.by_both, search.attempt_seconded),
+        (settings.by_both, search.attempt_misplaced),
+        (settings.by_features, lambda: search.attempt_blurred(most=False)),
     ]
     caught = None
     for is_made, attempt in attempts:
@@ -227,6 +229,9 @@ class AcrossLabels(Search):
     def is_believed(self, least: float) -> BoolArray:
         """Rows with a larger margin than this; there is no other label to compare with."""
         return self.margins > least
+
+    def place(self, valleys: dict[int, Valley]) -> None:
+        """Nothing: no label is another one here."""
 
     def held_out(self, found: IntArray) -> IntArray:
         """The less believed half: in all classes some samples resemble carriers, and are not to be trained on."""
