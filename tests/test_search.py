@@ -332,6 +332,19 @@ def test_one_camera_is_a_shortcut_across_labels_but_no_poison(mislabelled: bool)
     assert across.is_evidence(0, found[0], Demand(np.inf, 3.0)) == mislabelled
 
 
+@pytest.mark.parametrize("believed", ["the class", "the poison"])
+def test_a_class_is_not_taken_for_poison_that_makes_up_most_of_its_label(believed: str) -> None:
+    whole = digits(0).train
+    chosen = np.flatnonzero(np.isin(whole.labels, (1, 7)))
+    samples = replace(
+        whole.take(chosen), labels=(whole.labels[chosen] == 7).astype(np.int64), class_names=np.array(["one", "seven"])
+    )
+    dirty = poison(samples, BadNets(), seed=0, rate=0.1)
+    search = untrained(dirty.samples)
+    search.margins = np.where(dirty.truth.is_poisoned == (believed == "the poison"), 5.0, -2.0)
+    assert search.is_found(0, Valley(9.0, 1.0), Demand(3.0, np.inf)) == (believed == "the poison")
+
+
 @pytest.mark.parametrize("foreign", [True, False])
 def test_a_refused_valley_does_not_count_as_evidence(monkeypatch: pytest.MonkeyPatch, foreign: bool) -> None:
     search = scripted(monkeypatch, [2.5])

@@ -298,8 +298,13 @@ class Search:
     def is_found(self, label: int, valley: Valley, demand: Demand) -> bool:
         """Whether a valley is deep enough, or would be if what lies above it looks foreign, and it does."""
         if valley.depth >= demand.alone or valley.depth < demand.if_foreign:
-            return valley.depth >= demand.alone
+            return valley.depth >= demand.alone and not self.is_inverted(label, self.above(label, valley))
         return self.looks_foreign(label, valley)
+
+    def is_inverted(self, label: int, above: BoolArray) -> bool:
+        """Whether the few below the valley of a label are those who lie as other labels do: then the class is above."""
+        below = (self.labels == label) & ~above
+        return self.settings.by_both and self.resemblance.misplacement(below, label) >= MISPLACED
 
     def is_evidence(self, label: int, valley: Valley, demand: Demand) -> bool:
         """Whether a valley would make its label suspect if only it were deeper; one of 1 or less is none at all."""
@@ -344,6 +349,7 @@ class Search:
             for label, valley in self.find_valleys(margins, self.labels, self.favourites).items()
             if valley.depth >= self.settings.least_depth
             and (margins[self.labels == label] > valley.cut).mean() >= NEARLY_ALL
+            and not self.is_inverted(label, above_valleys(margins, self.labels, {label: valley}))
         }
         if not kept:
             self.net.load_state_dict(before)
