@@ -49,6 +49,7 @@ DATA = (
     ("cifar10-2000-by2", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend")),
     ("cifar10-2000-by5", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend")),
     ("digits-only38", "", 0, "wrn-16-1", ("badnets", "blend")),
+    *((f"digits-only{few}", "", 0, "wrn-16-1", ("badnets", "blend")) for few in ("17", "49", "56", "79", "135", "0268")),
     ("cifar10-10000-only35", "cifar10.zip", 10_000, "wrn-16-1", ("badnets", "blend")),
     ("arabicdigits-only38", "arabicdigits.npz", 0, "series-resnet", ("static", "powerline")),
     ("ecg5000-all-only01", "ecg5000.npz", 0, "fcn", ("static", "powerline")),

@@ -1,12 +1,17 @@
 """The second head as a trap: shallow layers learn short-cuts before they learn classes, and this holds them there.
 
 `Search` is one attempt: it confuses the second head about everything but short-cuts, and believes what repeats itself.
-Up to four attempts are made from the same warm-up until one catches something, and again with what is left. The first
-is made only where features show that the content of most of a label is foreign, and asks whether that shares a
-short-cut. The next suspects samples by their losses and asks whether a short-cut leads to a label. The other two
-suspect samples whose parts look like other labels. One asks whether there is a short-cut at all, wherever it leads: the
-suspects of all labels are trained towards one and the same output, so that it sees a trigger that leads each class to
-another label and by itself tells nothing about the label. The last asks for a label again.
+Attempts are made from the same warm-up until one catches something, and again with what is left:
+
+- where features show that the content of most of a label is foreign: whether that shares a short-cut;
+- from suspects chosen by their losses: whether a short-cut leads to a label;
+- from suspects whose parts look like other labels: whether there is a short-cut at all, wherever it leads. The suspects
+  of all labels are trained towards one and the same output, so that it sees a trigger that leads each class to another
+  label and by itself tells nothing about the label;
+- from the same suspects: whether one leads to a label;
+- from those who were believed for nothing in any round, if a second witness says that they are of other labels: their
+  content, or the place where they lie;
+- where features show foreign content in less than half of a label, and nothing divides it.
 
 Two more have to wait for a well trained network: `spring_believed` asks it about those who were believed for nothing,
 and the suspects of `spring_again` are those that it sets apart.
