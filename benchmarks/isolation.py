@@ -28,6 +28,7 @@ OTHERS = (
     *("trojan", "dynamic", "lba", "cba", "dfst", "refool"),
     *("physical", "tact", "adaptive_blend", "adaptive_patch", "label_consistent"),
 )
+FEW = ("17", "49", "56", "79", "135", "0268")
 # Data, file (none for digits), samples (0: all), network, attacks. A name with "-all" takes training and test split
 # together; one that ends in "-by3" makes one label of every three classes, "-only35" keeps classes 3 and 5 alone, "-x5"
 # has each sample five times, "-tracks" makes a label of the thirty pictures of each single sign.
@@ -49,7 +50,7 @@ DATA = (
     ("cifar10-2000-by2", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend")),
     ("cifar10-2000-by5", "cifar10.zip", 2000, "wrn-16-1", ("badnets", "blend")),
     ("digits-only38", "", 0, "wrn-16-1", ("badnets", "blend")),
-    *((f"digits-only{few}", "", 0, "wrn-16-1", ("badnets", "blend")) for few in ("17", "49", "56", "79", "135", "0268")),
+    *((f"digits-only{few}", "", 0, "wrn-16-1", ("badnets", "blend")) for few in FEW),
     ("cifar10-10000-only35", "cifar10.zip", 10_000, "wrn-16-1", ("badnets", "blend")),
     ("arabicdigits-only38", "arabicdigits.npz", 0, "series-resnet", ("static", "powerline")),
     ("ecg5000-all-only01", "ecg5000.npz", 0, "fcn", ("static", "powerline")),
