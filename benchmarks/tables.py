@@ -201,6 +201,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar10": lambda: trainings("cifar10.jsonl", "cifar10"),
     "arabicdigits": lambda: trainings("series.jsonl", "arabicdigits"),
     "ecg5000": lambda: trainings("series.jsonl", "ecg5000"),
+    "uwave": lambda: trainings("series.jsonl", "uwavegesture"),
     "soft": lambda: trainings("soft.jsonl", "cifar10"),
     "plans-cifar10": lambda: trainings("plans.jsonl", "cifar10"),
     "plans-arabicdigits": lambda: trainings("plans.jsonl", "arabicdigits"),
