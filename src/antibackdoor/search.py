@@ -53,6 +53,7 @@ KEPT = 2 / 3  # of the depth that a label was found with: so much must be left i
 CLEAR = 3.0  # times the least depth: nothing that is between two groups; parts need say less of such a valley
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 SEARCHED_PER_LABEL = 200  # at least so many for each label
+MOST_BELIEVED = 20 * 2 ** np.arange(10)  # samples of a label whose place is asked for; ten honest ones may be misplaced
 
 
 @dataclass(frozen=True)
@@ -231,17 +232,24 @@ class Search:
             self.by_content = Seconded(self.margins, foreign, gain)
 
     def place(self, valleys: dict[int, Valley]) -> None:
-        """Keep who lies above a valley, however shallow, and where the samples of other labels lie, if these are more.
+        """Keep who is believed most in a label and lies where the samples of other labels do, if these are more so.
 
-        More than in any round before: by how far they are misplaced.
+        More than in any round before: by how far they are misplaced. How many they are, a valley tells, if there is a
+        shallow one between them and the rest; if not, it is tried.
         """
         if not self.settings.by_both:
             return
-        told = {k: self.resemblance.misplacement(self.above(k, valley), k) for k, valley in valleys.items()}
-        misplaced = {k: valleys[k].cut for k, by in told.items() if by >= MISPLACED}
-        loudness = max((told[k] for k in misplaced), default=0.0)
-        if loudness > self.by_place.loudness:
-            self.by_place = Seconded(self.margins, misplaced, loudness)
+        misplaced = {}
+        for label, valley in valleys.items():
+            ordered = -np.sort(-self.margins[self.labels == label])
+            counts = [n for n in MOST_BELIEVED if 2 * n <= len(ordered) and ordered[n // 2] > 0]
+            cuts = [valley.cut, *(float(ordered[n]) for n in counts)]
+            told = [(self.resemblance.misplacement(self.above(label, Valley(0.0, cut)), label), cut) for cut in cuts]
+            misplaced[label] = max(told)
+        loudness = max((by for by, _ in misplaced.values()), default=0.0)
+        if loudness > max(self.by_place.loudness, MISPLACED):
+            told_of = {label: cut for label, (by, cut) in misplaced.items() if by >= MISPLACED}
+            self.by_place = Seconded(self.margins, told_of, loudness)
 
     def believed_with_content(
         self, margins: FloatArray, labels: IntArray, wanted: set[int]
