@@ -16,6 +16,7 @@ from antibackdoor.attacks import (
     BadNets,
     Blend,
     MultiTarget,
+    Poisoned,
     SourceSpecific,
     StaticPattern,
     poison,
@@ -60,12 +61,22 @@ def test_poison_between_two_labels() -> None:
     assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 5
 
 
+def two_classes(first: int, second: int) -> Samples:
+    """The digits of two classes."""
+    whole = digits(0).train
+    some = whole.take(np.flatnonzero(np.isin(whole.labels, (first, second))))
+    names = np.array([str(first), str(second)])
+    return replace(some, labels=(some.labels == second).astype(np.int64), class_names=names)
+
+
+def sevens_said_to_be_ones() -> Poisoned:
+    """Ones and sevens; a tenth are stamped sevens that are said to be ones."""
+    return poison(two_classes(1, 7), BadNets(), seed=0, rate=0.1)
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.05, 0.0])
 def test_between_two_classes_the_place_of_a_group_makes_up_for_a_shallow_valley(rate: float) -> None:
-    whole = digits(0).train
-    chosen = np.flatnonzero(np.isin(whole.labels, (3, 8)))
-    samples = replace(whole.take(chosen), labels=(whole.labels[chosen] == 8).astype(np.int64))
-    samples = replace(samples, class_names=np.array(["three", "eight"]))
+    samples = two_classes(3, 8)
     attack = BadNets() if rate == 0.05 else Blend()
     dirty = poison(samples, attack, seed=0, rate=rate) if rate else None
     data = dirty.samples if dirty else samples
@@ -332,14 +343,27 @@ def test_one_camera_is_a_shortcut_across_labels_but_no_poison(mislabelled: bool)
     assert across.is_evidence(0, found[0], Demand(np.inf, 3.0)) == mislabelled
 
 
+@pytest.mark.parametrize("believed", ["some of the class", "the poison"])
+def test_the_place_of_the_most_believed_is_asked_where_no_valley_tells_how_many_they_are(believed: str) -> None:
+    dirty = sevens_said_to_be_ones()
+    search, is_poisoned = untrained(dirty.samples), dirty.truth.is_poisoned
+    some = (
+        is_poisoned if believed == "the poison" else (dirty.samples.labels == 0) & ~is_poisoned & (np.arange(289) < 80)
+    )
+    search.margins = np.random.default_rng(0).normal(np.where(some, 2.0, 0.0), 0.8)
+    search.place({0: Valley(0.0, np.inf)})
+    if believed != "the poison":
+        assert search.by_place.cuts == {}
+        return
+    found = (dirty.samples.labels == 0) & (search.margins > search.by_place.cuts[0])
+    assert found.sum() in (20, 40, 80)
+    assert is_poisoned[found].mean() > 0.6
+    assert search.by_place.loudness > 0.13
+
+
 @pytest.mark.parametrize("believed", ["the class", "the poison"])
 def test_a_class_is_not_taken_for_poison_that_makes_up_most_of_its_label(believed: str) -> None:
-    whole = digits(0).train
-    chosen = np.flatnonzero(np.isin(whole.labels, (1, 7)))
-    samples = replace(
-        whole.take(chosen), labels=(whole.labels[chosen] == 7).astype(np.int64), class_names=np.array(["one", "seven"])
-    )
-    dirty = poison(samples, BadNets(), seed=0, rate=0.1)
+    dirty = sevens_said_to_be_ones()
     search = untrained(dirty.samples)
     search.margins = np.where(dirty.truth.is_poisoned == (believed == "the poison"), 5.0, -2.0)
     assert search.is_found(0, Valley(9.0, 1.0), Demand(3.0, np.inf)) == (believed == "the poison")
