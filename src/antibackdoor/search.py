@@ -38,12 +38,13 @@ from antibackdoor.isolation import (
     widen,
 )
 from antibackdoor.models import TwoHead, coarse, trunk_features
-from antibackdoor.parts import MISPLACED, Resemblance, n_parts, pooled_parts
-from antibackdoor.populations import Carried, Constellations, Populations, two_populations
+from antibackdoor.parts import Resemblance, n_parts, pooled_parts
+from antibackdoor.populations import Constellations, Populations, two_populations
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate, shuffled, train_epoch
 from antibackdoor.warm_up import draw
+from antibackdoor.witnesses import Content, Seconded, content, misplaced, misplacement
 
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
 FIRST_SUSPECTS = 0.2  # share of each label
@@ -53,7 +54,6 @@ KEPT = 2 / 3  # of the depth that a label was found with: so much must be left i
 CLEAR = 3.0  # times the least depth: nothing that is between two groups; parts need say less of such a valley
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 SEARCHED_PER_LABEL = 200  # at least so many for each label
-MOST_BELIEVED = 20 * 2 ** np.arange(10)  # samples of a label whose place is asked for; ten honest ones may be misplaced
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,6 @@ class Demand(NamedTuple):
 
     alone: float  # whatever lies above it
     if_foreign: float  # where what lies above it looks like other labels
-
-
-class Seconded(NamedTuple):
-    """Labels where a second witness says that those whom a round believed are of other labels."""
-
-    margins: FloatArray  # of the rows
-    cuts: dict[int, float]  # above which a sample was believed
-    loudness: float  # the most that the witness says of any of them
 
 
 def n_searched(n_samples: int, n_classes: int) -> int:
@@ -118,7 +110,7 @@ class Search:
         self.deepest: dict[int, float] = {}  # of each label in any round
         self.found: dict[int, Valley] = {}  # valleys that make their label suspect
         self.favourites: set[int] = set()
-        self.foreign: set[int] = set()  # labels most of whose samples show the content of others
+        self.foreign: set[int] = set()  # labels whose features alone say who shows the content of others
         self.constellations: Constellations | None = None
         self.carried: dict[int, float] = {}  # nats, the most of any round
         self.by_content = self.by_place = Seconded(self.margins, {}, 0.0)  # the loudest of any round
@@ -196,10 +188,8 @@ class Search:
         self.placed = set(self.by_place.cuts)
         caught = self.settle_on(self.by_place)
         if caught is not None:
-            of = {label: self.all_labels == label for label in caught.labels}
-            depths = {
-                label: find_valley(caught.margins[self.pool[rows[self.pool]]]).depth for label, rows in of.items()
-            }
+            members = label_rows(self.all_labels[self.pool])
+            depths = {k: find_valley(caught.margins[self.pool[members[k]]]).depth for k in caught.labels}
             caught = replace(caught, depths=self.by_label(self.deepest | depths))
         self.placed = set()
         return caught
@@ -222,49 +212,25 @@ class Search:
 
     def second(self) -> None:
         """Keep who is believed now and carries the content of other labels, if that is the loudest so far."""
-        labels = set(self.labels.tolist())
-        believed = self.believed_with_content(self.margins, self.labels, labels)
+        believed = self.content(self.margins, self.labels, set(self.labels.tolist()))
         for label, (_, carried) in believed.items():
             self.carried[label] = max(carried.evidence, self.carried.get(label, 0.0))
-        foreign = {k: cut for k, (cut, carried) in believed.items() if carried.strength == 1}
-        gain = max((believed[label][1].gain for label in foreign), default=0.0)
+        foreign = {label: cut for label, (cut, carried) in believed.items() if carried.strength == 1}
+        gain = max((believed[label].carried.gain for label in foreign), default=0.0)
         if gain > self.by_content.loudness:
             self.by_content = Seconded(self.margins, foreign, gain)
 
-    def place(self, valleys: dict[int, Valley]) -> None:
-        """Keep who is believed most in a label and lies where the samples of other labels do, if these are more so.
-
-        More than in any round before: by how far they are misplaced. How many they are, a valley tells, if there is a
-        shallow one between them and the rest; if not, it is tried.
-        """
-        if not self.settings.by_both:
-            return
-        misplaced = {}
-        for label, valley in valleys.items():
-            ordered = -np.sort(-self.margins[self.labels == label])
-            counts = [n for n in MOST_BELIEVED if 2 * n <= len(ordered) and ordered[n // 2] > 0]
-            cuts = [valley.cut, *(float(ordered[n]) for n in counts)]
-            told = [(self.resemblance.misplacement(self.above(label, Valley(0.0, cut)), label), cut) for cut in cuts]
-            misplaced[label] = max(told)
-        loudness = max((by for by, _ in misplaced.values()), default=0.0)
-        if loudness > max(self.by_place.loudness, MISPLACED):
-            told_of = {label: cut for label, (by, cut) in misplaced.items() if by >= MISPLACED}
-            self.by_place = Seconded(self.margins, told_of, loudness)
-
-    def believed_with_content(
-        self, margins: FloatArray, labels: IntArray, wanted: set[int]
-    ) -> dict[int, tuple[float, Carried]]:
-        """Who is believed more than other labels, as a cut for each label, and what these samples carry of others."""
+    def content(self, margins: FloatArray, labels: IntArray, wanted: set[int]) -> dict[int, Content]:
+        """What those carry of other labels who are believed in the wanted ones; nothing if that is not asked."""
         if self.constellations is None or not wanted:
             return {}
-        searched = self.among(margins)
-        believed = believed_most(margins, labels, 0.0)
-        found = {}
-        for label in sorted(wanted & set(labels[believed].tolist())):
-            of_label = labels == label
-            cut = float(margins[of_label & ~believed].max(initial=-np.inf))
-            found[label] = cut, self.constellations.carried(label, (believed & of_label)[searched])
-        return found
+        return content(margins, labels, wanted, self.constellations, self.among(margins))
+
+    def place(self, valleys: dict[int, Valley]) -> None:
+        """Keep who is believed now and lies where the samples of other labels do, if these are the most misplaced."""
+        if self.settings.by_both:
+            told = misplaced(self.margins, self.labels, valleys, self.resemblance)
+            self.by_place = max(self.by_place, told, key=lambda seconded: seconded.loudness)
 
     def by_losses(self, history: LossHistory) -> FloatArray:
         """How suspicious the loss of each row is, after the first look."""
@@ -312,7 +278,7 @@ class Search:
     def is_inverted(self, label: int, above: BoolArray) -> bool:
         """Whether the few below the valley of a label are those who lie as other labels do: then the class is above."""
         below = (self.labels == label) & ~above
-        return self.settings.by_both and self.resemblance.misplacement(below, label) >= MISPLACED
+        return self.settings.by_both and misplacement(below, label, self.resemblance) == 1
 
     def is_evidence(self, label: int, valley: Valley, demand: Demand) -> bool:
         """Whether a valley would make its label suspect if only it were deeper; one of 1 or less is none at all."""
@@ -519,11 +485,11 @@ class Search:
             for label in sorted(self.foreign & favourites.keys() & valleys.keys()):
                 depth, cut = favourites[label]
                 valleys[label] = max(valleys[label], Valley(depth, max(cut, 0.0)))
-        for label, (cut, carried) in self.believed_with_content(margins, labels, self.asked & valleys.keys()).items():
+        for label, (cut, carried) in self.content(margins, labels, self.asked & valleys.keys()).items():
             valleys[label] = max(valleys[label], Valley(carried.strength * self.settings.least_depth, cut))
         for label in sorted(self.placed & valleys.keys()):
             above = above_valleys(margins, labels, {label: valleys[label]})[self.among(margins)]
-            strength = min(1.0, self.resemblance.misplacement(above, label) / MISPLACED)
+            strength = misplacement(above, label, self.resemblance)
             valleys[label] = max(valleys[label], Valley(strength * self.settings.least_depth, valleys[label].cut))
         return valleys
 
