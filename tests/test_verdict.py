@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from antibackdoor.caught import Caught
+from antibackdoor.isolation import DEPTH_OF_FEW, FEW_LABELS
 from antibackdoor.verdict import DEEPER_THAN_1, POWER, evidence, false_alarm_probability, judge, suspicion
 
 
@@ -93,6 +94,7 @@ def test_it_is_calibrated_where_its_assumption_holds(n_labels: int) -> None:
     """No backdoor, and valleys whose depth falls as assumed: no probability must come oftener than it says."""
     rng = np.random.default_rng(0)
     depths = (rng.random((2000, n_labels)) / DEEPER_THAN_1) ** (-1 / POWER)
+    depths *= DEPTH_OF_FEW if n_labels <= FEW_LABELS else 1.0
     values = np.array([false_alarm_probability(caught(row.tolist())) for row in depths], dtype=np.float64)
     for level in (0.02, 0.05, 0.1):
         assert (values <= level).mean() < 1.2 * level

@@ -19,6 +19,8 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
 SMALLEST_GROUP = 5  # fewer samples than this are no evidence of a second group
 SMALLEST_LABEL = 20  # a label with fewer samples has no shape to speak of
+FEW_LABELS = 3  # with so many, honest styles make valleys as much deeper as `DEPTH_OF_FEW`: up to 4.7 for 3
+DEPTH_OF_FEW = 5 / 3
 NEARLY_ALL = 0.75  # share of a label; a smaller group leaves a valley, and is told from its class more finely there
 OUTLYING = 0.99  # share of the margins of other labels that a sample is to exceed
 BELIEVED_BY_CHANCE = 0.2  # share of a distinctive class that may keep positive margins through confusion

@@ -9,7 +9,14 @@ import numpy as np
 from scipy.stats import t as student
 
 from antibackdoor.caught import Caught
-from antibackdoor.isolation import SMALLEST_GROUP, label_rows, probability_of_upper, rank_within
+from antibackdoor.isolation import (
+    DEPTH_OF_FEW,
+    FEW_LABELS,
+    SMALLEST_GROUP,
+    label_rows,
+    probability_of_upper,
+    rank_within,
+)
 from antibackdoor.metrics import wilson_interval
 from antibackdoor.populations import MOST_ERROR
 from antibackdoor.samples import FloatArray, IntArray, StrArray
@@ -105,7 +112,7 @@ def chance_of_depth(depths: FloatArray, found: tuple[int, ...]) -> float | None:
     """Probability that one of as many labels of clean data has a valley as deep as the deepest.
 
     How often a clean label has a valley deeper than 1 is told by other clean data and by the labels here that nothing
-    was found in; how fast deeper ones become rare, by other clean data.
+    was found in; how fast deeper ones become rare, by other clean data. Valleys between few labels count for less.
 
     Args:
         depths: `(K,)`, the deepest valley of each label; nan where there is none to be had.
@@ -114,7 +121,8 @@ def chance_of_depth(depths: FloatArray, found: tuple[int, ...]) -> float | None:
     Returns:
         In (0, 1]; None without any depth.
     """
-    return _chance_of_more(depths, found, DEEPER_THAN_1, POWER)
+    usual = DEPTH_OF_FEW if len(depths) <= FEW_LABELS else 1.0
+    return _chance_of_more(depths / usual, found, DEEPER_THAN_1, POWER)
 
 
 def chance_of_carried(carried: FloatArray, found: tuple[int, ...]) -> float | None:

@@ -17,6 +17,7 @@ from antibackdoor.defenses.main_training import Later, MainTraining
 from antibackdoor.defenses.recovery import untaught
 from antibackdoor.errors import DataError
 from antibackdoor.history import LossHistory
+from antibackdoor.isolation import DEPTH_OF_FEW, FEW_LABELS
 from antibackdoor.models import HeadWidth, TwoHead, split_network
 from antibackdoor.protocols import Build, Trained
 from antibackdoor.ranges import check_ranges
@@ -39,8 +40,7 @@ from antibackdoor.warm_up import warm_up
 WARM_UP_PASSES = 2  # that a warm-up may last however many steps they are: before, few losses have been recorded at all
 LEAST_PASSES = 0.8  # of the main training, however much the search costs; all of them where the training is short
 LEAST_MORE = 0.05  # of what is isolated, for which the main training begins anew
-FEW_LABELS, OUTPUTS_OF_FEW = 3, 10  # of the second head: between two labels there is no place for neither
-DEPTH_OF_FEW = 5 / 3  # times the least depth: between two labels honest styles were isolated at up to 4.7 for 3
+OUTPUTS_OF_FEW = 10  # of the second head: between two labels there is no place for neither
 TIMED_STEPS = 5  # to estimate how long a search takes
 # What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
 # on CIFAR-10 (.69, .18, .35) and rounded up, so that the whole costs no more than plain training; these numbers only
