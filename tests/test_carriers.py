@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from watched_runs import RECIPE, builder
+from watched_runs import RECIPE, builder, find_nothing
 
 from antibackdoor.attacks import ATTACKS, poison
 from antibackdoor.carriers import carriers
 from antibackdoor.defenses import DEFENSES, E2ABL
 from antibackdoor.defenses.late_look import more_carriers
 from antibackdoor.demo import digits
+from antibackdoor.history import LossHistory
 from antibackdoor.samples import BoolArray, IntArray
 from antibackdoor.session import Session
 
@@ -107,3 +109,19 @@ def test_rounds_before_a_finding_are_not_those_of_what_is_left() -> None:
     data = poison(digits(0).train, ATTACKS["badnets"](), seed=0, rate=0.1)
     caught, _ = E2ABL(in_the_rest=False).isolate(data.samples, builder(data.samples), RECIPE)
     assert caught.isolated.any() and len(caught.rounds) == 0
+
+
+@pytest.mark.parametrize("n_labels", [3, 4])
+def test_between_few_labels_nobody_is_added(monkeypatch: pytest.MonkeyPatch, n_labels: int) -> None:
+    """There, a style of the honest who were found with a trigger was taken for it: 138 of 1,292 heartbeats."""
+    whole = digits(0).train
+    samples = whole.take(np.flatnonzero(whole.labels < n_labels))
+    samples = replace(samples, class_names=whole.class_names[:n_labels])
+    session = Session(RECIPE, len(samples), images=True)
+    feed, model = session.feed(samples), session.prepare(builder(samples)())
+    settings, net = E2ABL().trap_settings(n_labels), E2ABL().two_heads(session, samples, builder(samples))
+    nothing = find_nothing(session, samples, feed, net, settings, LossHistory.start(len(samples), n_labels))
+    found = np.arange(len(samples)) < 20
+    monkeypatch.setattr("antibackdoor.defenses.e2abl.more_carriers", lambda *given: ~given[-1] & given[-1].any())
+    more = E2ABL()._missed(session, samples, feed, model, replace(nothing, isolated=found))
+    assert more.any() == (n_labels > 3)

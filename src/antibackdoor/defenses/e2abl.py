@@ -283,9 +283,10 @@ class E2ABL:
     def _missed(self, session: Session, samples: Samples, feed: Feed, model: nn.Module, caught: Caught) -> BoolArray:
         """More of what was found, `(N,)` bool; nobody if they are too few to begin a training anew.
 
-        A trigger across labels was looked for in all of them already.
+        A trigger across labels was looked for in all of them already. Between few labels, the style of the honest who
+        were found with it is told as well as the trigger: there, nobody is added.
         """
-        found = caught.isolated & (not caught.across)
+        found = caught.isolated & (not caught.across and samples.n_classes > FEW_LABELS)
         more = more_carriers(session, feed, model, samples.originals, found)[samples.firsts]
         return more if more.sum() > LEAST_MORE * found.sum() else more & False
 
