@@ -347,9 +347,9 @@ def test_one_camera_is_a_shortcut_across_labels_but_no_poison(mislabelled: bool)
 def test_the_place_of_the_most_believed_is_asked_where_no_valley_tells_how_many_they_are(believed: str) -> None:
     dirty = sevens_said_to_be_ones()
     search, is_poisoned = untrained(dirty.samples), dirty.truth.is_poisoned
-    some = (
-        is_poisoned if believed == "the poison" else (dirty.samples.labels == 0) & ~is_poisoned & (np.arange(289) < 80)
-    )
+    honest = (dirty.samples.labels == 0) & ~is_poisoned
+    some = is_poisoned if believed == "the poison" else honest & (np.cumsum(honest) <= 30)
+    assert some.sum() >= 29
     search.margins = np.random.default_rng(0).normal(np.where(some, 2.0, 0.0), 0.8)
     search.place({0: Valley(0.0, np.inf)})
     if believed != "the poison":

@@ -99,8 +99,7 @@ def mixing(values: NDArray[np.float32], group: BoolArray, others: BoolArray, *, 
     if n < 2 or n_others < 2:
         return 0.0
     here, there = (values[rows].astype(np.float64) for rows in (of_group, of_others))
-    stretch = np.sqrt(there.var(axis=0).sum() / max(here.var(axis=0).sum(), 1e-12))
-    here = (here - here.mean(axis=0)) * min(stretch, MOST_STRETCHED) + there.mean(axis=0)
+    here = _moved(here, there)
     nearest = _nearest(np.concatenate([here, there]), np.arange(n), np.arange(n + n_others))
     return float((nearest >= n).mean() * (n + n_others - 1) / n_others)
 
@@ -124,8 +123,7 @@ def atypical(values: NDArray[np.float32], group: BoolArray, place: BoolArray, *,
     if min(len(of_group), len(of_place)) < 2:
         return np.empty(0)
     here, there = (values[rows].astype(np.float64) for rows in (of_group, of_place))
-    stretch = np.sqrt(there.var(axis=0).sum() / max(here.var(axis=0).sum(), 1e-12))
-    here = (here - here.mean(axis=0)) * min(stretch, MOST_STRETCHED) + there.mean(axis=0)
+    here = _moved(here, there)
     usual = np.sort(_distances(there, there, is_own=True))
     return np.searchsorted(usual, _distances(here, there, is_own=False)) / len(usual)
 
@@ -232,6 +230,12 @@ class Resemblance:
 
     def _mixing(self, group: BoolArray, others: BoolArray) -> float:
         return mixing(self.parts.reshape(len(self.parts), -1), group, others, seed=self.seed)
+
+
+def _moved(here: FloatArray, there: FloatArray) -> FloatArray:
+    """The values here, moved to the middle of those there and stretched to their spread."""
+    stretch = np.sqrt(there.var(axis=0).sum() / max(here.var(axis=0).sum(), 1e-12))
+    return np.asarray((here - here.mean(axis=0)) * min(stretch, MOST_STRETCHED) + there.mean(axis=0))
 
 
 def _distances(values: FloatArray, among: FloatArray, *, is_own: bool) -> FloatArray:

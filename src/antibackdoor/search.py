@@ -44,7 +44,7 @@ from antibackdoor.samples import BoolArray, FloatArray, IntArray
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate, shuffled, train_epoch
 from antibackdoor.warm_up import draw
-from antibackdoor.witnesses import Content, Seconded, content, misplaced, misplacement
+from antibackdoor.witnesses import Content, Seconded, content, misplaced, strength_of_place
 
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
 FIRST_SUSPECTS = 0.2  # share of each label
@@ -278,7 +278,7 @@ class Search:
     def is_inverted(self, label: int, above: BoolArray) -> bool:
         """Whether the few below the valley of a label are those who lie as other labels do: then the class is above."""
         below = (self.labels == label) & ~above
-        return self.settings.by_both and misplacement(below, label, self.resemblance) == 1
+        return self.settings.by_both and strength_of_place(below, label, self.resemblance) == 1
 
     def is_evidence(self, label: int, valley: Valley, demand: Demand) -> bool:
         """Whether a valley would make its label suspect if only it were deeper; one of 1 or less is none at all."""
@@ -489,7 +489,7 @@ class Search:
             valleys[label] = max(valleys[label], Valley(carried.strength * self.settings.least_depth, cut))
         for label in sorted(self.placed & valleys.keys()):
             above = above_valleys(margins, labels, {label: valleys[label]})[self.among(margins)]
-            strength = misplacement(above, label, self.resemblance)
+            strength = strength_of_place(above, label, self.resemblance)
             valleys[label] = max(valleys[label], Valley(strength * self.settings.least_depth, valleys[label].cut))
         return valleys
 

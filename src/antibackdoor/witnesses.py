@@ -91,6 +91,6 @@ def misplaced(
     return Seconded(margins, cuts, loudness)
 
 
-def misplacement(group: BoolArray, label: int, resemblance: Resemblance) -> float:
+def strength_of_place(group: BoolArray, label: int, resemblance: Resemblance) -> float:
     """How far a group of a label is misplaced, as a share of what honest groups are not any more: at most 1."""
     return min(1.0, resemblance.misplacement(group, label) / MISPLACED)
