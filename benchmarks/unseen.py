@@ -19,8 +19,8 @@ import isolation
 import numpy as np
 from scipy import fft, ndimage
 
-PICTURES = {"cifar10-2000": 0.1, "cifar10-10000": 0.05}  # the rate of each
-SERIES = {"arabicdigits": 0.1, "ecg5000-all": 0.1}
+PICTURES = {"mnist": 0.05, "cifar10-2000": 0.1, "cifar10-10000": 0.05}  # the rate of each
+SERIES = {"japanesevowels-all": 0.1, "italypowerdemand-all": 0.1, "arabicdigits": 0.1, "ecg5000-all": 0.1}
 TARGET = 0
 
 Sample = np.ndarray[Any, np.dtype[np.float64]]  # (C, H, W) in [0, 255], or (C, T) in standard deviations

@@ -14,6 +14,7 @@ from antibackdoor.isolation import (
     above_valleys,
     believed_most,
     find_favourites,
+    find_gap,
     find_valley,
     first_suspicion,
     highest,
@@ -88,6 +89,25 @@ def test_chance_makes_no_valley(n: int) -> None:
     """Margins of small data lie scattered; the deepest gap among them is not to pass for one between two groups."""
     rng = np.random.default_rng(n)
     assert max(find_valley(rng.uniform(-3, 9, n)).depth for _ in range(200)) < 2
+
+
+@pytest.mark.parametrize(
+    ("n_upper", "distance", "is_set_apart"),
+    [(10, 8, True), (30, 8, True), (9, 8, False), (30, 4, False), (71, 8, False)],
+)
+def test_a_gap_sets_a_group_apart(n_upper: int, distance: float, is_set_apart: bool) -> None:
+    """Not of fewer than ten, nor by less than four nats, nor more than half of the label."""
+    lower, upper = np.linspace(-3, -1, 70), np.linspace(-1, 1, n_upper) + distance - 1
+    cut = find_gap(np.concatenate([lower, upper]))
+    assert bool(lower.max() < cut < upper.min()) == is_set_apart
+    assert is_set_apart or cut == np.inf
+
+
+def test_a_gap_is_none_where_a_group_is_wider_or_is_not_believed() -> None:
+    lower, upper = np.linspace(-3, -1, 70), np.linspace(5, 12, 20)
+    assert find_gap(np.concatenate([lower, upper])) == np.inf
+    assert find_gap(np.concatenate([lower - 20, np.linspace(-3, -1, 20)])) == np.inf
+    assert find_gap(np.zeros(0)) == np.inf
 
 
 def test_margins_out_of_range_count() -> None:

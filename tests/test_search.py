@@ -27,8 +27,9 @@ from antibackdoor.caught import Caught
 from antibackdoor.defenses import E2ABL
 from antibackdoor.demo import digits
 from antibackdoor.history import LossHistory
-from antibackdoor.isolation import Valley
+from antibackdoor.isolation import Valley, find_valley
 from antibackdoor.models import TwoHead, channel_statistics, normalized, split_network
+from antibackdoor.parts import AGREEING, agreement
 from antibackdoor.populations import Constellations
 from antibackdoor.readers import read
 from antibackdoor.recipe import Recipe
@@ -87,9 +88,9 @@ def test_between_two_classes_the_place_of_a_group_makes_up_for_a_shallow_valley(
     assert not rate or caught.labels == (0,)
 
 
-@pytest.mark.parametrize(("n_labels", "n_outputs", "least", "trusts_looks"), [(2, 10, 5.0, False), (10, 10, 3.0, True)])
+@pytest.mark.parametrize(("n_labels", "n_outputs", "least", "are_few"), [(2, 10, 5.0, True), (10, 10, 3.0, False)])
 def test_between_few_labels_neither_is_an_output_of_its_own_and_more_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, n_labels: int, n_outputs: int, least: float, trusts_looks: bool
+    monkeypatch: pytest.MonkeyPatch, n_labels: int, n_outputs: int, least: float, are_few: bool
 ) -> None:
     """Honest styles of two digits made valleys up to 4.7, and some were isolated when 3 was enough."""
     asked: list[tuple[int, TrapSettings]] = []
@@ -106,7 +107,7 @@ def test_between_few_labels_neither_is_an_output_of_its_own_and_more_is_asked_fo
     E2ABL(warmup_steps=1).isolate(samples, builder(samples), RECIPE)
     [(outputs, settings)] = asked
     assert outputs == n_outputs
-    assert settings.least_depth == pytest.approx(least) and settings.trusts_looks == trusts_looks
+    assert settings.least_depth == pytest.approx(least) and settings.are_labels_few == are_few
 
 
 @pytest.mark.parametrize(("step", "rate"), [(3, 0.0), (5, 0.1)])
@@ -341,6 +342,28 @@ def test_one_camera_is_a_shortcut_across_labels_but_no_poison(mislabelled: bool)
     found = {0: Valley(30.0, 2.0)}
     assert across.is_found(0, found[0], Demand(np.inf, 3.0)) == mislabelled
     assert across.is_evidence(0, found[0], Demand(np.inf, 3.0)) == mislabelled
+
+
+def test_one_of_two_actors_is_no_poison_although_neighbors_tell_nothing_of_his_labels() -> None:
+    whole, acts = pictures(200, 4), np.arange(200) % 8 < 4
+    mixed = np.random.default_rng(0).permutation(whole.inputs.shape[2])
+    inputs = np.where(acts[:, None, None, None], whole.inputs[:, :, mixed], whole.inputs)
+    across = AcrossLabels(untrained(replace(whole, inputs=inputs)))
+    across.margins[acts] = 5.0
+    assert agreement(across.beside.resemblance.parts.reshape(200, -1), whole.labels, acts, seed=0) < AGREEING
+    assert not across.is_found(0, Valley(30.0, 2.0), Demand(np.inf, 3.0))
+
+
+def test_between_few_labels_a_gap_is_as_good_as_a_deep_valley() -> None:
+    settings = E2ABL().trap_settings(2)
+    margins = np.concatenate([np.linspace(-3, -1, 60), np.linspace(4, 6, 12), np.full(60, -2.0)])
+    labels = np.repeat([0, 1], [72, 60])
+    search = untrained(pictures(132, 2))
+    search.settings = settings
+    assert find_valley(margins[:72]).depth < settings.least_depth
+    assert search.find_valleys(margins, labels, {0})[0] == Valley(settings.least_depth, 1.5)
+    search.settings = replace(settings, are_labels_few=False)
+    assert search.find_valleys(margins, labels, {0})[0].depth < settings.least_depth
 
 
 @pytest.mark.parametrize("believed", ["some of the class", "the poison"])

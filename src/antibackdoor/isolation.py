@@ -24,6 +24,8 @@ DEPTH_OF_FEW = 5 / 3
 NEARLY_ALL = 0.75  # share of a label; a smaller group leaves a valley, and is told from its class more finely there
 OUTLYING = 0.99  # share of the margins of other labels that a sample is to exceed
 BELIEVED_BY_CHANCE = 0.2  # share of a distinctive class that may keep positive margins through confusion
+LEAST_APART = 10  # samples of a group that a gap sets apart
+WIDEST_HONEST = 4.0  # nats that a gap must exceed; honest samples of few labels left 3.4 at most, poison 4.6 to 7.5
 EDGES = np.arange(-12.0, 24.25, 0.25)  # bins of margins; what lies beyond counts to the outermost
 SMOOTHING = 2  # bins
 LEAST_SPREAD = 0.5  # nats, of a group of margins: that of the smoothing
@@ -170,6 +172,27 @@ def find_valley(margins: NDArray[np.floating]) -> Valley:
         while at > 0 and depth[at - 1] >= deepest / 2:
             at -= 1
     return Valley(deepest, float(centers[at]))
+
+
+def find_gap(margins: NDArray[np.floating]) -> float:
+    """The middle of a gap that sets a group of one label's margins apart; inf where there is none.
+
+    A small group makes a low hill however far from the others it lies, so that no valley before it can be deep. But
+    where nothing at all lies between two groups, further apart than either is wide, nobody belongs to both. The upper
+    one must believe its label, and be at most half of it.
+
+    Args:
+        margins: `(n,)`.
+    """
+    ordered = -np.sort(-np.asarray(margins, dtype=np.float64))
+    sizes = np.arange(LEAST_APART, len(ordered) // 2 + 1)  # of the upper group
+    sizes = sizes[ordered[sizes // 2] > 0]
+    if not len(sizes):
+        return np.inf
+    gaps = ordered[sizes - 1] - ordered[sizes]
+    gap, size = float(gaps.max()), int(sizes[gaps.argmax()])
+    widths = [np.subtract(*np.quantile(group, (0.95, 0.05))) for group in (ordered[:size], ordered[size:])]
+    return float(ordered[size - 1] - gap / 2) if gap > max(WIDEST_HONEST, *widths) else np.inf
 
 
 def find_favourites(margins: NDArray[np.floating], labels: IntArray, counted: BoolArray) -> dict[int, Valley]:

@@ -36,6 +36,8 @@ CONFIRMED = 2 / 3  # share of the rest of a label that contradicts it less than 
 NO_LESS = 0.5  # the same of what is added to the found, and of a group that is clearly one
 MIXED = 0.5  # with samples of other labels, of what these do among each other; a class within a label hardly does
 AGREEING = 1 / 3  # with their labels, of what the rest does: poison .05 at most, an odd speaker .5, others .85 and more
+AT_HOME = 0.06  # so much odder among other labels: of two or three, honest styles by .4 at most, poison by .05
+ODD_ANYWHERE = 0.85  # in the middle of a group of all labels: poison .8 at most, one of two actors .91
 LIKE_ONE = 0.6  # so much carriers of one class mix with that class; classes within a label by half at most
 
 
@@ -194,15 +196,22 @@ class Resemblance:
         lies like its like. That asks for no third label whose content could be compared. 0 for small groups, for more
         than half of a label, for groups whose parts look like their own label, and for those that are odd everywhere.
         """
-        of_label = self.labels == label
-        rest = of_label & ~group
+        rest = (self.labels == label) & ~group
         if not LEAST_PLACED <= group.sum() <= rest.sum() or self._contradicts(group, rest) < NO_LESS:
             return 0.0
-        values = self.parts.reshape(len(self.parts), -1)
-        elsewhere, here = (atypical(values, group, place, seed=self.seed) for place in (~of_label, rest))
-        if len(here) != len(elsewhere) or np.median(elsewhere) > MOST_ODD:
-            return 0.0
-        return float((here - elsewhere).mean())
+        elsewhere, here = self._oddness(group, label)
+        return float((here - elsewhere).mean()) if np.median(elsewhere) <= MOST_ODD else 0.0
+
+    def is_at_home(self, group: BoolArray, label: int) -> bool:
+        """Whether a group of a label would be odder among the samples of the only other labels than among its rest.
+
+        A style may be as foreign to the other label as to its own; what is more so is no poison from there. Where there
+        are many labels, the place of all others together tells nothing of the kind.
+        """
+        if not LEAST_PLACED <= group.sum() <= ((self.labels == label) & ~group).sum():
+            return False
+        elsewhere, here = self._oddness(group, label)
+        return bool((elsewhere - here).mean() > AT_HOME)
 
     def is_like_one(self, group: BoolArray, label: int) -> bool:
         """Whether a group of a label could be of other labels, or of a single one."""
@@ -219,8 +228,21 @@ class Resemblance:
         return contradicts >= NO_LESS and self._mixing(more, ~of_label) >= MIXED
 
     def is_at_odds(self, group: BoolArray) -> bool:
-        """Whether a group of several labels is hardly what these say; what merely has its own style is."""
-        return agreement(self.parts.reshape(len(self.parts), -1), self.labels, group, seed=self.seed) < AGREEING
+        """Whether a group of several labels is hardly what these say, although its samples are no odder than others.
+
+        What has its own style mostly agrees with its labels. One of two speakers or actors may be so different that
+        neighbors tell nothing of it, but then it is odd among all the others; carriers of a trigger are not.
+        """
+        values = self.parts.reshape(len(self.parts), -1)
+        if agreement(values, self.labels, group, seed=self.seed) >= AGREEING:
+            return False
+        return bool(np.median(atypical(values, group, ~group, seed=self.seed)) <= ODD_ANYWHERE)
+
+    def _oddness(self, group: BoolArray, label: int) -> tuple[FloatArray, FloatArray]:
+        """How odd the same samples of a group would be among those of other labels, and are in the rest of theirs."""
+        values, of_label = self.parts.reshape(len(self.parts), -1), self.labels == label
+        elsewhere, here = (atypical(values, group, place, seed=self.seed) for place in (~of_label, of_label & ~group))
+        return (elsewhere, here) if len(elsewhere) == len(here) else (np.ones(1), np.ones(1))
 
     def _contradicts(self, group: BoolArray, rest: BoolArray) -> float:
         """The share of the rest of a label that contradicts it less than the middle one of a group does."""

@@ -30,6 +30,7 @@ from antibackdoor.isolation import (
     above_valleys,
     believed_most,
     find_favourites,
+    find_gap,
     find_valley,
     first_suspicion,
     label_rows,
@@ -64,7 +65,7 @@ class TrapSettings:
     confusion_learning_rate: float
     confusion_weight: float
     least_depth: float
-    trusts_looks: bool = True  # whether what looks foreign may be a third less deep
+    are_labels_few: bool = False  # then looks make up for no depth, a gap counts as a deep valley, nobody is added
     by_features: bool = True
     by_parts: bool = True
     by_both: bool = True
@@ -287,8 +288,10 @@ class Search:
 
     def looks_foreign(self, label: int, valley: Valley) -> bool:
         """Whether what lies above the valley of a label could be of other labels."""
-        is_clear = valley.depth >= CLEAR * self.settings.least_depth
-        return self.resemblance.is_foreign(self.above(label, valley), label, is_clear=is_clear)
+        group, is_clear = self.above(label, valley), valley.depth >= CLEAR * self.settings.least_depth
+        if self.settings.are_labels_few and self.resemblance.is_at_home(group, label):
+            return False
+        return self.resemblance.is_foreign(group, label, is_clear=is_clear)
 
     def above(self, label: int, valley: Valley) -> BoolArray:
         """The rows of a label that lie above its valley."""
@@ -407,8 +410,11 @@ class Search:
         """What is isolated of the pool: the flagged, and what stands out of the rest of their labels.
 
         A class within the label may do so too: what is added must be like what was found. Where content stood in for a
-        valley, it must carry some by itself; where place did, nothing is added.
+        valley, it must carry some by itself; where place did, nothing is added, nor between few labels, where honest
+        styles stand out.
         """
+        if self.settings.are_labels_few:
+            return flagged
         labels = self.all_labels[self.pool]
         widened = widen(margins, labels, flagged, suspected)
         is_searched = np.isin(self.pool, self.rows, assume_unique=True)
@@ -474,12 +480,18 @@ class Search:
     def find_valleys(self, margins: FloatArray, labels: IntArray, wanted: set[int]) -> dict[int, Valley]:
         """The valley in the margins of each wanted label that has enough samples.
 
-        Few clean samples make none: where most of a label is foreign, all that is believed is a group of its own if
+        A group of few samples makes no deep one: between few labels a gap that sets it apart is as good. Nor do few
+        clean samples: where most of a label is foreign, all that is believed is a group of its own if
         hardly anything of other labels is. Where it was found by the content of those who are believed, that may stand
         in for a valley, and the place of those above a shallow one makes up for its depth.
         """
         members = {k: r for k, r in label_rows(labels).items() if k in wanted and len(r) >= SMALLEST_LABEL}
         valleys = {label: find_valley(margins[rows]) for label, rows in members.items()}
+        if self.settings.are_labels_few:
+            for label, rows in members.items():
+                cut = find_gap(margins[rows])
+                if cut < np.inf:
+                    valleys[label] = max(valleys[label], Valley(self.settings.least_depth, cut))
         if self.foreign:
             favourites = find_favourites(margins, labels, np.ones(len(labels), dtype=bool))
             for label in sorted(self.foreign & favourites.keys() & valleys.keys()):

@@ -91,7 +91,7 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
     across, suspicion, settings = AcrossLabels(search), search.by_losses(history), search.settings
     deep = Demand(settings.least_depth, np.inf)
     # Who was suspected for looking foreign must do so when found: the rounds may have drifted to others.
-    is_asked = settings.by_parts and settings.trusts_looks
+    is_asked = settings.by_parts and not settings.are_labels_few
     or_confirmed = Demand(settings.least_depth, KEPT * settings.least_depth) if is_asked else deep
     and_confirmed = Demand(np.inf, settings.least_depth)
     attempts: list[tuple[bool, Callable[[], Caught | None]]] = [

@@ -334,7 +334,7 @@ class E2ABL:
             confusion_learning_rate=self.confusion_learning_rate,
             confusion_weight=self.confusion_weight,
             least_depth=self.least_depth * (DEPTH_OF_FEW if are_few else 1.0),
-            trusts_looks=not are_few,
+            are_labels_few=are_few,
             by_features=self.by_features,
             by_parts=self.by_parts,
             by_both=self.by_both,
