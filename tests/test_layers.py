@@ -27,7 +27,7 @@ LAYERS = (
     ("isolation", "session", "backbones", "artifacts", "model_file", "removal"),
     ("mixtures", "parts", "planting", "training", "run_folder"),
     ("populations", "carriers", "protocols", "warm_up", "confusion"),
-    ("witnesses", "verdict", "residual", "attacks", "report"),
+    ("second_head", "witnesses", "verdict", "residual", "attacks", "report"),
     ("search",),
     ("trap",),
     ("defenses", "red_team"),

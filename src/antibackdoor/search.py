@@ -15,12 +15,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from antibackdoor.caught import Caught
-from antibackdoor.confusion import confusion, margin, weights
+from antibackdoor.confusion import weights
 from antibackdoor.history import LossHistory
 from antibackdoor.isolation import (
     NEARLY_ALL,
@@ -38,13 +36,13 @@ from antibackdoor.isolation import (
     rank_within,
     widen,
 )
-from antibackdoor.models import TwoHead, coarse, trunk_features
-from antibackdoor.parts import Resemblance, n_parts, pooled_parts
+from antibackdoor.models import TwoHead
+from antibackdoor.parts import Resemblance
 from antibackdoor.populations import Constellations, Populations, two_populations
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
+from antibackdoor.second_head import SecondHead
 from antibackdoor.session import Feed, Session
-from antibackdoor.training import evaluate, shuffled, train_epoch
-from antibackdoor.warm_up import draw
+from antibackdoor.training import shuffled
 from antibackdoor.witnesses import Content, Seconded, content, misplaced, strength_of_place
 
 SEARCHED = 20_000  # samples in which a population is looked for; the last look goes over all
@@ -92,18 +90,29 @@ def searched_rows(session: Session, feed: Feed, pool: IntArray) -> IntArray:
 
 
 class Search:
-    """The state of a search: optimizer steps taken, random draws, and the margins of the rows searched.
+    """The state of a search: the second head, random draws, and the margins of the rows searched.
 
     It works on the `searched_rows` of the `pool`, and in the end looks at the whole pool.
     """
 
+    drawn_from = 2  # the stream of random numbers, one for each kind of search
+
     def __init__(self, session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, pool: IntArray) -> None:
-        self.session, self.feed, self.net, self.settings, self.pool = session, feed, net, settings, pool
+        self.session, self.settings, self.pool = session, settings, pool
+        self.draws = np.random.default_rng((session.recipe.seed, self.drawn_from))
+        self.head = SecondHead(
+            session,
+            feed,
+            net,
+            self.draws,
+            n_steps=settings.confusion_steps,
+            learning_rate=settings.confusion_learning_rate,
+            weight=settings.confusion_weight,
+        )
         self.rows = searched_rows(session, feed, pool)
         self.all_labels = feed.labels.cpu().numpy()
         self.labels = self.all_labels[self.rows]
         self.given = self.labels  # suspects are chosen from each of these
-        self.draws = np.random.default_rng((session.recipe.seed, 2))
         self.margins: FloatArray = np.zeros(len(self.rows))
         nobody: BoolArray = np.zeros(len(self.rows), dtype=bool)
         self.strangers = Populations(nobody, (), {}, nobody)
@@ -118,27 +127,15 @@ class Search:
         self.asked: set[int] = set()  # labels where content may stand in for a valley
         self.placed: set[int] = set()  # labels where the place of a group may make up for a shallow one
         self.rounds: list[FloatArray] = []  # margins after each
-        self.steps = 0
 
     def first_look(self) -> None:
         """Margins, and the strangers: labels whose shallow features hold two populations."""
-        n_outputs = self.net.n_outputs
-
-        def forward(inputs: Tensor) -> Tensor:
-            features = trunk_features(self.net.network, self.net.attach, inputs)
-            return torch.cat([self.net.second(features).float(), coarse(features.float())], dim=1)
-
-        def reduce(values: Tensor, labels: Tensor) -> Tensor:
-            return torch.cat([margin(values[:, :n_outputs], labels)[:, None], values[:, n_outputs:]], dim=1)
-
-        self.net.eval()
-        looked = evaluate(self.session, self.feed, forward, reduce, self.rows, title="weighing the evidence")
-        self.margins = looked[:, 0].astype(np.float64)
+        self.margins, features = self.head.look_closely(self.rows)
         if self.settings.by_features:
-            self.strangers = two_populations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
+            self.strangers = two_populations(features, self.labels, seed=self.session.recipe.seed)
         if self.settings.by_both:
             self.carried = dict.fromkeys(label_rows(self.labels), 0.0)
-            self.constellations = Constellations(looked[:, 1:], self.labels, seed=self.session.recipe.seed)
+            self.constellations = Constellations(features, self.labels, seed=self.session.recipe.seed)
 
     def attempt(self, suspicion: FloatArray, rounds: int, demand: Demand, *, promising: float = 0.0) -> Caught | None:
         """What is caught if confusion begins with these suspects; None if nothing is.
@@ -161,8 +158,8 @@ class Search:
         if not len(suspects):
             return None
         self.favourites = self.foreign = set(self.all_labels[suspects].tolist())
-        self.confuse(self.half(suspects), self.rows[~np.isin(self.labels, list(self.foreign))])
-        self.margins = self.look(self.rows)
+        self.head.confuse(self.half(suspects), self.rows[~np.isin(self.labels, list(self.foreign))])
+        self.margins = self.head.look(self.rows)
         valleys = self.noted(self.find_valleys(self.margins, self.labels, self.foreign))
         self.found = {k: v for k, v in valleys.items() if v.depth >= KEPT * self.settings.least_depth}
         caught = self.settle()
@@ -241,17 +238,15 @@ class Search:
     @cached_property
     def resemblance(self) -> Resemblance:
         """What the rows of each label look like."""
-        parts = evaluate(self.session, self.feed, pooled_parts, lambda values, _: values, self.rows, title="comparing")
-        parts = parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)
-        return Resemblance(parts, self.labels, self.session.recipe.seed)
+        return Resemblance(self.head.parts(self.rows), self.labels, self.session.recipe.seed)
 
     def narrow(self, suspicion: FloatArray, rounds: int, demand: Demand, promising: float) -> None:
         """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
         self.found = {}
         chosen = rank_within(-suspicion, self.given) < FIRST_SUSPECTS
         for number in range(rounds):
-            self.confuse(self.rows[chosen], self.rows[~chosen & self.is_quiet(suspicion)])
-            self.margins = suspicion = self.look(self.rows)
+            self.head.confuse(self.rows[chosen], self.rows[~chosen & self.is_quiet(suspicion)])
+            self.margins = suspicion = self.head.look(self.rows)
             self.rounds.append(self.margins)
             valleys = self.find_valleys(self.margins, self.labels, set(self.labels.tolist()))
             deepest = max((valley.depth for valley in valleys.values()), default=0.0)
@@ -317,10 +312,10 @@ class Search:
         flagged[self.rows] = above_valleys(self.margins, self.labels, tried)
         if flagged.sum() < SMALLEST_GROUP:
             return False
-        before = weights(self.net)
+        before = weights(self.head.net)
         self.favourites = set(tried)
         self.reinforce(self.half(np.flatnonzero(flagged)), flagged)
-        margins = self.look(self.rows)
+        margins = self.head.look(self.rows)
         kept = {
             label: valley
             for label, valley in self.find_valleys(margins, self.labels, self.favourites).items()
@@ -329,7 +324,7 @@ class Search:
             and not self.is_inverted(label, above_valleys(margins, self.labels, {label: valley}))
         }
         if not kept:
-            self.net.load_state_dict(before)
+            self.head.net.load_state_dict(before)
             self.favourites = set()
             return False
         self.margins, self.favourites, self.found = margins, set(kept), self.noted(kept)
@@ -352,7 +347,7 @@ class Search:
             found = np.flatnonzero(flagged)
             held_out = self.held_out(found) if rows is self.rows else found[:0]
             self.reinforce(np.setdiff1d(found, held_out), flagged)
-            margins = self.look(rows)
+            margins = self.head.look(rows)
             valleys = self.find_valleys(margins, self.all_labels[rows], suspected)
             refuted = self.refuted(held_out, margins)
             wanted = {k: v for k, v in valleys.items() if v.depth >= self.needed(k) and k not in refuted}
@@ -371,7 +366,7 @@ class Search:
 
     def nothing(self) -> Caught:
         """The outcome of a search that found nothing: margins of all samples, and the evidence that there was."""
-        margins = self.margins if len(self.rows) == len(self.pool) else self.look(self.pool)
+        margins = self.margins if len(self.rows) == len(self.pool) else self.head.look(self.pool)
         none: BoolArray = np.zeros(len(self.all_labels), dtype=bool)
         return self.caught(none, none, margins, set())
 
@@ -390,13 +385,13 @@ class Search:
             gains=self.by_label(self.strangers.gains),
             carried=self.by_label(self.carried),
             labels=tuple(sorted(labels)),
-            steps=self.steps,
+            steps=self.head.steps,
             rounds=np.array([] if core.any() else self.rounds, dtype=np.float32).reshape(-1, len(self.rows)),
         )
 
     def by_label(self, values: dict[int, float]) -> FloatArray:
         """A value for each label, `(K,)`; nan where there is none."""
-        return np.array([values.get(label, np.nan) for label in range(self.feed.n_classes)])
+        return np.array([values.get(label, np.nan) for label in range(self.head.feed.n_classes)])
 
     def held_out(self, found: IntArray) -> IntArray:
         """The half of the found samples that the settlement does not train on at first."""
@@ -440,36 +435,7 @@ class Search:
         quiet = ~flagged[self.rows] & self.is_quiet(self.margins)
         # The rest of a label that nearly all of it was found in is poison that was missed: leave it alone.
         quiet &= ~np.isin(self.labels, list(self.favourites))
-        self.confuse(suspects, self.rows[quiet])
-
-    def confuse(self, suspects: IntArray, clean: IntArray) -> None:
-        """One round, half of each batch from either: the suspects keep their label, the clean rows are to have none."""
-        keeps_label = torch.zeros(len(self.all_labels), dtype=torch.bool, device=self.session.device)
-        keeps_label[torch.as_tensor(suspects, device=self.session.device)] = True
-        optimizer = self.session.optimizer(self.net.parameters(), self.settings.confusion_learning_rate)
-        half = self.session.batch_size // 2
-        plan = [
-            np.concatenate([draw(self.draws, rows, half) for rows in (suspects, clean)])
-            for _ in range(self.settings.confusion_steps)
-        ]
-        train_epoch(
-            self.session,
-            self.feed,
-            plan,
-            self.net,
-            confusion(self.net, keeps_label, self.settings.confusion_weight),
-            optimizer,
-            seed=(self.session.recipe.seed, 2, self.steps),
-            augmented=False,
-            title="setting the trap",
-        )
-        self.steps += len(plan)
-
-    def look(self, rows: IntArray) -> FloatArray:
-        """Log-odds of each row's own label under the second head."""
-        self.net.eval()
-        title = "weighing the evidence"
-        return evaluate(self.session, self.feed, self.net.second_logits, margin, rows, title=title).astype(np.float64)
+        self.head.confuse(suspects, self.rows[quiet])
 
     def noted(self, valleys: dict[int, Valley]) -> dict[int, Valley]:
         """The same valleys, once the deepest of each label are kept."""

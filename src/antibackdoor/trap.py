@@ -109,9 +109,9 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
     caught = None
     for is_made, attempt in attempts:
         if is_made and caught is None:
-            search.net.load_state_dict(before)
+            search.head.net.load_state_dict(before)
             caught = attempt()
-    return replace(caught or search.nothing(), steps=search.steps + across.steps)
+    return replace(caught or search.nothing(), steps=search.head.steps + across.head.steps)
 
 
 def left(samples: Samples, isolated: BoolArray) -> IntArray:
@@ -214,11 +214,13 @@ class AcrossLabels(Search):
     nothing about who is suspected.
     """
 
+    drawn_from = 10
+
     def __init__(self, search: Search) -> None:
-        super().__init__(search.session, under_one_output(search.feed), search.net, search.settings, search.pool)
+        head = search.head
+        super().__init__(search.session, under_one_output(head.feed), head.net, search.settings, search.pool)
         self.all_given, self.given = search.all_labels, search.labels
         self.beside = search
-        self.draws = np.random.default_rng((search.session.recipe.seed, 10))
 
     def looks_foreign(self, label: int, valley: Valley) -> bool:
         """Whether what lies above the valley is not what its labels say.
