@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from antibackdoor.parts import MISPLACED, Resemblance, agreement, atypical, contradiction, mixing, n_parts, pooled_parts
+from antibackdoor.parts import (
+    MISPLACED,
+    MOST_ODD,
+    Resemblance,
+    agreement,
+    atypical,
+    contradiction,
+    mixing,
+    n_parts,
+    pooled_parts,
+)
 
 
 def test_the_parts_of_an_image_are_its_quarters() -> None:
@@ -165,6 +175,19 @@ def test_a_style_of_a_label_lies_like_its_like() -> None:
     changed = Resemblance(parts, looks.labels, 0)
     assert changed.contradiction[style].mean() > changed.contradiction[~style].mean(), "it is asked at all"
     assert changed.misplacement(style, 0) < MISPLACED
+
+
+def test_odd_ones_among_samples_that_are_all_alike_keep_to_themselves() -> None:
+    """Among samples of more variety they are no odder than these, but hardly any of these is near them."""
+    rng = np.random.default_rng(0)
+    alike, odd, others = (rng.normal(0, spread, (n, 12)) for spread, n in ((0.1, 150), (0.2, 60), (1.0, 300)))
+    values = np.concatenate([alike, odd + 1.0, others]).astype(np.float32)
+    labels, group = np.repeat([0, 1, 2, 3], [210, 100, 100, 100]), np.isin(np.arange(510), np.arange(150, 210))
+    elsewhere, here = (atypical(values, group, place, seed=0) for place in (labels > 0, (labels == 0) & ~group))
+    assert np.median(elsewhere) < MOST_ODD and (here - elsewhere).mean() > MISPLACED
+    looks = Resemblance(values.reshape(510, 2, 6), labels, 0)
+    looks.__dict__["contradiction"] = group.astype(np.float64)
+    assert looks.misplacement(group, 0) == 0.0
 
 
 def test_place_is_asked_of_groups_of_ten_that_are_no_more_than_half_of_a_label() -> None:

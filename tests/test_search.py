@@ -284,9 +284,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, depths: list[float]) -> Search:
     samples = pictures(400, 4)
     search = untrained(samples)
     believed = (samples.labels == 3) & (np.arange(400) < 200)
-    monkeypatch.setattr(search, "confuse", lambda *_: None)
+    monkeypatch.setattr(search.head, "confuse", lambda *_: None)
     monkeypatch.setattr(search, "try_favourites", lambda _: False)
-    monkeypatch.setattr(search, "look", lambda rows: np.where(believed, 5.0, -2.0))
+    monkeypatch.setattr(search.head, "look", lambda rows: np.where(believed, 5.0, -2.0))
     monkeypatch.setattr(search, "find_valleys", lambda *_: {3: Valley(depths.pop(0), 2.0)})
     return search
 
@@ -318,8 +318,8 @@ def test_content_of_those_who_are_believed_stands_in_for_a_valley(
     search.constellations = Constellations(features, labels, seed=0)
     margins = np.where(np.isin(np.arange(2000), moved), drawn.normal(2, 1.2, 2000), drawn.normal(-2, 1.2, 2000))
     margins[labels < 3] = drawn.normal(-2, 0.5, int((labels < 3).sum()))
-    monkeypatch.setattr(search, "confuse", lambda *_: None)
-    monkeypatch.setattr(search, "look", lambda rows: margins[rows])
+    monkeypatch.setattr(search.head, "confuse", lambda *_: None)
+    monkeypatch.setattr(search.head, "look", lambda rows: margins[rows])
     assert search.attempt(drawn.random(2000), 2, Demand(3.0, np.inf)) is None
     caught = search.attempt_seconded()
     if not mislabelled:

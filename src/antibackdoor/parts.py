@@ -194,13 +194,16 @@ class Resemblance:
 
         Carriers of a trigger lie as those do whom they were taken from; a style of the label, or a class within it,
         lies like its like. That asks for no third label whose content could be compared. 0 for small groups, for more
-        than half of a label, for groups whose parts look like their own label, and for those that are odd everywhere.
+        than half of a label, for groups whose parts look like their own label, for those that are odd everywhere, and
+        for those that keep to themselves: odd ones among samples that are all much alike, as slanted digits one are.
         """
         rest = (self.labels == label) & ~group
         if not LEAST_PLACED <= group.sum() <= rest.sum() or self._contradicts(group, rest) < NO_LESS:
             return 0.0
         elsewhere, here = self._oddness(group, label)
-        return float((here - elsewhere).mean()) if np.median(elsewhere) <= MOST_ODD else 0.0
+        if np.median(elsewhere) > MOST_ODD or self._mixing(group, self.labels != label) < MIXED:
+            return 0.0
+        return float((here - elsewhere).mean())
 
     def is_at_home(self, group: BoolArray, label: int) -> bool:
         """Whether a group of a label would be odder among the samples of the only other labels than among its rest.

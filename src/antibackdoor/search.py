@@ -10,6 +10,7 @@ and a memory does not, then with all, so that the missed ones join them. `trap` 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -444,32 +445,37 @@ class Search:
         return valleys
 
     def find_valleys(self, margins: FloatArray, labels: IntArray, wanted: set[int]) -> dict[int, Valley]:
-        """The valley in the margins of each wanted label that has enough samples.
-
-        A group of few samples makes no deep one: between few labels a gap that sets it apart is as good. Nor do few
-        clean samples: where most of a label is foreign, all that is believed is a group of its own if
-        hardly anything of other labels is. Where it was found by the content of those who are believed, that may stand
-        in for a valley, and the place of those above a shallow one makes up for its depth.
-        """
+        """The valley in the margins of each wanted label that has enough samples, or what is as good."""
         members = {k: r for k, r in label_rows(labels).items() if k in wanted and len(r) >= SMALLEST_LABEL}
         valleys = {label: find_valley(margins[rows]) for label, rows in members.items()}
-        if self.settings.are_labels_few:
-            for label, rows in members.items():
-                cut = find_gap(margins[rows])
-                if cut < np.inf:
-                    valleys[label] = max(valleys[label], Valley(self.settings.least_depth, cut))
-        if self.foreign:
-            favourites = find_favourites(margins, labels, np.ones(len(labels), dtype=bool))
-            for label in sorted(self.foreign & favourites.keys() & valleys.keys()):
-                depth, cut = favourites[label]
-                valleys[label] = max(valleys[label], Valley(depth, max(cut, 0.0)))
-        for label, (cut, carried) in self.content(margins, labels, self.asked & valleys.keys()).items():
-            valleys[label] = max(valleys[label], Valley(carried.strength * self.settings.least_depth, cut))
+        for label, other in self.as_good(margins, labels, members):
+            valleys[label] = max(valleys[label], other)
         for label in sorted(self.placed & valleys.keys()):
             above = above_valleys(margins, labels, {label: valleys[label]})[self.among(margins)]
             strength = strength_of_place(above, label, self.resemblance)
             valleys[label] = max(valleys[label], Valley(strength * self.settings.least_depth, valleys[label].cut))
         return valleys
+
+    def as_good(
+        self, margins: FloatArray, labels: IntArray, members: dict[int, IntArray]
+    ) -> Iterator[tuple[int, Valley]]:
+        """What counts as a valley in some labels, and how deep.
+
+        A group of few samples makes no deep one: between few labels, a gap that sets it apart counts. Nor do few clean
+        samples: where most of a label is foreign, all that is believed is a group of its own if hardly anything of
+        other labels is. And content counts where it was what a label was found by.
+        """
+        least = self.settings.least_depth
+        if self.settings.are_labels_few:
+            gaps = {label: find_gap(margins[rows]) for label, rows in members.items()}
+            yield from ((label, Valley(least, cut)) for label, cut in gaps.items() if cut < np.inf)
+        if self.foreign:
+            favourites = find_favourites(margins, labels, np.ones(len(labels), dtype=bool))
+            for label in sorted(self.foreign & favourites.keys() & members.keys()):
+                depth, cut = favourites[label]
+                yield label, Valley(depth, max(cut, 0.0))
+        for label, (cut, carried) in self.content(margins, labels, self.asked & members.keys()).items():
+            yield label, Valley(carried.strength * least, cut)
 
     def among(self, values: FloatArray) -> IntArray | slice:
         """Where the rows are among values of theirs, or of the pool."""
