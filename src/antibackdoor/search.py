@@ -52,6 +52,7 @@ NEXT_SUSPECTS = 0.1  # at most, in the second round; then twice as many, and so 
 FAVOURITE_RATIO = 2.0  # of believed samples to those of other labels, from which a label may be poison almost whole
 KEPT = 2 / 3  # of the depth that a label was found with: so much must be left in later looks, if it is below the least
 CLEAR = 3.0  # times the least depth: nothing that is between two groups; parts need say less of such a valley
+MOSTLY = 0.5  # of a label, whose content is that of others; of what is caught, if these were the suspects
 LEAST_REPEATED = 0.5  # share of found samples that are found again without being trained on
 SEARCHED_PER_LABEL = 200  # at least so many for each label
 
@@ -151,11 +152,12 @@ class Search:
         """What is caught if confusion begins with those whose content is that of other labels; None if nothing is.
 
         Of the labels with such samples, those count where they are most of it, or the others. Nobody in these labels
-        counts as clean, and whoever is believed more than the samples of all other labels belongs to them.
+        counts as clean, and whoever is believed more than the samples of all other labels belongs to them. If most of
+        what is caught was not suspected, it is the class itself: a trigger that is learned more slowly is beaten by it.
         """
         blurred = self.strangers.blurred
         shares = np.bincount(self.labels, blurred) / np.maximum(np.bincount(self.labels), 1)
-        suspects = self.rows[blurred & ((shares > 0.5) == most)[self.labels]]
+        suspects = self.rows[blurred & ((shares > MOSTLY) == most)[self.labels]]
         if not len(suspects):
             return None
         self.favourites = self.foreign = set(self.all_labels[suspects].tolist())
@@ -165,6 +167,8 @@ class Search:
         self.found = {k: v for k, v in valleys.items() if v.depth >= KEPT * self.settings.least_depth}
         caught = self.settle()
         self.foreign = set()
+        if caught is not None and blurred[caught.core[self.rows]].mean() < MOSTLY:
+            return None
         return caught
 
     def attempt_seconded(self) -> Caught | None:
