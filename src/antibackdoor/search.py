@@ -167,9 +167,10 @@ class Search:
         self.found = {k: v for k, v in valleys.items() if v.depth >= KEPT * self.settings.least_depth}
         caught = self.settle()
         self.foreign = set()
-        if caught is not None and blurred[caught.core[self.rows]].mean() < MOSTLY:
+        if caught is None:
             return None
-        return caught
+        core = caught.core[self.rows]
+        return caught if blurred[core].sum() >= MOSTLY * core.sum() else None
 
     def attempt_seconded(self) -> Caught | None:
         """What is caught if the search settles on those who were believed and look foreign; None if nothing is.
