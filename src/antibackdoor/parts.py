@@ -35,6 +35,7 @@ MOST_ODD = 0.8  # among other labels, in the middle of the group: poison .75 at 
 CONFIRMED = 2 / 3  # share of the rest of a label that contradicts it less than the middle one of the found does
 NO_LESS = 0.5  # the same of what is added to the found, and of a group that is clearly one
 MIXED = 0.5  # with samples of other labels, of what these do among each other; a class within a label hardly does
+LEAST_MIXED = 0.25  # the same where place tells: poison .38 and more, forty slanted digits one .18 and less
 AGREEING = 1 / 3  # with their labels, of what the rest does: poison .05 at most, an odd speaker .5, others .85 and more
 AT_HOME = 0.06  # so much odder among other labels: of two or three, honest styles by .4 at most, poison by .05
 ODD_ANYWHERE = 0.85  # in the middle of a group of all labels: poison .8 at most, one of two actors .91
@@ -201,7 +202,7 @@ class Resemblance:
         if not LEAST_PLACED <= group.sum() <= rest.sum() or self._contradicts(group, rest) < NO_LESS:
             return 0.0
         elsewhere, here = self._oddness(group, label)
-        if np.median(elsewhere) > MOST_ODD or self._mixing(group, self.labels != label) < MIXED:
+        if np.median(elsewhere) > MOST_ODD or self._mixing(group, self.labels != label) < LEAST_MIXED:
             return 0.0
         return float((here - elsewhere).mean())
 
