@@ -281,8 +281,9 @@ def run(
     for cell in [] if options.table else chosen:
         if json.dumps(asdict(cell), sort_keys=True) in done:
             continue
-        if not (options.data / file_of(cell)).exists():
-            print(f"{cell.name}: skipped, there is no {file_of(cell)} in {options.data}", file=sys.stderr)
+        file = file_of(cell)
+        if file and not (options.data / file).exists():
+            print(f"{cell.name}: skipped, there is no {file} in {options.data}", file=sys.stderr)
             continue
         metrics = measure(cell, options.data)
         line = {"name": cell.name, "cell": asdict(cell), "metrics": metrics, **cells.provenance()}

@@ -92,7 +92,7 @@ def searched_rows(session: Session, feed: Feed, pool: IntArray) -> IntArray:
 
 
 class Search:
-    """The state of a search: the second head, random draws, and the margins of the rows searched.
+    """The state of a search: the second head, and the margins of the rows searched.
 
     It works on the `searched_rows` of the `pool`, and in the end looks at the whole pool.
     """
@@ -101,12 +101,11 @@ class Search:
 
     def __init__(self, session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, pool: IntArray) -> None:
         self.session, self.settings, self.pool = session, settings, pool
-        self.draws = np.random.default_rng((session.recipe.seed, self.drawn_from))
         self.head = SecondHead(
             session,
             feed,
             net,
-            self.draws,
+            np.random.default_rng((session.recipe.seed, self.drawn_from)),
             n_steps=settings.confusion_steps,
             learning_rate=settings.confusion_learning_rate,
             weight=settings.confusion_weight,
@@ -405,7 +404,7 @@ class Search:
 
     def half(self, rows: IntArray) -> IntArray:
         """Half of the rows of each label, drawn at random."""
-        return rows[rank_within(self.draws.random(len(rows)), self.all_labels[rows]) >= 0.5]
+        return rows[rank_within(self.head.draws.random(len(rows)), self.all_labels[rows]) >= 0.5]
 
     def widened(self, margins: FloatArray, flagged: BoolArray, suspected: set[int]) -> BoolArray:
         """What is isolated of the pool: the flagged, and what stands out of the rest of their labels.
