@@ -155,6 +155,7 @@ def search(searched: Searched, seed: int) -> dict[str, Any]:
         **found(searched, caught.isolated),
         "labels": list(caught.labels),
         "target": searched.target,
+        "found_by": list(caught.ways),
         "auroc": auroc(caught.margins, searched.is_poisoned),
         "deepest": [round(depth, 2) for depth in caught.depths.tolist()],
         "carried": [round(nats, 2) for nats in caught.carried.tolist()],

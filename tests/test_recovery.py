@@ -6,7 +6,7 @@ import numpy as np
 from conftest import pictures
 from torch import Tensor, nn
 
-from antibackdoor.caught import Caught, without
+from antibackdoor.caught import ACROSS_LABELS, Caught, without
 from antibackdoor.defenses.recovery import recover, untaught
 from antibackdoor.recipe import Recipe
 from antibackdoor.samples import BoolArray, IntArray
@@ -91,7 +91,7 @@ def test_what_a_search_across_labels_took_along_comes_back_as_it_is() -> None:
     given = np.where(isolated & (truth == 1), 0, truth)
     isolated &= (given == 3) | (truth == 1) | ((truth == 0) & (np.arange(400) < 40))
     session, feed, caught = shown(given, isolated)
-    back = recover(session, feed, Sure(), replace(caught, across=True), nobody(caught), None, 0.9)
+    back = recover(session, feed, Sure(), replace(caught, ways=(ACROSS_LABELS,)), nobody(caught), None, 0.9)
     np.testing.assert_array_equal(back.cleared, isolated & (given == 0) & (truth == 0))
     np.testing.assert_array_equal(back.labels, np.where(untaught(isolated, given, 0), given, truth))
     np.testing.assert_array_equal(back.unchanged, isolated & (given == 3))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from antibackdoor.caught import Caught
+from antibackdoor.caught import CONTENT_BELIEVED, Caught
 from antibackdoor.isolation import DEPTH_OF_FEW, FEW_LABELS
 from antibackdoor.verdict import DEEPER_THAN_1, POWER, evidence, false_alarm_probability, judge, suspicion
 
@@ -72,7 +72,7 @@ def test_either_kind_of_evidence_counts() -> None:
 def test_content_of_those_who_are_believed_counts_where_it_stood_in_for_a_valley() -> None:
     nats = [0.0, 0.0, 2.0, 0.0, 0.0, 500.0]
     found = replace(caught([0.9] * 5 + [1.5], labels=(5,), core=50), carried=np.array(nats))
-    alone, both = (false_alarm_probability(replace(found, seconded=seconded)) for seconded in (False, True))
+    alone, both = (false_alarm_probability(replace(found, ways=ways)) for ways in ((), (CONTENT_BELIEVED,)))
     assert alone is not None and both is not None
     assert both < 0.02 < 0.2 < alone
 

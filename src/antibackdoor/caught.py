@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
+# What an attempt began with, or went by.
+CONTENT, LOSSES, PARTS, ACROSS_LABELS = "content", "losses", "parts", "across labels"
+MOST_CONTENT, SOME_CONTENT = "content of most", "content of some"
+CONTENT_BELIEVED, PLACE_BELIEVED = "content of the believed", "place of the believed"
+BELIEVED_LATE, SET_APART, SEEN_LATE = "content of the believed, late", "set apart, late", "content, late"
+
 
 @dataclass(frozen=True, eq=False)
 class Caught:
@@ -28,13 +34,11 @@ class Caught:
         gains: `(K,)` float64, nats that other labels' content explains in each label; nan where it was not asked.
         labels: Labels with two groups: the suspected targets.
         steps: Optimizer steps taken.
-        across: Whether one short-cut was found under all these labels; then `margins` are the log-odds of one output
-            that stands for all of them.
         carried: `(K,)` float64, the most nats that other labels' content explains in what a round believed in each
             label, if most of that content is left; nan where it was not asked.
-        seconded: Whether that stood in for a valley somewhere.
         rounds: `(R, M)` float32, log-odds of the `searched_rows` of what is left, after each round of the last search;
             none if that found something, and so left other rows.
+        ways: Which attempts caught it, in the order of their catches.
     """
 
     isolated: BoolArray
@@ -48,8 +52,17 @@ class Caught:
     labels: tuple[int, ...]
     steps: int
     rounds: NDArray[np.float32]
-    across: bool = False
-    seconded: bool = False
+    ways: tuple[str, ...] = ()
+
+    @property
+    def across(self) -> bool:
+        """Whether one short-cut was found under all its labels; then `margins` are those of an output for them all."""
+        return ACROSS_LABELS in self.ways
+
+    @property
+    def seconded(self) -> bool:
+        """Whether the content of those who are believed stood in for a valley somewhere."""
+        return CONTENT_BELIEVED in self.ways or BELIEVED_LATE in self.ways
 
 
 def together(catches: Sequence[Caught], given: IntArray) -> Caught:
@@ -76,10 +89,14 @@ def together(catches: Sequence[Caught], given: IntArray) -> Caught:
             carried=np.where(suspected, np.fmax(whole.carried, caught.carried), whole.carried),
             labels=tuple(sorted({*whole.labels, *new})),
             rounds=caught.rounds,
-            across=whole.across or caught.across,
-            seconded=whole.seconded or caught.seconded,
+            ways=joined(whole.ways, caught.ways),
         )
     return whole
+
+
+def joined(ways: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    """Both, each once."""
+    return tuple(dict.fromkeys(ways + more))
 
 
 def with_more(caught: Caught, more: BoolArray) -> Caught:

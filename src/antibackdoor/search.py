@@ -180,7 +180,7 @@ class Search:
         self.asked = set(self.by_content.cuts)
         caught = self.settle_on(self.by_content)
         self.asked = set()
-        return caught and replace(caught, seconded=True)
+        return caught
 
     def attempt_misplaced(self) -> Caught | None:
         """The same for groups above shallow valleys that lie as samples of other labels do; None if nothing is.

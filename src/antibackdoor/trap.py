@@ -27,7 +27,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from antibackdoor.caught import Caught, together
+from antibackdoor.caught import (
+    ACROSS_LABELS,
+    BELIEVED_LATE,
+    CONTENT,
+    CONTENT_BELIEVED,
+    LOSSES,
+    MOST_CONTENT,
+    PARTS,
+    PLACE_BELIEVED,
+    SET_APART,
+    SOME_CONTENT,
+    Caught,
+    together,
+)
 from antibackdoor.confusion import margin, weights
 from antibackdoor.history import LossHistory
 from antibackdoor.isolation import SMALLEST_LABEL, Valley, find_valley, label_rows, rank, rank_within, widen
@@ -43,10 +56,10 @@ BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
 BY_PARTS = 5  # rounds that begin with suspects chosen by their parts: soft triggers need so many
 BY_GROUPS = 5  # rounds that begin with suspects that a trained network sets apart
 PROMISING = 1.2  # depth in the first of them, without which no more are made: these suspects carry it, or most do not
-ACROSS_LABELS = 2  # rounds towards one output; with more, clean data come along
+TOWARDS_ONE = 2  # rounds towards one output; with more, clean data come along
 LEAST_OF_MOST = 0.25  # of the share of carriers in the label that holds most: a target too, and not some covers
 MOST_CATCHES = 5  # what is found again and again is a habit of the data
-MOST_ROUNDS = BY_LOSSES + BY_PARTS + ACROSS_LABELS
+MOST_ROUNDS = BY_LOSSES + BY_PARTS + TOWARDS_ONE
 
 
 def spring(
@@ -94,24 +107,27 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
     is_asked = settings.by_parts and not settings.are_labels_few
     or_confirmed = Demand(settings.least_depth, KEPT * settings.least_depth) if is_asked else deep
     and_confirmed = Demand(np.inf, settings.least_depth)
-    attempts: list[tuple[bool, Callable[[], Caught | None]]] = [
-        (settings.by_features, lambda: search.attempt_blurred(most=True)),
-        (True, lambda: search.attempt(suspicion, BY_LOSSES, or_confirmed)),
+    attempts: list[tuple[str, bool, Callable[[], Caught | None]]] = [
+        (MOST_CONTENT, settings.by_features, lambda: search.attempt_blurred(most=True)),
+        (LOSSES, True, lambda: search.attempt(suspicion, BY_LOSSES, or_confirmed)),
         (
+            ACROSS_LABELS,
             settings.across_labels,
-            lambda: across.attempt(search.resemblance.contradiction, ACROSS_LABELS, and_confirmed),
+            lambda: across.attempt(search.resemblance.contradiction, TOWARDS_ONE, and_confirmed),
         ),
-        (settings.by_parts, lambda: search.attempt(search.resemblance.contradiction, BY_PARTS, and_confirmed)),
-        (settings.by_both, search.attempt_seconded),
-        (settings.by_both, search.attempt_misplaced),
-        (settings.by_features, lambda: search.attempt_blurred(most=False)),
+        (PARTS, settings.by_parts, lambda: search.attempt(search.resemblance.contradiction, BY_PARTS, and_confirmed)),
+        (CONTENT_BELIEVED, settings.by_both, search.attempt_seconded),
+        (PLACE_BELIEVED, settings.by_both, search.attempt_misplaced),
+        (SOME_CONTENT, settings.by_features, lambda: search.attempt_blurred(most=False)),
     ]
-    caught = None
-    for is_made, attempt in attempts:
-        if is_made and caught is None:
+    for way, is_made, attempt in attempts:
+        if is_made:
             search.head.net.load_state_dict(before)
             caught = attempt()
-    return replace(caught or search.nothing(), steps=search.head.steps + across.head.steps)
+            if caught is not None:
+                ways = (CONTENT, way) if caught.content.any() else (way,)
+                return replace(caught, ways=ways, steps=search.head.steps + across.head.steps)
+    return replace(search.nothing(), steps=search.head.steps + across.head.steps)
 
 
 def left(samples: Samples, isolated: BoolArray) -> IntArray:
@@ -153,7 +169,7 @@ def spring_again(
     pool = left(samples, caught.isolated)
     search = SetApart(session, feed, net, settings, pool)
     again = search.attempt(suspicion, BY_GROUPS, Demand(np.inf, settings.least_depth), promising=PROMISING)
-    return None if again is None else _also(session, samples, feed, net, caught, again)
+    return None if again is None else _also(session, samples, feed, net, caught, replace(again, ways=(SET_APART,)))
 
 
 def spring_believed(
@@ -191,7 +207,7 @@ def spring_believed(
     if again is None:
         net.load_state_dict(before)
         return None
-    return _also(session, samples, feed, net, caught, again)
+    return _also(session, samples, feed, net, caught, replace(again, ways=(BELIEVED_LATE,)))
 
 
 def _also(session: Session, samples: Samples, feed: Feed, net: TwoHead, caught: Caught, again: Caught) -> Caught:
@@ -263,7 +279,6 @@ class AcrossLabels(Search):
             caught,
             depths=self.by_label(depths | dict.fromkeys(labels, self.deepest[0])),
             labels=tuple(sorted(labels)),
-            across=True,
         )
 
 

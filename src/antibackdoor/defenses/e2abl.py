@@ -175,6 +175,7 @@ class E2ABL:
             notes={
                 **judge(caught),
                 "n_returned": int(returned.sum()),
+                "found_by": "; ".join(caught.ways),
                 "n_found_late": int((late & caught.isolated).sum()),
                 "n_copies": samples.n_copies,
                 "search_steps": caught.steps,
@@ -385,4 +386,4 @@ def _caught_from(state: dict[str, Any]) -> Caught:
     kept: dict[str, Any] = {
         key: value.numpy() if isinstance(value, Tensor) else value for key, value in state["caught"].items()
     }
-    return Caught(**{**kept, "labels": tuple(kept["labels"])})
+    return Caught(**{**kept, "labels": tuple(kept["labels"]), "ways": tuple(kept["ways"])})

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from antibackdoor.carriers import carriers
-from antibackdoor.caught import Caught, with_more
+from antibackdoor.caught import SEEN_LATE, Caught, joined, with_more
 from antibackdoor.models import coarse, find_last, trunk_features
 from antibackdoor.populations import Populations, smaller_groups, strangers
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
@@ -92,7 +92,8 @@ def with_strangers(caught: Caught, found: Populations) -> Caught:
     """What was caught, and the members of further populations."""
     gains: FloatArray = np.array([found.gains.get(label, np.nan) for label in range(len(caught.gains))])
     labels = tuple(sorted({*caught.labels, *found.labels}))
-    return with_more(replace(caught, gains=gains, labels=labels), found.flagged)
+    ways = joined(caught.ways, (SEEN_LATE,))
+    return with_more(replace(caught, gains=gains, labels=labels, ways=ways), found.flagged)
 
 
 def _test(session: Session, feed: Feed, model: nn.Module, middle: str, rows: IntArray, labels: IntArray) -> Looked:
