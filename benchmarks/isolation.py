@@ -33,7 +33,8 @@ ARCHIVED = ("JapaneseVowels", "ItalyPowerDemand", "OSULeaf", "GunPoint", "ArrowH
 FEW = ("17", "49", "56", "79", "135", "0268")
 # Data, file (none for digits), samples (0: all), network, attacks. A name with "-all" takes training and test split
 # together; one that ends in "-by3" makes one label of every three classes, "-only35" keeps classes 3 and 5 alone, "-x5"
-# has each sample five times, "-tracks" makes a label of the thirty pictures of each single sign.
+# has each sample five times, "-tracks" makes a label of the thirty pictures of each single sign. With "-tail" class 0,
+# the target of most attacks, is the most frequent one and the last a hundred times rarer; with "-rare" it is reversed.
 DATA = (
     ("digits", "", 0, "wrn-16-1", ("badnets", "blend", "sig")),
     ("ecg5000", "ecg5000.npz", 0, "series-resnet", ("static", "powerline")),
@@ -46,6 +47,12 @@ DATA = (
     ("cifar10-10000", "cifar10.zip", 10_000, "wrn-16-1", ("badnets", "blend", "sig", "wanet", *OTHERS)),
     ("mnist", "mnist5k.npz", 0, "wrn-16-1", ("badnets", "blend", "sig", "wanet")),
     *((f"{name.lower()}-all", f"{name}_TRAIN.ts", 0, "fcn", ("static", "powerline")) for name in ARCHIVED),
+    ("cifar10-tail", "cifar10.zip", 0, "wrn-16-1", ("badnets", "blend")),
+    ("cifar10-rare", "cifar10.zip", 0, "wrn-16-1", ("badnets", "blend")),
+    ("mnist-tail", "mnist5k.npz", 0, "wrn-16-1", ("badnets", "blend")),
+    ("mnist-rare", "mnist5k.npz", 0, "wrn-16-1", ("badnets", "blend")),
+    ("arabicdigits-tail", "arabicdigits.npz", 0, "series-resnet", ("static", "powerline")),
+    ("arabicdigits-rare", "arabicdigits.npz", 0, "series-resnet", ("static", "powerline")),
     ("digits-by2", "", 0, "wrn-16-1", ("badnets", "blend")),
     ("digits-by3", "", 0, "wrn-16-1", ("badnets", "blend")),
     ("digits-by5", "", 0, "wrn-16-1", ("badnets", "blend")),
@@ -120,6 +127,8 @@ def prepare(cell: Cell, folder: Path) -> Searched:
         train = by_track(train)
     if size:
         train = train.take(np.sort(np.random.default_rng(cell.seed).permutation(len(train))[:size]))
+    if cell.data.endswith(("-tail", "-rare")):
+        train = long_tailed(train, cell.seed, is_first_rare=cell.data.endswith("-rare"))
     if "-by" in cell.data:
         train = merged(train, int(cell.data.rpartition("-by")[2]))
     if "-only" in cell.data:
@@ -202,6 +211,16 @@ def by_track(samples: Any) -> Any:
         return_inverse=True,
     )
     return replace(samples, labels=labels.astype(np.int64), class_names=names)
+
+
+def long_tailed(samples: Any, seed: int, *, is_first_rare: bool) -> Any:
+    """The same data with classes that get rarer one by one, the rarest a hundred times rarer than the others were."""
+    sizes = np.bincount(samples.labels, minlength=samples.n_classes)
+    shares = 100.0 ** -np.linspace(0, 1, samples.n_classes)
+    kept = np.ceil(sizes * (shares[::-1] if is_first_rare else shares)).astype(np.int64)
+    drawn = np.random.default_rng(seed).permutation(len(samples))
+    rows = [drawn[samples.labels[drawn] == k][:n] for k, n in enumerate(kept)]
+    return samples.take(np.sort(np.concatenate(rows)))
 
 
 def only(samples: Any, classes: list[int]) -> Any:
