@@ -8,6 +8,7 @@ Needs nothing but the results.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from antibackdoor.verdict import chance_of_depth
 
-FITTED = ("digits", "cifar10-2000")  # the others test
+FITTED = ("digits", "cifar10-2000")  # the others test, but for other labels of these data, or a part of them
 LEVELS = (0.05, 0.1, 0.2, 0.5)
 
 Lines = Sequence[dict[str, Any]]
@@ -48,14 +49,20 @@ def table(lines: Lines) -> str:
     groups: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         groups.setdefault(line["cell"]["data"], []).append(line["metrics"])
-    tested = [run for data, runs in groups.items() if data not in FITTED for run in runs]
-    names = {data: f"{data}{' (fitted)' if data in FITTED else ''}" for data in sorted(groups, key=FITTED.__contains__)}
+    tested = [run for data, runs in groups.items() if source(data) not in FITTED for run in runs]
+    told = {data: "fitted" if data in FITTED else "of the same samples" for data in groups if source(data) in FITTED}
+    names = {data: f"{data} ({told[data]})" if data in told else data for data in sorted(groups, key=told.__contains__)}
     for name, runs in (*((names[data], groups[data]) for data in names), ("all but the fitted", tested)):
         alarms, flagged = sum(bool(run["n_false"]) for run in runs), sum(run["n_false"] for run in runs)
         chances = np.array([probability(run) for run in runs])
         shares = [f"{(chances <= level).mean():.2f}" for level in LEVELS]
         rows.append(f"| {name} | {len(runs)} | {alarms} | {flagged} | " + " | ".join(shares) + " |")
     return "\n".join(rows)
+
+
+def source(data: str) -> str:
+    """The data set that these samples are of, whatever their labels and however many of them."""
+    return re.sub(r"-(by|only|x)\d+$", "", data)
 
 
 def probability(run: dict[str, Any]) -> float:
@@ -68,8 +75,9 @@ def main() -> None:
     """Fit, test, print."""
     lines = clean_lines()
     for measure in ("deepest", "carried"):
+        others = (line for line in lines if source(line["cell"]["data"]) not in FITTED)
         print(f"{measure}, fitted:", fit((line for line in lines if line["cell"]["data"] in FITTED), measure))
-        print(f"{measure}, others:", fit((line for line in lines if line["cell"]["data"] not in FITTED), measure))
+        print(f"{measure}, others:", fit(others, measure))
     print(table(lines))
 
 

@@ -286,6 +286,18 @@ def test_run_from_start_to_end(tmp_path: Path) -> None:
     assert len(read_log(run.path)) == 1
 
 
+def test_time_is_counted_on_where_a_run_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    with RunFolder.create(tmp_path, {}) as run:
+        now[0] += 7
+        run.save({})
+        now[0] += 50  # lost with the process
+    with RunFolder.create(tmp_path, {}, resume=True) as again:
+        now[0] += 2
+        assert again.seconds == 9
+
+
 def test_checkpoint_holds_nested_values(tmp_path: Path) -> None:
     generator = np.random.default_rng(3)
     big = torch.arange(1_000_000)

@@ -112,23 +112,37 @@ def test_predict_one_picture(call: Call, tmp_path: Path, trained: Path) -> None:
     assert len((tmp_path / "one.csv").read_text().splitlines()) == 2
 
 
+def test_what_was_trained_on_is_not_tested_on(call: Call, tmp_path: Path, trained: Path) -> None:
+    data, before = tmp_path / "data", json.loads((trained / "metrics.json").read_text())
+    assert call("evaluate", trained, "--data", data, "--device", "cpu")[0] == 0
+    after = json.loads((trained / "metrics.json").read_text())
+    assert (after["n_test"], after["clean_accuracy"]) == (before["n_test"], before["clean_accuracy"])
+    assert call("evaluate", trained, "--data", data, "--split", "all", "--device", "cpu")[0] == 0
+    assert json.loads((trained / "metrics.json").read_text())["n_test"] == 60
+    renamed = data.rename(tmp_path / "others")
+    picture = sorted((renamed / "class0").iterdir())[0]
+    picture.write_bytes(sorted((renamed / "class1").iterdir())[0].read_bytes())
+    assert call("evaluate", trained, "--data", renamed, "--device", "cpu")[0] == 0
+    assert json.loads((trained / "metrics.json").read_text())["n_test"] == 60, "the same names, but other pictures"
+
+
 @pytest.mark.parametrize("format_", FORMATS)
 def test_poison_then_train_then_measure(call: Call, tmp_path: Path, format_: str) -> None:
     data, dirty, run = make_data(tmp_path, format_), tmp_path / "dirty", tmp_path / "run"
     attack = ["--attack", "badnets", "--cell", "1"] if format_ in ("folder", "zip") else ["--attack", "static"]
     code, out, err = call("poison", data, "--out", dirty, *attack, "--rate", "0.2", "--target-label", "class1")
     assert (code, err) == (0, "")
-    assert "n_poisoned                   12" in out
+    assert "n_poisoned                   10" in out, "of the four fifths that train"
     assert {"truth.parquet", "trigger.json", "trigger.safetensors"} <= {path.name for path in dirty.iterdir()}
 
     code, _, err = call("train", dirty, "--out", run, *FAST, *network(format_))
     assert (code, err) == (0, "")
     code, _, err = call(
-        "evaluate", run, "--data", data, "--truth", dirty / "truth.parquet", "--trigger", dirty, "--device", "cpu"
+        "evaluate", run, "--data", dirty, "--truth", dirty / "truth.parquet", "--trigger", dirty, "--device", "cpu"
     )
     assert (code, err) == (0, "")
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["n_triggered"] == 40  # all but the target class
+    assert metrics["n_test"] == 12 and metrics["n_triggered"] == 8, "a fifth was held out; all but the target class"
     for name in ("attack_success_rate", "clean_accuracy_nontarget", "suspicion_auroc"):
         assert 0 <= metrics[name] <= 1
     assert {"isolation_precision", "isolation_recall", "n_poisoned", "n_missed"} <= metrics.keys()

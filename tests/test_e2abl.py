@@ -1,21 +1,22 @@
 """E2ABL on real digits, poisoned: what is found, what is delivered."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from conftest import pictures
 from watched_runs import RECIPE, Watched, assert_alike, builder, killed_and_resumed
 
 from antibackdoor.attacks import BadNets, Poisoned, poison, trigger_test_set
-from antibackdoor.defenses import E2ABL, PublishedE2ABL
+from antibackdoor.defenses import E2ABL, PublishedE2ABL, algorithm_1
 from antibackdoor.demo import digits
 from antibackdoor.protocols import Trained
 from antibackdoor.recipe import Recipe
 from antibackdoor.samples import Samples
 from antibackdoor.session import Session, seeded
-from antibackdoor.training import predict
+from antibackdoor.training import predict, train_epoch
 
 
 class Whole(NamedTuple):
@@ -127,3 +128,22 @@ def test_the_published_form_is_at_hand() -> None:
     published = E2ABL.as_published()
     assert isinstance(published, PublishedE2ABL)
     assert (published.isolation_rate, published.recovery_rate, published.warmup_epochs) == (0.2, 0.01, 2)
+
+
+def test_equation_4_has_relabelled_samples_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three expectations of the published objective, each over a third of a batch at least."""
+    samples, recipe = pictures(300, 3), Recipe(epochs=3, batch_size=30, device="cpu", precision="fp32")
+    published, epochs = PublishedE2ABL(weighting="eq4", warmup_epochs=1, recovery_rate=0.05), []
+
+    def watched(*args: Any, **settings: Any) -> Any:
+        epochs.append(args[2])
+        return train_epoch(*args, **settings)
+
+    monkeypatch.setattr(algorithm_1, "train_epoch", watched)
+    history = published.train(samples, builder(samples), recipe).history
+    assert [len(cuts) for cuts in epochs] == [10, 15, 15]
+    assert {len(cut) for cut in epochs[1]} == {30}
+    seen, counts = np.unique(np.concatenate(epochs[1]), return_counts=True)
+    assert len(seen) == 300 and (counts > 1).sum() == 15, "the relabelled ones come again"
+    assert all(np.isin(cut[-10:], seen[counts > 1]).all() for cut in epochs[1])
+    assert history.steps.tolist() == [0, 10, 25, 40]

@@ -6,7 +6,7 @@ import numpy as np
 from conftest import pictures
 from torch import Tensor, nn
 
-from antibackdoor.caught import ACROSS_LABELS, Caught, without
+from antibackdoor.caught import Caught, without
 from antibackdoor.defenses.recovery import recover, untaught
 from antibackdoor.recipe import Recipe
 from antibackdoor.samples import BoolArray, IntArray
@@ -26,7 +26,9 @@ def shown(labels: IntArray, isolated: BoolArray) -> tuple[Session, Feed, Caught]
     session = Session(Recipe(precision="fp32"), len(samples), images=True)
     nothing, per_label, no_rounds = np.zeros(len(labels)), np.full(4, np.nan), np.zeros((0, 0), dtype=np.float32)
     evidence = (per_label, per_label, per_label)
-    caught = Caught(isolated, isolated, isolated & False, nothing, isolated, *evidence, (0,), 0, no_rounds)
+    caught = Caught(
+        isolated, isolated, isolated & False, nothing, isolated, isolated & False, *evidence, (0,), 0, no_rounds
+    )
     return session, session.feed(samples), caught
 
 
@@ -91,12 +93,14 @@ def test_what_a_search_across_labels_took_along_comes_back_as_it_is() -> None:
     given = np.where(isolated & (truth == 1), 0, truth)
     isolated &= (given == 3) | (truth == 1) | ((truth == 0) & (np.arange(400) < 40))
     session, feed, caught = shown(given, isolated)
-    back = recover(session, feed, Sure(), replace(caught, ways=(ACROSS_LABELS,)), nobody(caught), None, 0.9)
+    back = recover(session, feed, Sure(), replace(caught, across=caught.isolated), nobody(caught), None, 0.9)
     np.testing.assert_array_equal(back.cleared, isolated & (given == 0) & (truth == 0))
     np.testing.assert_array_equal(back.labels, np.where(untaught(isolated, given, 0), given, truth))
     np.testing.assert_array_equal(back.unchanged, isolated & (given == 3))
     by_label = recover(session, feed, Sure(), caught, nobody(caught), None, 0.9)
     assert not by_label.cleared.any(), "what a search by label finds is sharper"
+    some = replace(caught, across=isolated & (given == 3))
+    assert not recover(session, feed, Sure(), some, nobody(caught), None, 0.9).cleared.any(), "also beside the other"
 
 
 def test_a_label_of_which_everything_comes_back_is_no_target() -> None:

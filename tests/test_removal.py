@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import pictures, waves
 
+from antibackdoor.difference import difference
 from antibackdoor.removal import find_removal
 from antibackdoor.samples import Samples
 
@@ -40,6 +41,18 @@ def test_a_shift_is_taken_back_and_other_rows_stay() -> None:
     np.testing.assert_array_equal(changed[~carriers], inputs[~carriers])
     # Not all of it: the samples that are nearest to a carrier are those that look a little shifted by chance.
     assert abs((changed - clean.inputs)[carriers, :, :4].mean()) < 0.3
+
+
+def test_the_like_are_found_however_far_from_zero_the_values_lie() -> None:
+    clean = waves(N, 2, length=32)
+    carriers = (clean.labels == 1) & (np.arange(N) < 300)
+    inputs = clean.inputs.copy()
+    inputs[carriers, :, :4] += 1
+    near, far = (
+        difference(replace(clean, inputs=inputs + np.float32(offset)), carriers, ~carriers) for offset in (0.0, 1e4)
+    )
+    assert near is not None and far is not None
+    np.testing.assert_allclose(far.mean, near.mean, atol=0.02)
 
 
 def test_a_blend_is_stretched_again() -> None:

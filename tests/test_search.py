@@ -133,7 +133,7 @@ def test_foreign_content_in_most_of_a_label_is_poison_if_it_shares_a_shortcut(
     def watched(search: Search, *, most: bool) -> Caught | None:
         caught = attempt(search, most=most)
         if most:
-            tried.append((bool(search.strangers.blurred.any()), caught is not None))
+            tried.append((bool(search.populations.blurred.any()), caught is not None))
         return caught
 
     monkeypatch.setattr(Search, "attempt_blurred", watched)

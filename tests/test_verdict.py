@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from antibackdoor.caught import CONTENT_BELIEVED, Caught
+from antibackdoor.caught import CONTENT, CONTENT_BELIEVED, Caught
 from antibackdoor.isolation import DEPTH_OF_FEW, FEW_LABELS
 from antibackdoor.verdict import DEEPER_THAN_1, POWER, evidence, false_alarm_probability, judge, suspicion
 
@@ -27,6 +27,7 @@ def caught(
         content=np.zeros(n, dtype=bool),
         margins=np.zeros(n),
         removable=np.zeros(n, dtype=bool),
+        across=np.zeros(n, dtype=bool),
         depths=np.array(depths),
         carried=np.full(len(depths), np.nan),
         gains=np.full(len(depths), np.nan) if gains is None else np.array(gains),
@@ -61,9 +62,11 @@ def test_either_kind_of_evidence_counts() -> None:
     flat, gains = [0.9] * 6, [0.0, 1.0, 2.0, 0.5, 0.0, 300.0]
     refused = false_alarm_probability(caught(flat, gains))
     assert refused is not None and refused > 0.1, "a gain that the search did not accept is no evidence"
-    accepted = caught(flat, gains, labels=(5,), core=50)
-    accepted.content[:50] = True
-    by_gain = false_alarm_probability(accepted)
+    found = caught(flat, gains, labels=(5,), core=50)
+    found.content[:50] = True
+    added = false_alarm_probability(found)
+    assert added is not None and added > 0.1, "nor one of a label whose found samples tell of others by another way"
+    by_gain = false_alarm_probability(replace(found, ways=(CONTENT,)))
     by_depth = false_alarm_probability(caught([*flat[:5], 90.0], gains, labels=(5,)))
     assert by_gain is not None and by_gain < 1e-3
     assert by_depth is not None and by_depth < 1e-2
@@ -136,7 +139,14 @@ def test_groups_that_overlap_are_not_told_apart_with_certainty() -> None:
 
 
 def test_what_the_content_tells_needs_no_margin() -> None:
-    found = caught([0.9, 0.8, 0.9, 0.85], gains=[300.0, 1.0, 0.0, 2.0], labels=(0,), core=50)
+    found = replace(caught([0.9, 0.8, 0.9, 0.85], [300.0, 1.0, 0.0, 2.0], labels=(0,), core=50), ways=(CONTENT,))
     found.content[:50] = True
     values = suspicion(found, np.repeat([0, 1, 2, 3], 250))
     assert values[:50].min() > 0.5 > values[50:].max()
+
+
+def test_each_label_that_could_have_shown_evidence_counts() -> None:
+    """Whether one or all have a finding: the deepest of ten is not rarer for it."""
+    one, all_ten = (caught([0.9] * n + [4.0] * (10 - n), labels=tuple(range(n, 10))) for n in (9, 0))
+    few, many = false_alarm_probability(one), false_alarm_probability(all_ten)
+    assert few is not None and many is not None and many >= few

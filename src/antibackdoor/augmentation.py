@@ -51,11 +51,15 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
 def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
     """Blacken a square of a quarter of the image's side at a random place (DeVries and Taylor, 2017)."""
     n, _, height, width = images.shape
-    center_y = torch.randint(height, (n, 1), generator=generator)
-    center_x = torch.randint(width, (n, 1), generator=generator)
-    inside_y = ((torch.arange(height) - center_y).abs() < max(1, height // 8)).to(images.device)
-    inside_x = ((torch.arange(width) - center_x).abs() < max(1, width // 8)).to(images.device)
+    inside_y, inside_x = (_spans(n, side, generator).to(images.device) for side in (height, width))
     return images * ~(inside_y[:, None, :, None] & inside_x[:, None, None, :])
+
+
+def _spans(n: int, side: int, generator: torch.Generator) -> Tensor:
+    """Where a quarter of a side about a random place lies, `(n, side)` bool; what lies outside is cut off."""
+    half = max(1, side // 8)
+    offsets = torch.arange(side) - torch.randint(side, (n, 1), generator=generator)
+    return (offsets >= -half) & (offsets < half)
 
 
 def jitter(series: Tensor, generator: torch.Generator) -> Tensor:

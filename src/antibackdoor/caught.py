@@ -32,6 +32,8 @@ class Caught:
         depths: `(K,)` float64, the deepest valley that any round saw in the margins of each label; nan for labels with
             too few samples.
         gains: `(K,)` float64, nats that other labels' content explains in each label; nan where it was not asked.
+        across: `(N,)` bool, those of the isolated that share one short-cut under all their labels; their margins are
+            the log-odds of one output that stands for all of these.
         labels: Labels with two groups: the suspected targets.
         steps: Optimizer steps taken.
         carried: `(K,)` float64, the most nats that other labels' content explains in what a round believed in each
@@ -46,6 +48,7 @@ class Caught:
     content: BoolArray
     margins: FloatArray
     removable: BoolArray
+    across: BoolArray
     depths: FloatArray
     gains: FloatArray
     carried: FloatArray
@@ -53,11 +56,6 @@ class Caught:
     steps: int
     rounds: NDArray[np.float32]
     ways: tuple[str, ...] = ()
-
-    @property
-    def across(self) -> bool:
-        """Whether one short-cut was found under all its labels; then `margins` are those of an output for them all."""
-        return ACROSS_LABELS in self.ways
 
     @property
     def seconded(self) -> bool:
@@ -84,6 +82,7 @@ def together(catches: Sequence[Caught], given: IntArray) -> Caught:
             content=whole.content | caught.content,
             margins=np.where(known_now, caught.margins, whole.margins),
             removable=whole.removable | caught.removable,
+            across=whole.across | caught.across,
             depths=np.where(suspected, np.fmax(whole.depths, caught.depths), whole.depths),
             gains=np.where(suspected, np.fmax(whole.gains, caught.gains), whole.gains),
             carried=np.where(suspected, np.fmax(whole.carried, caught.carried), whole.carried),
@@ -114,4 +113,6 @@ def without(caught: Caught, cleared: BoolArray, given: IntArray) -> Caught:
         core=caught.core & ~cleared,
         content=caught.content & ~cleared,
         removable=caught.removable & ~cleared,
+        across=caught.across & ~cleared,
+        ways=caught.ways if isolated.any() else (),
     )

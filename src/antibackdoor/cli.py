@@ -181,6 +181,7 @@ def build_app(arguments: Sequence[str]) -> App:
         target_label: str | None = None,
         source_label: str | None = None,
         cover_rate: float | None = None,
+        test_fraction: float = 0.2,
         seed: int = 0,
         on_error: Literal["raise", "skip"] = "raise",
         cache: Path | None = None,
@@ -204,6 +205,8 @@ def build_app(arguments: Sequence[str]) -> App:
             Class that is attacked, for attacks on one class.
         cover_rate
             Share of samples that carry the trigger under their own label.
+        test_fraction
+            Part of each class that becomes the copy's clean test split, if the data have none.
         seed
             Chooses samples and trigger.
         on_error
@@ -214,7 +217,7 @@ def build_app(arguments: Sequence[str]) -> App:
         from antibackdoor.readers import read
         from antibackdoor.red_team import Aim, poison_data_set
 
-        loaded = read(data, test_fraction=0, on_error=on_error, cache=cache, seed=seed, progress=True)
+        loaded = read(data, test_fraction=test_fraction, on_error=on_error, cache=cache, seed=seed, progress=True)
         aim = Aim(rate, target_label, source_label, cover_rate)
         print_facts(poison_data_set(loaded, hyper, aim, out, seed=seed))
 

@@ -135,7 +135,7 @@ def evaluate(
     run
         The run folder.
     data
-        Labelled data; its test split is used if it has one.
+        Labelled data; its test split is used, or what the run held out of these data, or else all of them.
     truth
         truth.parquet of the poisoned training data, to measure the isolation.
     trigger
@@ -158,6 +158,8 @@ def evaluate(
         data, class_names=list(spec.class_names), shape=spec.input_shape, split=split,
         on_error=on_error, cache=cache, progress=True,
     )  # fmt: skip
+    if split == "test":
+        samples = evaluation.never_trained_on(run, samples)
     print_facts(evaluation.evaluate(run, samples, truth=truth, trigger=trigger, device=device))
 
 

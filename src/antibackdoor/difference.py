@@ -79,10 +79,11 @@ def difference(samples: Samples, found: BoolArray, others: BoolArray, *, compare
         )
 
     there = flat(second)
+    middle = there.mean(axis=0)  # far from zero, squares would round the distances away
+    there -= middle
     lengths = (there**2).sum(axis=1)
-    nearest = [
-        (lengths - 2 * flat(rows) @ there.T).argmin(axis=1) for rows in np.array_split(first, -(-len(first) // BLOCK))
-    ]
+    blocks = np.array_split(first, -(-len(first) // BLOCK))
+    nearest = [(lengths - 2 * (flat(rows) - middle) @ there.T).argmin(axis=1) for rows in blocks]
     like = second[np.concatenate(nearest)]
     moments = [_moments(samples, rows) for rows in (first, like)]
     return Difference(moments[0][0], moments[1][0], moments[0][1], moments[1][1])

@@ -24,9 +24,10 @@ from antibackdoor.metrics import (
     recovered_label_precision,
     wilson_interval,
 )
-from antibackdoor.pipeline import Factory, load_model
+from antibackdoor.pipeline import Factory, fingerprint, load_model
 from antibackdoor.recipe import Recipe
 from antibackdoor.report import write_report
+from antibackdoor.run_folder import read_config
 from antibackdoor.samples import IntArray, Samples
 from antibackdoor.session import Session
 from antibackdoor.training import predict
@@ -82,6 +83,28 @@ def evaluate(
     write_metrics(run, {**read_metrics(run), **measured})
     write_report(run)
     return {**measured, "by_class": CLASSES}
+
+
+def never_trained_on(run: str | Path, samples: Samples) -> Samples:
+    """The samples that a run held out, if these are the data that it divided by itself; else all of them.
+
+    Args:
+        run: The run folder.
+        samples: All labelled data, as `read_samples` gives them.
+
+    Raises:
+        DataError: If the run was trained on every one of them.
+    """
+    run = Path(run)
+    columns, _ = read_sample_columns(run, ["id"])
+    place = {name: row for row, name in enumerate(samples.ids.tolist())}
+    rows = np.array([place[name] for name in columns["id"] if name in place], dtype=np.int64)
+    known = read_config(run)["settings"].get("data", {}).get("fingerprint")
+    if not len(rows) or len(rows) < len(columns["id"]) or fingerprint(samples, rows) != known:
+        return samples
+    if len(rows) == len(samples):
+        raise DataError(f"{run} was trained on all of these data; give others, or --split all to measure on them")
+    return samples.take(np.setdiff1d(np.arange(len(samples)), rows))
 
 
 def _attack_metrics(

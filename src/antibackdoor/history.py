@@ -25,7 +25,7 @@ class LossHistory:
 
     @classmethod
     def start(cls, n_samples: int, n_classes: int) -> LossHistory:
-        """The history before training: every sample at log K, the loss of an undecided network."""
+        """The history before training: every sample at log K, the loss of a guess among the labels."""
         first = np.full((1, n_samples), np.log(n_classes), dtype=np.float32)
         return cls(first, np.zeros(1, dtype=np.int64))
 

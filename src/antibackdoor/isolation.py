@@ -1,4 +1,4 @@
-"""From losses and margins to a partition of the samples. Numpy only: arrays in, arrays out.
+"""From losses and margins to a partition of the samples. Numpy and scipy only: arrays in, arrays out.
 
 Two ways to isolate live here. The published one ranks all samples by how far their loss has dropped and cuts
 off a fixed share. The default one asks, for each given label, whether its samples fall into two separate

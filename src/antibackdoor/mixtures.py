@@ -134,7 +134,7 @@ def starting_groups(x: FloatArray, seed: int) -> list[FloatArray]:
 
     starts: list[FloatArray] = []
     for attempt in range(3):
-        groups = KMeans(2, n_init=1, random_state=seed + attempt).fit(x).labels_
+        groups = KMeans(2, n_init=1, random_state=(seed + attempt) % 2**32).fit(x).labels_
         # Either group may be the second one; 0.02 leaves every sample free to change sides.
         starts += [np.clip(groups == second, 0.02, 0.98).astype(np.float64) for second in (1, 0)]
     return starts

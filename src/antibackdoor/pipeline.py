@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -31,7 +30,7 @@ from antibackdoor.recipe import Recipe
 from antibackdoor.report import save_gallery, write_report
 from antibackdoor.residual import residual_attack_success
 from antibackdoor.run_folder import RunFolder, read_checkpoint
-from antibackdoor.samples import InputArray, Samples, StrArray
+from antibackdoor.samples import InputArray, IntArray, Samples, StrArray
 from antibackdoor.session import Session
 from antibackdoor.training import Predictions, predict
 
@@ -132,10 +131,8 @@ def train(
         if run.finished:
             write_report(out)
             return None
-        started = time.perf_counter()
         trained = job.defense.train(data.train, build, job.recipe, journal=run)
-        seconds = time.perf_counter() - started
-        table, metrics = _write(out, data, job, spec, trained, seconds)
+        table, metrics = _write(out, data, job, spec, trained, run.seconds)
         run.finish(metrics)
     write_report(out)
     return Outcome(trained, table, metrics)
@@ -220,10 +217,11 @@ def describe(data: DataSet, job: Job, spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def fingerprint(samples: Samples) -> str:
-    """A short hash of labels, ids and a few hundred inputs: another data set will not resume a run."""
-    digest = hashlib.blake2b(samples.labels.tobytes(), digest_size=8)
-    rows = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), 256)).astype(np.int64))
+def fingerprint(samples: Samples, rows: IntArray | None = None) -> str:
+    """A short hash of labels, ids and a few hundred inputs (of the given rows): another data set resumes no run."""
+    rows = np.arange(len(samples)) if rows is None else rows
+    digest = hashlib.blake2b(samples.labels[rows].tobytes(), digest_size=8)
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 256)).astype(np.int64))]
     digest.update("\n".join(samples.ids[rows].tolist()).encode("utf-8", "surrogateescape"))
     digest.update(np.ascontiguousarray(samples.inputs[rows]).tobytes())
     return digest.hexdigest()

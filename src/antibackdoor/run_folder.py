@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -57,6 +58,7 @@ class RunFolder:
         self.path = path
         self.settings = settings
         self._lock: int | None = lock
+        self._opened, self._before = time.perf_counter(), 0.0
 
     @classmethod
     def create(
@@ -95,6 +97,11 @@ class RunFolder:
         """Whether the run has its results; then there is nothing left to train."""
         return (self.path / METRICS).exists()
 
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far, up to the checkpoint in the processes that were stopped."""
+        return self._before + time.perf_counter() - self._opened
+
     def log(self, **fields: float | int | str | bool | None) -> None:
         """Append one JSON line to `log.jsonl`. NaN becomes null.
 
@@ -118,7 +125,7 @@ class RunFolder:
         Raises:
             RunError: The state holds another type, or the file cannot be written.
         """
-        checkpoint = {"log_bytes": self._log_bytes(), "state": _tensors(state, "state")}
+        checkpoint = {"log_bytes": self._log_bytes(), "seconds": self.seconds, "state": _tensors(state, "state")}
         path = self.path / CHECKPOINT
         with replacing(path) as temporary:
             try:
@@ -195,6 +202,7 @@ class RunFolder:
             return
         checkpoint = self._checkpoint(mmap=True)
         self._cut_log(0 if checkpoint is None else checkpoint["log_bytes"])
+        self._before = 0.0 if checkpoint is None else float(checkpoint["seconds"])
 
     def _checkpoint(self, *, mmap: bool) -> dict[str, Any] | None:
         return _read_checkpoint(self.path / CHECKPOINT, mmap=mmap)
@@ -224,7 +232,8 @@ def _read_checkpoint(path: Path, *, mmap: bool) -> dict[str, Any] | None:
         return None
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        if not isinstance(checkpoint["log_bytes"], int) or not isinstance(checkpoint["state"], dict):
+        kinds = {"log_bytes": int, "seconds": float, "state": dict}
+        if not all(isinstance(checkpoint[part], kind) for part, kind in kinds.items()):
             raise TypeError("it is not a checkpoint of this package")
     except OSError as error:
         raise RunError(cannot("read", path, error)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -69,7 +68,6 @@ def scan(
         if run.finished:
             write_report(out)
             return None
-        started = time.perf_counter()
         if not run.load():
             seconds = method.search_seconds(samples, build, job.recipe) * (1 + power)
             tell(f"at most about {_about(seconds)} on this machine")
@@ -77,7 +75,7 @@ def scan(
         metrics: dict[str, Any] = {**_facts(samples, caught), **judge(caught), "backbone": spec.backbone}
         if power:
             metrics["smallest_visible_rate"] = _visible(method, samples, caught, build, job, out)
-        metrics |= {"seconds": round(time.perf_counter() - started, 2), "seed": job.recipe.seed}
+        metrics |= {"seconds": round(run.seconds, 2), "seed": job.recipe.seed}
         _write(out, data, caught, history)
         run.finish(metrics)
     write_report(out)
@@ -92,6 +90,7 @@ def _facts(samples: Samples, caught: Caught) -> dict[str, Any]:
         "n_samples": len(samples),
         "n_copies": samples.n_copies,
         "n_isolated": int(caught.isolated.sum()),
+        "found_by": "; ".join(caught.ways),
         "defense": "scan",
     }
 
@@ -103,7 +102,7 @@ def _visible(method: E2ABL, samples: Samples, caught: Caught, build: Build, job:
         planted = plant(samples, usable, seed=job.recipe.seed, out=room)
         if not planted.rates:
             return None
-        found, _ = method.isolate(planted.samples, build, replace(job.recipe, seed=job.recipe.seed + 1))
+        found, _ = method.isolate(planted.samples, build, replace(job.recipe, seed=(job.recipe.seed + 1) % 2**32))
         return smallest_visible_rate(planted, found.isolated)
 
 

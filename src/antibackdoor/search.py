@@ -116,7 +116,7 @@ class Search:
         self.given = self.labels  # suspects are chosen from each of these
         self.margins: FloatArray = np.zeros(len(self.rows))
         nobody: BoolArray = np.zeros(len(self.rows), dtype=bool)
-        self.strangers = Populations(nobody, (), {}, nobody)
+        self.populations = Populations(nobody, (), {}, nobody)
         self.undecided = -float(np.log(net.n_outputs - 1))  # the margin of a sample that has no label
         self.deepest: dict[int, float] = {}  # of each label in any round
         self.found: dict[int, Valley] = {}  # valleys that make their label suspect
@@ -130,10 +130,10 @@ class Search:
         self.rounds: list[FloatArray] = []  # margins after each
 
     def first_look(self) -> None:
-        """Margins, and the strangers: labels whose shallow features hold two populations."""
+        """Margins, and the labels whose shallow features hold two populations."""
         self.margins, features = self.head.look_closely(self.rows)
         if self.settings.by_features:
-            self.strangers = two_populations(features, self.labels, seed=self.session.recipe.seed)
+            self.populations = two_populations(features, self.labels, seed=self.session.recipe.seed)
         if self.settings.by_both:
             self.carried = dict.fromkeys(label_rows(self.labels), 0.0)
             self.constellations = Constellations(features, self.labels, seed=self.session.recipe.seed)
@@ -154,22 +154,22 @@ class Search:
         counts as clean, and whoever is believed more than the samples of all other labels belongs to them. If most of
         what is caught was not suspected, it is the class itself: a trigger that is learned more slowly is beaten by it.
         """
-        blurred = self.strangers.blurred
+        blurred = self.populations.blurred
         shares = np.bincount(self.labels, blurred) / np.maximum(np.bincount(self.labels), 1)
         suspects = self.rows[blurred & ((shares > MOSTLY) == most)[self.labels]]
         if not len(suspects):
             return None
         self.favourites = self.foreign = set(self.all_labels[suspects].tolist())
         self.head.confuse(self.half(suspects), self.rows[~np.isin(self.labels, list(self.foreign))])
-        self.margins = self.head.look(self.rows)
+        self.margins, before = self.head.look(self.rows), dict(self.deepest)
         valleys = self.noted(self.find_valleys(self.margins, self.labels, self.foreign))
         self.found = {k: v for k, v in valleys.items() if v.depth >= KEPT * self.settings.least_depth}
         caught = self.settle()
         self.foreign = set()
-        if caught is None:
-            return None
-        core = caught.core[self.rows]
-        return caught if blurred[core].sum() >= MOSTLY * core.sum() else None
+        if caught is not None and blurred[caught.core[self.rows]].mean() >= MOSTLY:
+            return caught
+        self.deepest = before  # what was refused is no evidence
+        return None
 
     def attempt_seconded(self) -> Caught | None:
         """What is caught if the search settles on those who were believed and look foreign; None if nothing is.
@@ -215,7 +215,7 @@ class Search:
 
     def second(self) -> None:
         """Keep who is believed now and carries the content of other labels, if that is the loudest so far."""
-        believed = self.content(self.margins, self.labels, set(self.labels.tolist()))
+        believed = self.content_of_believed(self.margins, self.labels, set(self.labels.tolist()))
         for label, (_, carried) in believed.items():
             self.carried[label] = max(carried.evidence, self.carried.get(label, 0.0))
         foreign = {label: cut for label, (cut, carried) in believed.items() if carried.strength == 1}
@@ -223,7 +223,7 @@ class Search:
         if gain > self.by_content.loudness:
             self.by_content = Seconded(self.margins, foreign, gain)
 
-    def content(self, margins: FloatArray, labels: IntArray, wanted: set[int]) -> dict[int, Content]:
+    def content_of_believed(self, margins: FloatArray, labels: IntArray, wanted: set[int]) -> dict[int, Content]:
         """What those carry of other labels who are believed in the wanted ones; nothing if that is not asked."""
         if self.constellations is None or not wanted:
             return {}
@@ -341,11 +341,11 @@ class Search:
         None if no finding is left.
         """
         n, wanted = len(self.all_labels), self.found
-        content: BoolArray = np.zeros(n, dtype=bool)
-        content[self.rows] = self.strangers.flagged
-        flagged = content.copy()
+        by_features: BoolArray = np.zeros(n, dtype=bool)
+        by_features[self.rows] = self.populations.flagged
+        flagged = by_features.copy()
         flagged[self.rows] |= above_valleys(self.margins, self.labels, wanted)
-        suspected, margins = {*wanted, *self.strangers.labels}, self.margins
+        suspected, margins = {*wanted, *self.populations.labels}, self.margins
         for rows in (self.rows, self.pool):
             if flagged.sum() < SMALLEST_GROUP:
                 return None
@@ -356,12 +356,12 @@ class Search:
             valleys = self.find_valleys(margins, self.all_labels[rows], suspected)
             refuted = self.refuted(held_out, margins)
             wanted = {k: v for k, v in valleys.items() if v.depth >= self.needed(k) and k not in refuted}
-            suspected = {*wanted, *self.strangers.labels}
-            flagged = content.copy()
+            suspected = {*wanted, *self.populations.labels}
+            flagged = by_features.copy()
             flagged[rows] |= above_valleys(margins, self.all_labels[rows], wanted)
         if flagged.sum() < SMALLEST_GROUP:
             return None
-        return self.caught(flagged, content, margins, suspected)
+        return self.caught(flagged, by_features, margins, suspected)
 
     def needed(self, label: int) -> float:
         """The depth that the valley of a label must keep once what was found is trained on: a trigger does not fade."""
@@ -375,7 +375,7 @@ class Search:
         none: BoolArray = np.zeros(len(self.all_labels), dtype=bool)
         return self.caught(none, none, margins, set())
 
-    def caught(self, core: BoolArray, content: BoolArray, margins: FloatArray, labels: set[int]) -> Caught:
+    def caught(self, core: BoolArray, by_features: BoolArray, margins: FloatArray, labels: set[int]) -> Caught:
         """An outcome with the evidence of each label and the cost; the margins are those of the pool."""
         isolated, all_margins = core.copy(), np.full(len(core), np.nan)
         isolated[self.pool] = self.widened(margins, core[self.pool], labels)
@@ -383,11 +383,12 @@ class Search:
         return Caught(
             isolated=isolated,
             core=core,
-            content=content,
+            content=by_features,
             margins=all_margins,
             removable=np.zeros(len(isolated), dtype=bool),
+            across=np.zeros(len(isolated), dtype=bool),
             depths=self.by_label(self.deepest),
-            gains=self.by_label(self.strangers.gains),
+            gains=self.by_label(self.populations.gains),
             carried=self.by_label(self.carried),
             labels=tuple(sorted(labels)),
             steps=self.head.steps,
@@ -478,7 +479,7 @@ class Search:
             for label in sorted(self.foreign & favourites.keys() & members.keys()):
                 depth, cut = favourites[label]
                 yield label, Valley(depth, max(cut, 0.0))
-        for label, (cut, carried) in self.content(margins, labels, self.asked & members.keys()).items():
+        for label, (cut, carried) in self.content_of_believed(margins, labels, self.asked & members.keys()).items():
             yield label, Valley(carried.strength * least, cut)
 
     def among(self, values: FloatArray) -> IntArray | slice:

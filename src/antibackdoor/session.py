@@ -76,7 +76,7 @@ class Session:
         """Whether this process is the one that writes."""
         return bool(self.fabric.global_rank == 0)
 
-    def feed(self, samples: Samples, labels: IntArray | None = None) -> Feed:
+    def feed(self, samples: Samples) -> Feed:
         """Make a data set ready for cutting batches; it moves to the device if that leaves room for training."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable.*")
@@ -85,7 +85,7 @@ class Session:
             free, _ = torch.cuda.mem_get_info(self.device)
             if inputs.nbytes < free / 3:
                 inputs = inputs.to(self.device)
-        given = torch.from_numpy(samples.labels if labels is None else labels)
+        given = torch.from_numpy(samples.labels)
         names = augmentation_names(self.recipe.augment, samples)
         return Feed(inputs, given.to(inputs.device), samples.n_classes, names)
 

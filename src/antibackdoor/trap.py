@@ -139,7 +139,7 @@ def left(samples: Samples, isolated: BoolArray) -> IntArray:
 def _of_copies(caught: Caught, samples: Samples) -> Caught:
     """What was caught of each sample or, if it is a copy, of the first one like it."""
     firsts = samples.firsts
-    by_sample = ("isolated", "core", "content", "margins", "removable")
+    by_sample = ("isolated", "core", "content", "margins", "removable", "across")
     return replace(caught, **{part: getattr(caught, part)[firsts] for part in by_sample})
 
 
@@ -279,6 +279,7 @@ class AcrossLabels(Search):
             caught,
             depths=self.by_label(depths | dict.fromkeys(labels, self.deepest[0])),
             labels=tuple(sorted(labels)),
+            across=caught.isolated,
         )
 
 
@@ -297,6 +298,9 @@ class SetApart(Search):
         """Always: of this search only what is caught will be told."""
         return True
 
+    def place(self, valleys: dict[int, Valley]) -> None:
+        """Nothing: only the search before the training asks for places."""
+
     def widened(self, margins: FloatArray, flagged: BoolArray, suspected: set[int]) -> BoolArray:
         """All that stands out of the rest: poison from one class need not contradict its label more than others do."""
         return widen(margins, self.all_labels[self.pool], flagged, suspected)
@@ -309,7 +313,7 @@ def _removing(session: Session, samples: Samples, feed: Feed, net: TwoHead, caug
     removal = find_removal(samples, others, caught.core)
     if removal is None:
         return caught
-    shown = (under_one_output(feed) if caught.across else feed)._replace(change=removal)
+    shown = (under_one_output(feed) if caught.across.any() else feed)._replace(change=removal)
     rows = np.flatnonzero(caught.isolated)
     net.eval()
     margins = evaluate(session, shown, net.second_logits, margin, rows, title="undoing what was found")

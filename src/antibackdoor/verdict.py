@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import t as student
 
-from antibackdoor.caught import Caught
+from antibackdoor.caught import CONTENT, SEEN_LATE, Caught
 from antibackdoor.isolation import (
     DEPTH_OF_FEW,
     FEW_LABELS,
@@ -27,8 +27,8 @@ GAIN_SPREAD = 5.0  # nats; least standard deviation of gains
 # are deeper than d falls as a power of d. Fitted and tested by benchmarks/calibration.py, on clean data only.
 DEEPER_THAN_1 = 0.08
 POWER = 2.8
-# The same of the content that believed samples carry, in nats. Three of 709 labels of clean data had more than 1, and
-# these at most 2.1, which is too little to fit anything to: both numbers are chosen with caution.
+# The same of the content that believed samples carry, in nats. Four of 955 labels of clean data had more than 1, and
+# these at most 6.3, which is too little to fit anything to: both numbers are chosen with caution.
 CARRYING_MORE_THAN_1, POWER_OF_CARRIED = 0.01, 1.0
 PRIOR_LABELS = 2  # the share counts as much as so many labels of the data themselves: it differs much between data sets
 
@@ -103,7 +103,7 @@ def false_alarm_probability(caught: Caught) -> float | None:
     by_depth = chance_of_depth(caught.depths, caught.labels)
     by_both = chance_of_carried(caught.carried, caught.labels) if caught.seconded else None
     # A gain alone is no evidence (genuine subclasses have gains too), so it counts where the search accepted it.
-    by_gain = _chance_of_gain(caught.gains, caught.labels) if caught.content.any() else None
+    by_gain = _chance_of_gain(caught.gains, caught.labels) if {CONTENT, SEEN_LATE} & {*caught.ways} else None
     known = [chance for chance in (by_depth, by_both, by_gain) if chance is not None]
     return min(1.0, len(known) * min(known)) if known else None
 
@@ -137,9 +137,8 @@ def _chance_of_more(values: FloatArray, found: tuple[int, ...], prior: float, po
         return None
     if highest <= 1:
         return 1.0
-    n_labels = len(rest) + 1
-    share = (PRIOR_LABELS * prior + 1 + (rest > 1).sum()) / (PRIOR_LABELS + n_labels)
-    return float(min(1.0, n_labels * share * highest**-power))
+    share = (PRIOR_LABELS * prior + 1 + (rest > 1).sum()) / (PRIOR_LABELS + len(rest) + 1)
+    return float(min(1.0, _n_known(values) * share * highest**-power))
 
 
 def _chance_of_gain(gains: FloatArray, found: tuple[int, ...]) -> float | None:
@@ -149,7 +148,12 @@ def _chance_of_gain(gains: FloatArray, found: tuple[int, ...]) -> float | None:
         return None
     spread = max(float(rest.std(ddof=1)), GAIN_SPREAD) * np.sqrt(1 + 1 / len(rest))
     tail = student.sf((highest - float(rest.mean())) / spread, len(rest) - 1)
-    return float(min(1.0, (len(rest) + 1) * tail))
+    return float(min(1.0, _n_known(gains) * tail))
+
+
+def _n_known(values: FloatArray) -> int:
+    """How many labels could have shown evidence."""
+    return int((~np.isnan(values)).sum())
 
 
 def _highest(values: FloatArray, found: tuple[int, ...]) -> tuple[float | None, FloatArray]:

@@ -60,12 +60,12 @@ class Algorithm1:
             warming = self.epoch < self.method.warmup_epochs
             if not warming and self.partition is None:
                 self.partition = self._divide()
-            losses = self._epoch(warming)
+            cuts = self._batches(warming)
+            losses = self._epoch(warming, cuts)
             if self.method.loss_source == "evaluation":
                 losses = self._second_losses()
             self.losses = np.where(np.isnan(losses), self.losses, losses)
-            steps = int(self.history.steps[-1]) + self._n_steps()
-            self.history = self.history.append(self.losses, steps)
+            self.history = self.history.append(self.losses, int(self.history.steps[-1]) + len(cuts))
             self.epoch += 1
             if self.epoch >= self.method.warmup_epochs:
                 self.partition = self._divide()
@@ -118,20 +118,16 @@ class Algorithm1:
             return LossHistory(self.history.losses[1:], self.history.steps[1:])
         return self.history
 
-    def _epoch(self, warming: bool) -> Losses:
-        seed = self.session.recipe.seed
-        rows = shuffled(self.n, seed, self.epoch)
-        if not warming and self.method.weighting == "eq4":
-            rows = self._balanced(rows)
+    def _epoch(self, warming: bool, cuts: list[IntArray]) -> Losses:
         objective = self._warming() if warming or self.partition is None else self._three_terms(self.partition)
         return train_epoch(
             self.session,
             self.feed,
-            batches(rows, self.session.batch_size),
+            cuts,
             self._trained(),
             objective,
             self.warmup if warming else self.optimizer,
-            seed=(seed, self.epoch),
+            seed=(self.session.recipe.seed, self.epoch),
             augmented=False,
             title=f"{'warm-up ' if warming else ''}epoch {self.epoch + 1}/{self.n_epochs}",
         )
@@ -139,17 +135,15 @@ class Algorithm1:
     def _trained(self) -> nn.Module:
         return self.net if self.trap is self.net else nn.ModuleList([self.net, self.trap])
 
-    def _n_steps(self) -> int:
-        return len(batches(np.arange(self.n, dtype=np.int64), self.session.batch_size))
-
-    def _balanced(self, rows: IntArray) -> IntArray:
-        """Rows in an order that puts an equal share of the relabelled samples into every batch."""
-        assert self.partition is not None
-        top = np.flatnonzero(self.partition.top)
-        rng = np.random.default_rng((self.session.recipe.seed, 5, self.epoch))
-        cuts = batches(rows, self.session.batch_size)
-        size = max(1, self.session.batch_size // 3)
-        return np.concatenate([np.concatenate([cut, rng.choice(top, size)]) for cut in cuts]) if len(top) else rows
+    def _batches(self, warming: bool) -> list[IntArray]:
+        """All rows once; with `eq4`, a third of each batch is drawn from the relabelled samples."""
+        seed, size = self.session.recipe.seed, self.session.batch_size
+        rows = shuffled(self.n, seed, self.epoch)
+        top = np.flatnonzero(self.partition.top) if self.partition is not None else rows[:0]
+        if warming or self.method.weighting == "per_sample" or not len(top):
+            return batches(rows, size)
+        rng, drawn = np.random.default_rng((seed, 5, self.epoch)), max(1, size // 3)
+        return [np.concatenate([cut, rng.choice(top, drawn)]) for cut in batches(rows, size - drawn)]
 
     def _warming(self) -> Objective:
         trunk_grad: TrunkGrad = "joint" if self.method.warmup_trunk else "none"

@@ -145,7 +145,7 @@ class E2ABL:
         while True:
             # Not from the trap's trunk, which was trained on the hardest samples and may know a trigger by now.
             model = session.prepare(seeded(build, recipe.seed))
-            removal = find_removal(samples, caught.isolated & ~late, caught.core & ~late)
+            removal = find_removal(samples, caught.isolated, caught.core & ~late)
             back, later = main.run(model, caught, late, removal, kept(), state)
             if later is None:
                 break
@@ -272,7 +272,7 @@ class E2ABL:
         if found.labels:
             caught = with_strangers(caught, found._replace(flagged=late))
         more = self._missed(session, samples, feed, model, caught)
-        if late.any() or more.any():
+        if late.any() or more.sum() > LEAST_MORE * caught.isolated.sum():
             return with_more(caught, more), late
         settings = self.trap_settings(samples.n_classes)
         with session.full_precision(_is_delicate(samples)):
@@ -282,14 +282,14 @@ class E2ABL:
         return None if again is None else (with_more(again, self._missed(session, samples, feed, model, again)), late)
 
     def _missed(self, session: Session, samples: Samples, feed: Feed, model: nn.Module, caught: Caught) -> BoolArray:
-        """More of what was found, `(N,)` bool; nobody if they are too few to begin a training anew.
+        """More of what was found, `(N,)` bool.
 
         A trigger across labels was looked for in all of them already. Between few labels, the style of the honest who
         were found with it is told as well as the trigger: there, nobody is added.
         """
-        found = caught.isolated & (not caught.across and samples.n_classes > FEW_LABELS)
+        found = caught.isolated & ~caught.across & (samples.n_classes > FEW_LABELS)
         more = more_carriers(session, feed, model, samples.originals, found)[samples.firsts]
-        return more if more.sum() > LEAST_MORE * found.sum() else more & False
+        return more & ~caught.isolated
 
     @staticmethod
     def as_published() -> PublishedE2ABL:

@@ -93,7 +93,7 @@ def recover(
         own, sure, by_search = said == label, probability[members] >= confidence, ~late[of_label]
         as_labelled = by_search & (2 * own[by_search].sum() > by_search.sum())
         back.unchanged[of_label] = as_labelled & caught.removable[of_label]
-        back.cleared[of_label] = (~by_search | (caught.across and not as_labelled.any())) & own & sure
+        back.cleared[of_label] = (~by_search | (caught.across[of_label] & ~as_labelled.any())) & own & sure
         foreign = ~as_labelled & ~own & sure & ~kept[of_label]
         back.labels[of_label[foreign]] = said[foreign]
         stays_out = ~back.unchanged[of_label] & ~back.cleared[of_label]

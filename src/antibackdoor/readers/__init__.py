@@ -148,7 +148,7 @@ def read_samples(
         path: As in `read`.
         class_names: The model's classes in label order.
         shape: The model's `(C, H, W)` or `(C, T)`; images are resized, series resampled to it.
-        split: Which split of `path`; data without such splits is taken as a whole.
+        split: Which split of `path`; data without such splits are taken as a whole.
         on_error: With "skip", unreadable samples are left out with a warning.
         cache: As in `read`.
         progress: As in `read`.

@@ -208,8 +208,8 @@ def _training_figure(
     edges = _edges(across)
     for i, epoch in enumerate(epochs):
         told = ", ".join(f"{_spoken(field)} {curve[i]:.4g}" for field, curve in curves.items() if np.isfinite(curve[i]))
-        marks.append(Hover(edges[i], edges[i + 1], f"epoch {epoch}: {told}"))
-    x = linear_axis("Epochs, all phases", 0.5, float(epochs[-1]) + 0.5)
+        marks.append(Hover(edges[i], edges[i + 1], f"{epoch}: {told}"))
+    x = linear_axis("Epochs (warm-up: snapshots), all phases", 0.5, float(epochs[-1]) + 0.5)
     return Figure(
         f"{'Accuracy' if is_share else 'Loss'} in training",
         _phase_caption(phases),

@@ -126,7 +126,7 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
             "estimated attack success rate of the delivered model, the trigger unknown",
         ),
         ("smallest_visible_rate", "Smallest visible rate", percent, "of a planted patch that the scan found"),
-        ("clean_accuracy", "Clean accuracy", percent, "on untouched test data"),
+        ("clean_accuracy", "Clean accuracy", percent, "on test samples that the model was not trained on"),
         (
             "attack_success_rate",
             "Attack success rate",
