@@ -238,7 +238,7 @@ def test_a_million_samples_stay_small_and_quick(tmp_path: Path) -> None:
         ids = np.arange(n).astype(np.str_)
         write_samples_table(run, SamplesTable(ids, labels, suspicion, flags, flags, labels, names, labels, suspicion))
         losses = rng.random((4, n), dtype=np.float32)
-        write_history(run, LossHistory(losses, np.arange(4, dtype=np.int64)), "float16")
+        write_history(run, LossHistory(losses, np.arange(4, dtype=np.int64)))
     start = time.perf_counter()
     path = write_report(run)
     assert time.perf_counter() - start < 5

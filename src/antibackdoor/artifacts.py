@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,7 @@ SKIPPED, CLASSES = "skipped.csv", "classes.csv"
 Scalar = float | int | str | bool | None
 Metrics = Mapping[str, Scalar | Sequence[Scalar]]
 
+MOST_EXACT = 1 << 26  # losses that are kept as float32
 _ROW_GROUP = 65_536  # samples encoded at a time; bounds the memory that a table of millions takes
 
 
@@ -185,14 +186,14 @@ def read_sample_columns(
         raise RunError(f"{path} is damaged: {one_line(error)}") from error
 
 
-def write_history(run: Path, history: LossHistory, dtype: Literal["float16", "float32"] = "float32") -> None:
-    """Write `history.safetensors`. As float16 it takes half the space and keeps three digits.
+def write_history(run: Path, history: LossHistory) -> None:
+    """Write `history.safetensors`; a large one as float16, which takes half the space and keeps three digits.
 
     Raises:
         RunError: The folder cannot be written.
     """
     losses: NDArray[Any] = history.losses
-    if dtype == "float16":
+    if losses.size > MOST_EXACT:
         # A diverged loss must not turn into infinity.
         limit = float(np.finfo(np.float16).max)
         losses = np.clip(losses, -limit, limit).astype(np.float16)

@@ -243,7 +243,7 @@ def _write(
         metrics["clean_accuracy"] = clean_accuracy(tested.labels, data.test.labels)
         metrics["n_test"] = len(data.test)
     save_model(out, model.cpu(), spec)
-    write_history(out, trained.history, "float16" if trained.history.losses.size > 1 << 26 else "float32")
+    write_history(out, trained.history)
     table = verdict_table(samples, trained, verdicts)
     write_samples_table(out, table)
     write_skipped(out, [(skipped.id, skipped.reason) for skipped in data.skipped])

@@ -134,7 +134,7 @@ def _write(out: Path, data: DataSet, caught: Caught, history: LossHistory) -> No
         evidence=evidence(caught),
         class_names=samples.class_names,
     )
-    write_history(out, history, "float16" if history.losses.size > 1 << 26 else "float32")
+    write_history(out, history)
     write_samples_table(out, table)
     write_skipped(out, [(skipped.id, skipped.reason) for skipped in data.skipped])
     save_gallery(out, samples, np.lexsort((-caught.margins, ~caught.isolated)), caught.isolated)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from antibackdoor.atomic import write_bytes
 from antibackdoor.report.gallery import data_uri, short_series, small_images
+from antibackdoor.report.html import write_page
 from antibackdoor.report.svg import sparkline
 from antibackdoor.report.words import percent, printable, quoted
 from antibackdoor.samples import FloatArray, InputArray, IntArray, StrArray
@@ -75,14 +74,8 @@ def write_card(out: Path, title: str, facts: Mapping[str, Any], changes: Changes
         if seen.ssim is not None:
             numbers["SSIM"] = f"{seen.ssim:.4f}"
         numbers["largest change"] = f"{seen.largest:.4g} {unit}"
-    environment = Environment(
-        loader=PackageLoader("antibackdoor.report", ""), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    html = environment.get_template("card.html.j2").render(
-        title=printable(title), numbers=numbers, rows=_rows(changes), is_image=changes.clean.ndim == 4
-    )
-    write_bytes(out / CARD, html.encode("utf-8", "backslashreplace"))
+    facts_shown = {"title": printable(title), "numbers": numbers, "rows": _rows(changes)}
+    write_page(out / CARD, "card.html.j2", **facts_shown, is_image=changes.clean.ndim == 4)
     return out / CARD
 
 

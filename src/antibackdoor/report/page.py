@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from antibackdoor.artifacts import (
     HISTORY,
@@ -20,7 +19,6 @@ from antibackdoor.artifacts import (
     read_sample_columns,
     sample_column_names,
 )
-from antibackdoor.atomic import write_bytes
 from antibackdoor.errors import RunError
 from antibackdoor.history import Losses
 from antibackdoor.model_file import SPEC, load_model_spec
@@ -33,6 +31,7 @@ from antibackdoor.report.figures import (
     training_figures,
 )
 from antibackdoor.report.gallery import Card, Gallery, cards, difference_picture, load_gallery
+from antibackdoor.report.html import write_page
 from antibackdoor.report.svg import sparkline
 from antibackdoor.report.words import (
     KeyNumber,
@@ -40,6 +39,7 @@ from antibackdoor.report.words import (
     comparison_headline,
     key_numbers,
     printable,
+    suspected_labels,
     verdict,
 )
 from antibackdoor.run_folder import read_config, read_log
@@ -124,15 +124,7 @@ def write_comparison(out_html: Path, runs: Sequence[tuple[str, Path]]) -> None:
 
 
 def _write(out: Path, page: Page, comparison: Comparison | None) -> None:
-    environment = Environment(
-        loader=PackageLoader("antibackdoor.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("template.html.j2").render(page=page, comparison=comparison)
-    write_bytes(out, html.encode("utf-8", "backslashreplace"))
+    write_page(out, "template.html.j2", page=page, comparison=comparison)
 
 
 def _page(run: Path) -> Page:
@@ -175,8 +167,7 @@ def _evidence(run: Path, metrics: Mapping[str, Any]) -> tuple[tuple[Figure, ...]
     score = "margin" if "margin" in sample_column_names(run) else "suspicion"
     columns, class_names = read_sample_columns(run, ["given_label", score, "isolated"])
     isolated = columns["isolated"].astype(np.bool_)
-    named = metrics.get("backdoor_labels") or metrics.get("target_labels") or [metrics.get("backdoor_label")]
-    backdoor = [str(label) for label in named]
+    backdoor = suspected_labels(metrics)
     figures = []
     if (run / HISTORY).exists():
         suspected = np.isin(columns["given_label"], [k for k, name in enumerate(class_names) if str(name) in backdoor])

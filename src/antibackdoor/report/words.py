@@ -82,7 +82,7 @@ def verdict(metrics: Facts | None) -> Verdict:
     """The answer in words; `metrics` is None while the run is unfinished."""
     if metrics is None:
         return Verdict("open", "This run is not finished.", ("Below is what it has written so far.",))
-    labels = _labels(metrics)
+    labels = suspected_labels(metrics)
     poisoned = metrics.get("poisoned")
     if "poisoned" not in metrics and ("backdoor_label" in metrics or "backdoor_labels" in metrics):
         poisoned = bool(labels)
@@ -152,7 +152,7 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
                 continue
             note = f"95% interval {percent(low)} to {percent(high)}"
         numbers.append(KeyNumber(name, show(value), note))
-    labels = _labels(metrics)
+    labels = suspected_labels(metrics)
     if labels:
         name = "Backdoor labels" if len(labels) > 1 else "Backdoor label"
         shown = ", ".join(printable(label, 40) for label in labels[:3]) + (" …" if len(labels) > 3 else "")
@@ -175,7 +175,8 @@ def comparison_headline(runs: Sequence[tuple[str, Facts]]) -> str:
     return " ".join(sentences)
 
 
-def _labels(metrics: Facts) -> list[str]:
+def suspected_labels(metrics: Facts) -> list[str]:
+    """Names of the labels that the metrics of a run suspect."""
     labels = metrics.get("backdoor_labels", metrics.get("target_labels"))
     if not isinstance(labels, list) or not labels:
         labels = [metrics.get("backdoor_label")]
