@@ -30,9 +30,7 @@ MOST_STRETCHED = 2.0  # a trigger takes half of the contrast; a class within a l
 COMPARED = 5000  # samples that neighbors are looked for among
 PLACED = 1000  # samples of a place that a group is compared with, and of the group
 LEAST_PLACED = 10  # samples of a group whose place is asked for
-MISPLACED = (
-    0.13  # so much less odd among other labels than among its own: poison .15 to .5; honest groups of 20 and more .09
-)
+MISPLACED = 0.13  # so much less odd among other labels than among its own: poison .15 to .5, honest groups at most .09
 MOST_ODD = 0.8  # among other labels, in the middle of the group: poison .75 at most, half honest groups .9
 CONFIRMED = 2 / 3  # share of the rest of a label that contradicts it less than the middle one of the found does
 NO_LESS = 0.5  # the same of what is added to the found, and of a group that is clearly one
