@@ -190,6 +190,21 @@ def test_odd_ones_among_samples_that_are_all_alike_keep_to_themselves() -> None:
     assert looks.misplacement(group, 0) == 0.0
 
 
+@pytest.mark.parametrize("is_home", [True, False])
+def test_where_a_label_lies_among_others_as_well_as_by_itself_place_tells_nothing(is_home: bool) -> None:
+    """Photographs do: a style of few in a label is less odd among the others, which have all styles, and so is it."""
+    rng = np.random.default_rng(0)
+    styles = np.array([[1.0, 0.2, 0.2], [0.2, 1.0, 0.2], [0.2, 0.2, 1.0]]).repeat(4, axis=1)
+    style = np.repeat([2 if is_home else 0, 1, 0, 1], [200, 60, 150, 150])
+    values = (rng.normal(size=(560, 12)) * styles[style]).astype(np.float32)
+    labels, group = np.repeat([0, 1, 2, 3], [260, 100, 100, 100]), np.isin(np.arange(560), np.arange(200, 260))
+    elsewhere, here = (atypical(values, group, place, seed=0) for place in (labels > 0, (labels == 0) & ~group))
+    assert np.median(elsewhere) < MOST_ODD and (here - elsewhere).mean() > MISPLACED
+    looks = Resemblance(values.reshape(560, 2, 6), labels, 0)
+    looks.__dict__["contradiction"] = group.astype(np.float64)
+    assert (looks.misplacement(group, 0) > MISPLACED) == is_home
+
+
 def test_place_is_asked_of_groups_of_ten_that_are_no_more_than_half_of_a_label() -> None:
     looks, group = between_two_labels(0, 12)
     few = group & (np.cumsum(group) <= 9)

@@ -197,14 +197,17 @@ class Resemblance:
         lies like its like. That asks for no third label whose content could be compared. 0 for small groups, for more
         than half of a label, for groups whose parts look like their own label, for those that are odd everywhere, and
         for those that keep to themselves: odd ones among samples that are all much alike, as slanted digits one are.
+        And where the rest of the label is no more at home in it than among the others, as photographs may be.
         """
         rest = (self.labels == label) & ~group
         if not LEAST_PLACED <= group.sum() <= rest.sum() or self._contradicts(group, rest) < NO_LESS:
             return 0.0
-        elsewhere, here = self._oddness(group, label)
-        if np.median(elsewhere) > MOST_ODD or self._mixing(group, self.labels != label) < LEAST_MIXED:
+        others = self.labels != label
+        elsewhere, here = self._oddness(group, others, rest)
+        if np.median(elsewhere) > MOST_ODD or self._mixing(group, others) < LEAST_MIXED:
             return 0.0
-        return float((here - elsewhere).mean())
+        by = float((here - elsewhere).mean())
+        return by if by > 0 and self._is_home(rest, label) else 0.0
 
     def is_at_home(self, group: BoolArray, label: int) -> bool:
         """Whether a group of a label would be odder among the samples of the only other labels than among its rest.
@@ -212,9 +215,10 @@ class Resemblance:
         A style may be as foreign to the other label as to its own; what is more so is no poison from there. Where there
         are many labels, the place of all others together tells nothing of the kind.
         """
-        if not LEAST_PLACED <= group.sum() <= ((self.labels == label) & ~group).sum():
+        rest = (self.labels == label) & ~group
+        if not LEAST_PLACED <= group.sum() <= rest.sum():
             return False
-        elsewhere, here = self._oddness(group, label)
+        elsewhere, here = self._oddness(group, self.labels != label, rest)
         return bool((elsewhere - here).mean() > AT_HOME)
 
     def is_like_one(self, group: BoolArray, label: int) -> bool:
@@ -242,11 +246,17 @@ class Resemblance:
             return False
         return bool(np.median(atypical(values, group, ~group, seed=self.seed)) <= ODD_ANYWHERE)
 
-    def _oddness(self, group: BoolArray, label: int) -> tuple[FloatArray, FloatArray]:
-        """How odd the same samples of a group would be among those of other labels, and are in the rest of theirs."""
-        values, of_label = self.parts.reshape(len(self.parts), -1), self.labels == label
-        elsewhere, here = (atypical(values, group, place, seed=self.seed) for place in (~of_label, of_label & ~group))
+    def _oddness(self, group: BoolArray, others: BoolArray, rest: BoolArray) -> tuple[FloatArray, FloatArray]:
+        """How odd the same samples of a group would be among others, and are in the rest of their label."""
+        values = self.parts.reshape(len(self.parts), -1)
+        elsewhere, here = (atypical(values, group, place, seed=self.seed) for place in (others, rest))
         return (elsewhere, here) if len(elsewhere) == len(here) else (np.ones(1), np.ones(1))
+
+    def _is_home(self, rest: BoolArray, label: int) -> bool:
+        """Whether a random half of the rest of a label would be odder among the others than it is in the other half."""
+        half = rest & (np.random.default_rng((self.seed, 17)).random(len(rest)) < 0.5)
+        elsewhere, here = self._oddness(half, self.labels != label, rest & ~half)
+        return bool((elsewhere - here).mean() > AT_HOME)
 
     def _contradicts(self, group: BoolArray, rest: BoolArray) -> float:
         """The share of the rest of a label that contradicts it less than the middle one of a group does."""
