@@ -24,6 +24,7 @@ from antibackdoor.attacks import (
 )
 from antibackdoor.backbones import build_backbone
 from antibackdoor.caught import Caught
+from antibackdoor.confusion import weights
 from antibackdoor.defenses import E2ABL
 from antibackdoor.demo import digits
 from antibackdoor.history import LossHistory
@@ -33,7 +34,7 @@ from antibackdoor.parts import AGREEING, agreement
 from antibackdoor.populations import Constellations
 from antibackdoor.readers import read
 from antibackdoor.recipe import Recipe
-from antibackdoor.samples import Samples
+from antibackdoor.samples import IntArray, Samples
 from antibackdoor.search import Demand, Search, TrapSettings
 from antibackdoor.session import Feed, Session, seeded
 from antibackdoor.training import predict
@@ -413,3 +414,37 @@ def test_what_stands_out_of_the_rest_is_added_if_it_is_like_what_was_found(misse
     search = untrained(samples)
     margins = np.where(found, 9.0, np.where(near, 0.0, -2.0 + 0.05 * np.sin(row)))
     np.testing.assert_array_equal(search.widened(margins, found, {2}), found | near if missed else found)
+
+
+@pytest.mark.parametrize("is_deeper", [True, False])
+def test_a_shallow_valley_is_made_anew_from_those_whose_parts_say_most(
+    monkeypatch: pytest.MonkeyPatch, is_deeper: bool
+) -> None:
+    """Above it lie forty carriers and twenty honest ones, who are as sure; the carriers alone make it deeper."""
+    samples = pictures(400, 4)
+    search, of_label = untrained(samples), np.flatnonzero(samples.labels == 3)
+    carriers, honest = of_label[:40], of_label[40:60]
+    before, shallow = weights(search.head.net), np.full(400, -2.0)
+    shallow[of_label[:60]] = 5.0
+    search.margins, search.found = shallow, {3: Valley(3.5, 2.0)}
+    search.resemblance.__dict__["contradiction"] = np.isin(np.arange(400), carriers).astype(np.float64)
+    begun: list[tuple[set[int], set[int]]] = []
+
+    def confuse(suspects: IntArray, clean: IntArray) -> None:
+        begun.append((set(suspects.tolist()), set(clean.tolist())))
+        assert all(torch.equal(before[name], value) for name, value in search.head.net.state_dict().items())
+        torch.nn.init.constant_(next(search.head.net.parameters()), 1.0)
+
+    torch.nn.init.constant_(next(search.head.net.parameters()), 2.0)
+    monkeypatch.setattr(search.head, "confuse", confuse)
+    monkeypatch.setattr(search.head, "look", lambda rows: np.where(np.isin(rows, carriers), 6.0, -2.0))
+    monkeypatch.setattr(search, "find_valleys", lambda *_: {3: Valley(30.0 if is_deeper else 3.5, 1.0)})
+    search.sharpen(before)
+    (suspects, clean), first = begun[0], next(search.head.net.parameters()).mean().item()
+    assert suspects <= set(carriers.tolist()) and len(suspects) == 30
+    assert not clean & set(of_label[:60].tolist())
+    assert search.found == ({3: Valley(30.0, 1.0)} if is_deeper else {3: Valley(3.5, 2.0)})
+    assert (search.margins[honest] < 0).all() == is_deeper and first == (1.0 if is_deeper else 2.0)
+    search.found = {3: Valley(9.0, 2.0)}
+    search.sharpen(before)
+    assert len(begun) == 1, "nothing lies between two groups that are clearly apart"

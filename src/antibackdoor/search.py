@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from antibackdoor.caught import Caught
 from antibackdoor.confusion import weights
@@ -143,8 +144,10 @@ class Search:
 
         A first round without a `promising` valley is the last one.
         """
-        self.favourites = set()
+        before, self.favourites = weights(self.head.net), set()
         self.narrow(suspicion, rounds, demand, promising)
+        if self.found and not self.favourites:
+            self.sharpen(before)
         return self.settle()
 
     def attempt_blurred(self, *, most: bool) -> Caught | None:
@@ -161,14 +164,14 @@ class Search:
             return None
         self.favourites = self.foreign = set(self.all_labels[suspects].tolist())
         self.head.confuse(self.half(suspects), self.rows[~np.isin(self.labels, list(self.foreign))])
-        self.margins, before = self.head.look(self.rows), dict(self.deepest)
+        self.margins, deepest = self.head.look(self.rows), dict(self.deepest)
         valleys = self.noted(self.find_valleys(self.margins, self.labels, self.foreign))
         self.found = {k: v for k, v in valleys.items() if v.depth >= KEPT * self.settings.least_depth}
         caught = self.settle()
         self.foreign = set()
         if caught is not None and blurred[caught.core[self.rows]].mean() >= MOSTLY:
             return caught
-        self.deepest = before  # what was refused is no evidence
+        self.deepest = deepest  # what was refused is no evidence
         return None
 
     def attempt_seconded(self) -> Caught | None:
@@ -269,6 +272,29 @@ class Search:
             chosen = self.is_believed(least) & (rank_within(-self.margins, self.labels) < share)
             if chosen.sum() < SMALLEST_GROUP:
                 return
+
+    def sharpen(self, before: dict[str, Tensor]) -> None:
+        """Begin anew with those of the found whose parts look most like other labels, if that makes deeper valleys.
+
+        Above a shallow valley lie honest samples too, as sure of their label as the poison is; trained on, they take
+        others of their style along. The half that contradicts its label most holds hardly any of them.
+        """
+        if all(valley.depth >= CLEAR * self.settings.least_depth for valley in self.found.values()):
+            return
+        flagged: BoolArray = np.zeros(len(self.all_labels), dtype=bool)
+        flagged[self.rows] = above_valleys(self.margins, self.labels, self.found)
+        found = np.flatnonzero(flagged[self.rows])
+        is_foreign = rank_within(-self.resemblance.contradiction[found], self.labels[found]) < 0.5
+        after, drawn = weights(self.head.net), self.head.draws.bit_generator.state
+        self.head.net.load_state_dict(before)
+        self.reinforce(self.rows[found[is_foreign]], flagged)
+        margins = self.head.look(self.rows)
+        valleys = self.find_valleys(margins, self.labels, set(self.found))
+        if all(valleys[label].depth > valley.depth for label, valley in self.found.items()):
+            self.margins, self.found = margins, self.noted(valleys)
+        else:
+            self.head.net.load_state_dict(after)
+            self.head.draws.bit_generator.state = drawn
 
     def is_found(self, label: int, valley: Valley, demand: Demand) -> bool:
         """Whether a valley is deep enough, or would be if what lies above it looks foreign, and it does."""

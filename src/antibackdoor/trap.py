@@ -256,6 +256,9 @@ class AcrossLabels(Search):
     def place(self, valleys: dict[int, Valley]) -> None:
         """Nothing: no label is another one here."""
 
+    def sharpen(self, before: dict[str, Tensor]) -> None:
+        """Nothing: the parts of all these contradict their labels already."""
+
     def held_out(self, found: IntArray) -> IntArray:
         """The less believed half: in all classes some samples resemble carriers, and are not to be trained on."""
         return found[rank(-self.margins[np.searchsorted(self.rows, found)]) >= 0.5]
