@@ -273,6 +273,20 @@ def goals(lines: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def by_attempt(lines: list[dict[str, Any]]) -> str:
+    """Which attempts of the search decided how many of the poisoned cells that tell it, and how well."""
+    groups: dict[str, list[Any]] = {}
+    for line in lines:
+        if line["metrics"]["n_poisoned"] and "found_by" in line["metrics"]:
+            groups.setdefault(" + ".join(line["metrics"]["found_by"]) or "none", []).append(line["metrics"])
+    rows = ["| caught by | searches | missed, all together | false | most false in one |", "| --- |" + " ---: |" * 4]
+    for name, runs in sorted(groups.items(), key=lambda group: -len(group[1])):
+        missed, poisoned, false = (sum(m[key] for m in runs) for key in ("n_missed", "n_poisoned", "n_false"))
+        most = max(m["n_false"] for m in runs)
+        rows.append(f"| {name} | {len(runs)} | {missed:,} of {poisoned:,} | {false:,} | {most:,} |")
+    return "\n".join(rows)
+
+
 def inside(m: dict[str, Any]) -> bool:
     """Whether the true rate lies in the interval that is told; there is none where nothing was found."""
     low, high = m["estimated_poisoning_rate_low"], m["estimated_poisoning_rate_high"]

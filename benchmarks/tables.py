@@ -209,6 +209,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "goals": lambda: isolation.goals(lines_of("isolation.jsonl")),
     "calibration": lambda: calibration.table(calibration.clean_lines()),
     "ablation": lambda: ablation.table(lines_of("ablation.jsonl")),
+    "attempts": lambda: isolation.by_attempt(lines_of("isolation.jsonl")),
     "unseen": lambda: isolation.table(lines_of("unseen.jsonl")),
     "isolation": lambda: isolation.table(lines_of("isolation.jsonl")),
     "residual": lambda: residual.table(list(residual.pairs(cells.RESULTS))),

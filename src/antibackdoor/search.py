@@ -146,7 +146,7 @@ class Search:
         """
         before, self.favourites = weights(self.head.net), set()
         self.narrow(suspicion, rounds, demand, promising)
-        if self.found and not self.favourites:
+        if self.found and self.settings.by_parts and not self.favourites:
             self.sharpen(before)
         return self.settle()
 
