@@ -370,6 +370,14 @@ def test_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     torch.save({"evil": 1}, tmp_path / "checkpoint.pt")
     with pytest.raises(RunError, match="delete it"):
         RunFolder.create(tmp_path, {}, resume=True)
+    (tmp_path / "checkpoint.pt").unlink()
+    with RunFolder.create(tmp_path, {}, resume=True) as run:
+        run.save({"weights": torch.arange(1000, dtype=torch.float32)})
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    at = whole.index(torch.tensor(500.0).numpy().tobytes())
+    (tmp_path / "checkpoint.pt").write_bytes(whole[:at] + b"\xff\xff\xff\xff" + whole[at + 4 :])
+    with pytest.raises(RunError, match="checksum"):
+        RunFolder.create(tmp_path, {}, resume=True)
 
 
 def test_foreign_folders_are_refused_untouched(tmp_path: Path) -> None:

@@ -203,7 +203,41 @@ def test_own_network(call: Call, tmp_path: Path, own: str) -> None:
     data, run = make_data(tmp_path, "folder"), tmp_path / "run"
     code, _, err = call("train", data, "--out", run, *FAST, "--model", f"{own}:network", "--attach", "network.0")
     assert (code, err) == (0, "")
-    assert call("evaluate", run, "--data", data, "--device", "cpu")[0] == 0
+    named = ["--model", f"{own}:network", "--device", "cpu"]
+    assert call("evaluate", run, "--data", data, *named)[0] == 0
+    assert call("predict", run, data, "--out", tmp_path / "own.csv", *named)[0] == 0
+    expect(
+        call("evaluate", run, "--data", data, "--model", "own_nets_that_are_not_there:network"), "cannot be imported"
+    )
+
+
+def test_nothing_that_a_run_folder_names_is_run(call: Call, tmp_path: Path, trained: Path) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "hostile.py").write_text(f"open({str(ran)!r}, 'w')\ndef network(): pass\n")
+    spec = json.loads((trained / "model.json").read_text())
+    (trained / "model.json").write_text(json.dumps({**spec, "backbone": "hostile:network"}))
+    for words in (
+        ("predict", trained, tmp_path / "data", "--out", tmp_path / "p.csv"),
+        ("evaluate", trained, "--data", tmp_path / "data"),
+    ):
+        expect(call(*words), "hostile:network", "--model")
+    assert not ran.exists() and "hostile" not in sys.modules
+
+
+def test_nothing_already_written_is_lost(call: Call, tmp_path: Path, trained: Path) -> None:
+    data, table = tmp_path / "data", (trained / "samples.parquet").read_bytes()
+    expect(call("predict", trained, data, "--out", trained / "samples.parquet"), "exists already")
+    expect(call("demo", "--out", trained, "--epochs", "1"), "other files than a demo's")
+    expect(call("train", data, "--out", data / "run", *PLAIN), "lies in the data folder")
+    expect(call("poison", data, "--out", data / "dirty"), "lies in the data folder")
+    assert (trained / "samples.parquet").read_bytes() == table and not (data / "run").exists()
+
+
+def test_a_training_that_diverges_says_so(call: Call, tmp_path: Path) -> None:
+    data, wild = make_data(tmp_path, "folder"), ["--warmup-learning-rate", "1e30", "--epochs", "2"]
+    settings = ["--backbone", "wrn-10-1", "--precision", "fp32", "--device", "cpu"]
+    expect(call("train", data, "--out", tmp_path / "run", *wild, *settings), "diverged", "--warmup-learning-rate")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def expect(result: tuple[int, str, str], *words: str) -> None:
@@ -343,6 +377,7 @@ def test_run_folders_that_do_not_fit(call: Call, tmp_path: Path, trained: Path) 
     expect(call("evaluate", trained, "--data", data, "--device", "tpu"), "'tpu'")
     expect(call("evaluate", trained, "--data", tmp_path / "no"), "there is no file or folder")
     expect(call("evaluate", trained, "--data", data, "--truth", data), "truth")
+    expect(call("train", data, "--out", tmp_path / "one", *PLAIN, "--batch-size", "1"), "batch_size is 1")
     expect(call("evaluate", trained, "--data", data, "--trigger", data), "trigger")
     whole = (trained / "model.safetensors").read_bytes()
     (trained / "model.safetensors").write_bytes(whole[: len(whole) // 2])

@@ -2,6 +2,7 @@
 
 # Annotations are not postponed here: those of the commands name types that are chosen at run time.
 import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from antibackdoor.commands import (
     is_helper_process,
     predict,
     print_facts,
+    refuse_inside,
     report,
     run_scan,
     run_train,
@@ -217,6 +219,7 @@ def build_app(arguments: Sequence[str]) -> App:
         from antibackdoor.readers import read
         from antibackdoor.red_team import Aim, poison_data_set
 
+        refuse_inside(out, data)
         loaded = read(data, test_fraction=test_fraction, on_error=on_error, cache=cache, seed=seed, progress=True)
         aim = Aim(rate, target_label, source_label, cover_rate)
         print_facts(poison_data_set(loaded, hyper, aim, out, seed=seed))
@@ -252,6 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(str(error))
     except cyclopts.CycloptsError as error:
         fail(" ".join(str(error).split()))
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.filename is None:  # no file of the user's
             raise

@@ -35,6 +35,7 @@ def run_train(
     from antibackdoor.pipeline import Job, is_helper, train
     from antibackdoor.readers import read
 
+    refuse_inside(out, data)
     loaded = read(
         data, test=test, test_fraction=test_fraction, image_size=image_size, on_error=on_error, cache=cache,
         seed=recipe.seed, progress=recipe.progress and not is_helper(),
@@ -70,6 +71,7 @@ def run_scan(
     from antibackdoor.readers import read
     from antibackdoor.scanning import scan
 
+    refuse_inside(out, data)
     loaded = read(
         data, test_fraction=0, image_size=image_size, on_error=on_error, cache=cache, seed=recipe.seed,
         progress=recipe.progress,
@@ -124,6 +126,7 @@ def evaluate(
     truth: Path | None = None,
     trigger: Path | None = None,
     split: Literal["test", "train", "all"] = "test",
+    model: str = "",
     on_error: Literal["raise", "skip"] = "raise",
     device: str = "auto",
     cache: Path | None = None,
@@ -142,6 +145,8 @@ def evaluate(
         Folder of a saved trigger (as `poison` writes it), to measure the attack success rate.
     split
         Which split of DATA to use.
+    model
+        Your own network (package.module:factory), if the run was trained with it; its code is run.
     on_error
         Whether an unreadable sample stops the evaluation, or is left out.
     device
@@ -160,7 +165,8 @@ def evaluate(
     )  # fmt: skip
     if split == "test":
         samples = evaluation.never_trained_on(run, samples)
-    print_facts(evaluation.evaluate(run, samples, truth=truth, trigger=trigger, device=device))
+    factory = _factory(model)
+    print_facts(evaluation.evaluate(run, samples, truth=truth, trigger=trigger, device=device, factory=factory))
 
 
 def predict(
@@ -168,6 +174,7 @@ def predict(
     data: Path,
     *,
     out: Path,
+    model: str = "",
     on_error: Literal["raise", "skip"] = "raise",
     device: str = "auto",
     cache: Path | None = None,
@@ -181,7 +188,9 @@ def predict(
     data
         Images in a folder or zip, one image, .npz, .ts, .csv or .tsv.
     out
-        Table to write: .csv or .parquet with id, prediction, confidence.
+        A new table: .csv or .parquet with id, prediction, confidence.
+    model
+        Your own network (package.module:factory), if the run was trained with it; its code is run.
     on_error
         Whether an unreadable sample stops the command, or is left out of the table.
     device
@@ -198,9 +207,11 @@ def predict(
 
     if out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--out {out} must end in .csv or .parquet")
-    model, spec = pipeline.load_model(run)
+    if out.exists():
+        raise ConfigError(f"--out {out} exists already; remove it or choose another name")
+    network, spec = pipeline.load_model(run, _factory(model))
     inputs, ids = read_inputs(data, shape=spec.input_shape, on_error=on_error, cache=cache, progress=True)
-    answers = pipeline.classify_inputs(model, spec, inputs, ids, device=device)
+    answers = pipeline.classify_inputs(network, spec, inputs, ids, device=device)
     names = [spec.class_names[label] for label in answers.labels]
     with replacing(out) as temporary:
         if out.suffix == ".parquet":
@@ -271,6 +282,23 @@ def print_facts(facts: dict[str, Any]) -> None:
     """One `key value` line a fact."""
     for key, value in facts.items():
         print(f"{key:28} {value:.4f}" if isinstance(value, float) else f"{key:28} {value}")
+
+
+def _factory(model: str) -> Any:
+    """The factory that `--model` names; None if it names none."""
+    from antibackdoor.own_network import import_factory
+
+    return import_factory(model) if model else None
+
+
+def refuse_inside(out: Path, data: Path) -> None:
+    """A folder within the data would be read as one of their classes.
+
+    Raises:
+        ConfigError: If `out` lies in the folder `data`.
+    """
+    if data.is_dir() and data.resolve() in out.resolve().parents:
+        raise ConfigError(f"--out {out} lies in the data folder {data}; choose a folder outside of it")
 
 
 def _portable(argument: str) -> str:

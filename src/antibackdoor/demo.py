@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from antibackdoor.attacks import BadNets, poison, save_trigger, write_truth
 from antibackdoor.defenses import E2ABL, Undefended
+from antibackdoor.errors import RunError
 from antibackdoor.evaluation import evaluate
 from antibackdoor.pipeline import Job, train
 from antibackdoor.protocols import TrainingDefense
@@ -49,14 +50,17 @@ def run_demo(
 
     Returns:
         The metrics of both runs, by name.
+
+    Raises:
+        RunError: If the folder holds anything but a demo, or one with other settings.
     """
+    if out.is_dir() and any(out.iterdir()) and not (out / "undefended" / "config.json").exists():
+        raise RunError(f"{out} holds other files than a demo's; choose an empty or a new folder")
     data = digits(recipe.seed)
     assert data.test is not None
     poisoned = poison(data.train, BadNets(), seed=recipe.seed, rate=rate, target_label=target_label)
     dirty = replace(data, train=poisoned.samples)
     out.mkdir(parents=True, exist_ok=True)
-    save_trigger(out / "trigger", poisoned.trigger, poisoned.plan, attack=poisoned.attack)
-    write_truth(out / "truth.parquet", poisoned.samples.ids, poisoned.truth)
     methods: dict[str, TrainingDefense] = {"undefended": Undefended(), "e2abl": E2ABL()}
     results = {}
     for name, defense in methods.items():
@@ -64,6 +68,9 @@ def run_demo(
         train(
             dirty, Job(defense, recipe, backbone=BACKBONE), run, resume=(run / "config.json").exists(), command=command
         )
+        # Only now: a demo with other settings was refused, and keeps what it has.
+        save_trigger(out / "trigger", poisoned.trigger, poisoned.plan, attack=poisoned.attack)
+        write_truth(out / "truth.parquet", poisoned.samples.ids, poisoned.truth)
         results[name] = evaluate(
             run, data.test, truth=out / "truth.parquet", trigger=out / "trigger", device=recipe.device
         )

@@ -153,6 +153,10 @@ def _truth_metrics(run: Path, path: Path) -> dict[str, Any]:
         raise DataError(f"{path} says nothing of the sample {missing!r}; give the truth of the data trained on")
     rows = np.array([place[name] for name in columns["id"]], dtype=np.int64)
     is_poisoned, true_labels = truth.is_poisoned[rows], truth.true_labels[rows]
+    other = np.flatnonzero(~is_poisoned & (columns["given_label"] != true_labels))
+    if len(other):
+        name = columns["id"][other[0]]
+        raise DataError(f"{path} is the truth of other data: it says that {name!r} is clean, but of another label")
     return {
         "isolation_precision": isolation_precision(columns["isolated"], is_poisoned),
         "isolation_recall": isolation_recall(columns["isolated"], is_poisoned),

@@ -55,7 +55,7 @@ def load_factory(spec: str, input_shape: Sequence[int], n_classes: int) -> Calla
     >>> build()
     PReLU(num_parameters=1)
     """
-    return adapt_factory(_import_factory(spec), input_shape, n_classes, name=spec)
+    return adapt_factory(import_factory(spec), input_shape, n_classes, name=spec)
 
 
 def adapt_factory(
@@ -77,16 +77,33 @@ def adapt_factory(
     with torch.random.fork_rng(devices=[]):
         try:
             network = build()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             call = ", ".join(f"{key}={value}" for key, value in offered.items())
             raise ModelError(f"{name}({call}) fails: {_brief(error)}") from error
         if not isinstance(network, nn.Module):
             raise ModelError(f"{name} returns a {type(network).__name__}; it must return a torch.nn.Module")
         was_lazy = _is_lazy(network)
         check_network(network, input_shape, n_classes, name=name)
+        _check_training(network, input_shape, n_classes, name=name)
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise ModelError(f"{name}: no parameter of the network can be trained; set requires_grad on some")
     return partial(_ready, build, (2, *input_shape)) if was_lazy else build
+
+
+def _check_training(network: nn.Module, input_shape: Sequence[int], n_classes: int, *, name: str) -> None:
+    """The same in training mode, where some networks return more than logits; its running statistics change.
+
+    Raises:
+        ModelError: As `check_network`.
+    """
+    network.train()
+    batch = torch.rand((2, *input_shape), generator=torch.Generator().manual_seed(0))
+    try:
+        logits = network(batch)
+    except Exception as error:
+        raise ModelError(f"{name}: the network fails in training mode: {_brief(error)}") from error
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, n_classes):
+        raise ModelError(f"{name}: in training mode the network must return logits of shape (2, {n_classes}), too")
 
 
 def _is_lazy(network: nn.Module) -> bool:
@@ -101,7 +118,12 @@ def _ready(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> nn.Module:
     return network
 
 
-def _import_factory(spec: str) -> Callable[..., Any]:
+def import_factory(spec: str) -> Callable[..., Any]:
+    """What `"package.module:factory"` names; importing runs the module's code.
+
+    Raises:
+        ModelError: If module or factory are not found.
+    """
     module_name, _, factory_name = spec.partition(":")
     if not module_name or not factory_name or "/" in module_name or module_name.endswith(".py"):
         raise ModelError(f"'{spec}' names no factory: write package.module:factory, without a path or .py")
@@ -109,7 +131,7 @@ def _import_factory(spec: str) -> Callable[..., Any]:
     sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"'{module_name}' cannot be imported from {here}: {_brief(error)}") from error
     finally:
         sys.path.remove(here)
@@ -119,6 +141,6 @@ def _import_factory(spec: str) -> Callable[..., Any]:
     return factory
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or ["no message"]
     return f"{type(error).__name__}: {lines[0]}"

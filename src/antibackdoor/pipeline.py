@@ -17,7 +17,7 @@ from torch import nn
 from antibackdoor.artifacts import SamplesTable, write_history, write_samples_table, write_skipped
 from antibackdoor.backbones import build_backbone, default_backbone
 from antibackdoor.defenses import DEFENSES, E2ABL
-from antibackdoor.errors import ConfigError
+from antibackdoor.errors import ConfigError, ModelError
 from antibackdoor.metrics import (
     clean_accuracy,
 )
@@ -131,7 +131,15 @@ def train(
         if run.finished:
             write_report(out)
             return None
-        trained = job.defense.train(data.train, build, job.recipe, journal=run)
+        try:
+            trained = job.defense.train(data.train, build, job.recipe, journal=run)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise ModelError(
+                f"the checkpoint in {out} does not fit the network {spec.backbone}, which has changed since: "
+                "change it back, or choose another folder"
+            ) from error
         table, metrics = _write(out, data, job, spec, trained, run.seconds)
         run.finish(metrics)
     write_report(out)
@@ -184,13 +192,18 @@ def load_model(run: str | Path, factory: Factory | None = None) -> tuple[nn.Modu
 
     Args:
         run: The run folder.
-        factory: Of the user's own network, where it cannot be imported by its name.
+        factory: Of the user's own network. The folder only names it: nothing that it names is ever run.
 
     Raises:
-        ModelError: If the files are missing, damaged or do not fit each other.
+        ModelError: If the files are missing, damaged or do not fit each other, or an own network is not given.
     """
     run = Path(run)
     spec = load_model_spec(run)
+    if ":" in spec.backbone and factory is None:
+        raise ModelError(
+            f"{run} was trained with an own network, {spec.backbone!r}: if you trust that code, name it "
+            "with --model (from Python, give the factory)"
+        )
     model = builder(spec, factory)()
     load_weights(run, model)
     return model.eval(), spec

@@ -51,6 +51,8 @@ class Recipe:
         for name, low in (("epochs", 0), ("batch_size", 0), ("devices", 1), ("seed", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a number from {low} on")
+        if self.batch_size == 1:
+            raise ConfigError("batch_size is 1; give 2 or more, since batch statistics need them, or 0 to choose")
         if self.seed >= 2**32:
             raise ConfigError(f"seed is {self.seed}; give a number below 2^32")
         if not 0 < self.learning_rate < 100:

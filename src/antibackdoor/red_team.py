@@ -57,6 +57,9 @@ def poison_data_set(data: DataSet, attack: Attack, aim: Aim, out: Path, *, seed:
         raise ConfigError(f"{out} exists already; give --out a new folder")
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed is {seed}; give a number from 0 to below 2^32")
+    for name, value in _settings(attack).items():
+        if isinstance(value, float) and not np.isfinite(value):
+            raise ConfigError(f"{name} is {value}; give a number")
     names = data.train.class_names
     plan = _aimed(attack.plan(), aim, names)
     poisoned = poison(data.train, attack, plan=plan, seed=seed)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from antibackdoor.errors import ConfigError
 from antibackdoor.history import Losses
 from antibackdoor.samples import Batch, IntArray, Samples
 from antibackdoor.session import Feed, Session
@@ -138,6 +139,9 @@ def train_epoch(
 
     Returns:
         `(N,)` float32: the recorded loss of every row, nan for rows that the plan leaves out.
+
+    Raises:
+        ConfigError: If a loss is nan or infinite.
     """
     model.train()
     recorded = torch.full((len(feed.labels),), float("nan"), device=session.device)
@@ -163,7 +167,13 @@ def train_epoch(
             look_at_cores()
     if world > 1:
         recorded = _merge(session.fabric, recorded)
-    return recorded.cpu().numpy()
+    values: Losses = recorded.cpu().numpy()
+    if len(plan) and not np.isfinite(values[np.concatenate(plan)]).all():
+        raise ConfigError(
+            f"the training diverged (a loss is no number, {title}): lower --learning-rate, in the search of E2ABL "
+            "--warmup-learning-rate or --confusion-learning-rate"
+        )
+    return values
 
 
 @torch.no_grad()

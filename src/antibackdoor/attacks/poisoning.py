@@ -207,12 +207,13 @@ def read_truth(path: Path) -> tuple[StrArray, Truth]:
             table = pq.read_table(file, columns=["id", "is_poisoned", "true_label", "is_cover"]).to_pydict()
         ids = np.asarray(table["id"], dtype=np.str_)
         flags = {name: np.asarray(table[name], dtype=np.bool_) for name in ("is_poisoned", "is_cover")}
+        true_labels = np.asarray(table["true_label"], dtype=np.int64)
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; give the truth.parquet that `poison` wrote") from error
-    except (OSError, KeyError, pa.ArrowException) as error:
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a table of ground truth: {reason}") from error
-    return ids, Truth(flags["is_poisoned"], np.asarray(table["true_label"], dtype=np.int64), flags["is_cover"])
+    return ids, Truth(flags["is_poisoned"], true_labels, flags["is_cover"])
 
 
 def _fitted(

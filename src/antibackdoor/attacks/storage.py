@@ -109,7 +109,8 @@ def load_trigger(folder: Path) -> SavedTrigger:
         trigger: Trigger = _decode(document["trigger"], arrays)
         return SavedTrigger(trigger, plan, document["attack"], document["settings"])
     except FileNotFoundError as error:
-        missing = Path(error.filename or folder).name
+        files = ("trigger.json", "trigger.safetensors")
+        missing = next((name for name in files if not (folder / name).exists()), files[0])
         raise DataError(
             f"{folder} holds no trigger: there is no {missing} in it; give a folder that `poison` wrote"
         ) from error

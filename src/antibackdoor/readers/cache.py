@@ -22,7 +22,7 @@ import numpy as np
 
 from antibackdoor.errors import DataError
 from antibackdoor.readers.parallel import progress_bar
-from antibackdoor.readers.source import Block, Content, Faults, Skipped, Survey
+from antibackdoor.readers.source import CANNOT_OPEN, Block, Content, Faults, Skipped, Survey
 from antibackdoor.samples import InputArray, IntArray
 
 _VERSION = 1  # raise it whenever decoding or resizing changes
@@ -40,7 +40,10 @@ def cache_folder(cache: Path | None) -> Path:
     """Where decoded images are kept: `cache`, or the user's cache directory."""
     if cache is not None:
         return Path(cache)
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    except RuntimeError as error:
+        raise DataError("this user has no home folder for decoded images; give one with --cache") from error
     return Path(base) / "antibackdoor"
 
 
@@ -74,6 +77,9 @@ def stored(
     """
     entry = cache / f"images-{_key(contents, shape)}"
     known = _load(entry, contents, shape)
+    if known is not None and any(CANNOT_OPEN in fault.reason for fault in known[1]):
+        shutil.rmtree(entry, ignore_errors=True)  # permissions and network drives may be mended by now
+        known = None
     if known is None:
         collected = Faults(faults.on_error)
         _build(entry, contents, shape, collected, progress)
@@ -88,7 +94,7 @@ def stored(
 
 def _key(contents: Sequence[Content], shape: tuple[int, ...]) -> str:
     parts = [str(_VERSION), str(shape), *(content.fingerprint() for content in contents)]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _load(entry: Path, contents: Sequence[Content], shape: tuple[int, ...]) -> tuple[Stored, list[Skipped]] | None:

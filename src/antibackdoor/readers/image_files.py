@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from antibackdoor.readers.images import decode, look_at
 from antibackdoor.readers.layout import Layout, arrange, is_image
 from antibackdoor.readers.parallel import in_order, progress_bar
-from antibackdoor.readers.source import Block, Faults, Kind, Listed, Source, Survey
+from antibackdoor.readers.source import CANNOT_OPEN, Block, Faults, Kind, Listed, Source, Survey
 from antibackdoor.samples import InputArray, IntArray
 
 MAX_FILE_BYTES = 256 * 2**20  # no training image is larger; a declared size beyond this is an attack or a mistake
@@ -136,7 +136,7 @@ def _why(error: Exception, n_bytes: int) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "is not an image in a format that can be read"
     if isinstance(error, FileNotFoundError | PermissionError):
-        return f"cannot be opened ({error.strerror})"
+        return f"{CANNOT_OPEN} ({error.strerror})"
     return f"cannot be read as an image ({type(error).__name__}: {error})"
 
 

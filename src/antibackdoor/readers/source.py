@@ -59,6 +59,9 @@ class Faults:
             )
 
 
+CANNOT_OPEN = "cannot be opened"  # what the system says of a file, not what is in it
+
+
 def one_line(text: str) -> str:
     """The text without line breaks or control characters, as file names may hold them."""
     return "".join(c if c.isprintable() else " " for c in text)

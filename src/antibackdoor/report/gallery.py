@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def load_gallery(run: Path) -> Gallery | None:
             common = arrays["difference"] if "difference" in arrays.files else None
     except OSError as error:
         raise RunError(cannot("read", path, error)) from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{path} is damaged: {one_line(error)}") from error
     if inputs.ndim not in (3, 4) or rows.shape != inputs.shape[:1] or len(rows) > _LIMIT:
         raise RunError(f"{path} is damaged: inputs {inputs.shape}, rows {rows.shape}")
