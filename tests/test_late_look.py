@@ -42,7 +42,9 @@ def test_what_the_search_misses_is_found_in_the_main_head(mislabelled: Mislabell
     assert trained.poisoned and trained.backdoor_labels == (4,)
     # Ten other draws missed 0 to 4 of 71; the processor's way of rounding is such a draw as well.
     assert (wrong & ~trained.isolated).sum() <= 4 and (trained.isolated & ~wrong).sum() <= 5
-    assert trained.notes is not None and trained.notes["n_found_late"] == trained.isolated.sum()
+    assert trained.notes is not None
+    added = trained.isolated.sum() - trained.notes["n_found_late"]
+    assert 0 <= added <= 4, "by what the found have in common; so few would begin no training anew by themselves"
     assert trained.notes["n_main_trainings"] == 2
     assert trained.suspicion[wrong & trained.isolated].min() > trained.suspicion[~trained.isolated].max()
     n, kept = len(samples), len(samples) - int(trained.isolated.sum())
