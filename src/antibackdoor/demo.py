@@ -23,6 +23,7 @@ from antibackdoor.report import write_comparison
 from antibackdoor.samples import Samples
 
 BACKBONE = "wrn-16-1"
+OWN = {"undefended", "e2abl", "trigger", "truth.parquet", "report.html"}  # what a demo writes
 
 
 def digits(seed: int) -> DataSet:
@@ -54,7 +55,8 @@ def run_demo(
     Raises:
         RunError: If the folder holds anything but a demo, or one with other settings.
     """
-    if out.is_dir() and any(out.iterdir()) and not (out / "undefended" / "config.json").exists():
+    there = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    if there and not {"undefended"} <= there <= OWN:
         raise RunError(f"{out} holds other files than a demo's; choose an empty or a new folder")
     data = digits(recipe.seed)
     assert data.test is not None
@@ -62,18 +64,16 @@ def run_demo(
     dirty = replace(data, train=poisoned.samples)
     out.mkdir(parents=True, exist_ok=True)
     methods: dict[str, TrainingDefense] = {"undefended": Undefended(), "e2abl": E2ABL()}
-    results = {}
     for name, defense in methods.items():
         run = out / name
         train(
             dirty, Job(defense, recipe, backbone=BACKBONE), run, resume=(run / "config.json").exists(), command=command
         )
-        # Only now: a demo with other settings was refused, and keeps what it has.
-        save_trigger(out / "trigger", poisoned.trigger, poisoned.plan, attack=poisoned.attack)
-        write_truth(out / "truth.parquet", poisoned.samples.ids, poisoned.truth)
-        results[name] = evaluate(
-            run, data.test, truth=out / "truth.parquet", trigger=out / "trigger", device=recipe.device
-        )
+    # Only now: a demo with other settings was refused, and keeps what it has.
+    save_trigger(out / "trigger", poisoned.trigger, poisoned.plan, attack=poisoned.attack)
+    write_truth(out / "truth.parquet", poisoned.samples.ids, poisoned.truth)
+    places: dict[str, Any] = {"truth": out / "truth.parquet", "trigger": out / "trigger", "device": recipe.device}
+    results = {name: evaluate(out / name, data.test, **places) for name in methods}
     titles = [("Plain training", out / "undefended"), ("E2ABL", out / "e2abl")]
     write_comparison(out / "report.html", titles)
     return results
