@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
+from antibackdoor.atomic import TEMPORARY_PREFIX
 from antibackdoor.attacks import BadNets, poison, save_trigger, write_truth
 from antibackdoor.defenses import E2ABL, Undefended
 from antibackdoor.errors import RunError
@@ -55,7 +56,8 @@ def run_demo(
     Raises:
         RunError: If the folder holds anything but a demo, or one with other settings.
     """
-    there = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    there = {name for name in names if not name.startswith(TEMPORARY_PREFIX)}  # what a kill may leave
     if there and not {"undefended"} <= there <= OWN:
         raise RunError(f"{out} holds other files than a demo's; choose an empty or a new folder")
     data = digits(recipe.seed)
