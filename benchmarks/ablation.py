@@ -1,10 +1,12 @@
-"""What each idea of E2ABL's search is worth: the published isolation, then one idea added to the other.
+"""What each idea of E2ABL is worth: the published isolation, then one idea of the search added to the other.
 
     python benchmarks/ablation.py                                   all cells; goes on where it was stopped
     python benchmarks/ablation.py --cells 'ecg5000/*'               some of them
     python benchmarks/ablation.py --table                           what is there
 
-The data, attacks, rates and seeds are cells of `benchmarks/isolation.py`; each is searched once with each variant.
+The data, attacks, rates and seeds are cells of `benchmarks/isolation.py` and `benchmarks/unseen.py`; each is searched
+once with each variant. What a trained network is asked late adds to all of them, and has cells of its own, each trained
+to the end without it and with it.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ LEAST_CONTENT = 0.4  # size of the constellation in the group against the other 
 LEAST_CARRIED = 10.0  # nats, of a group that something else tells apart; in clean data: up to 6.3
 LEAST_KEPT = 0.6  # content of such a group, to count at all; styles of a label: up to .5, poison: .63 and more
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
+LEAST_MOVED = 1.5  # the same, where the gain is large for each sample; wrong labels without a trigger: up to .6
 MOST_ERROR = 0.01  # expected share of samples put into the wrong group, of the smaller group; near copies: up to .04
 MOST_FITTED = 2000  # samples of a label that the mixtures are fitted to
 
@@ -98,9 +99,10 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
     """
     tested = list(_tested(features, labels, seed))
     loud = [test for test in tested if test.gain > LEAST_GAIN and test.best.content > LEAST_CONTENT]
-    sharp = [test for test in loud if _is_sharp(test.best, test.odds)]
-    divided = {test.label for test in sharp}
-    blurred = [test for test in loud if test.label not in divided and test.gain > LEAST_GAIN_EACH * test.n_fitted]
+    told = {test.label for test in loud if test.gain > LEAST_GAIN_EACH * test.n_fitted}
+    shifts = {test.label: LEAST_MOVED if test.label in told else LEAST_SHIFT for test in loud}
+    sharp = [test for test in loud if _is_sharp(test.best, test.odds, shifts[test.label])]
+    blurred = [test for test in loud if test.label in told - {test.label for test in sharp}]
     # What a label without a second population shows as well is no evidence: near copies make such gains by chance.
     found = {test.label for test in sharp + blurred}
     loudest = max((test.gain for test in tested if test.label not in found), default=0.0)
@@ -313,11 +315,11 @@ def _carried(x: FloatArray, means: FloatArray, weights: FloatArray) -> Carried:
     return best
 
 
-def _is_sharp(mixture: Mixture, odds: FloatArray) -> bool:
+def _is_sharp(mixture: Mixture, odds: FloatArray, least_shift: float) -> bool:
     """Is there a group away from the content's own place, and does a cut divide the two?"""
     second = expit(odds)
     smaller = max(min(float(second.sum()), float((1 - second).sum())), 1e-9)
     error = float(np.minimum(second, 1 - second).sum()) / smaller
     shift = float(np.linalg.norm(mixture.shift)) / np.sqrt(mixture.spread)
     n_flagged = int((odds > 0).sum())
-    return error < MOST_ERROR and shift > LEAST_SHIFT and SMALLEST_GROUP <= n_flagged < len(odds)
+    return error < MOST_ERROR and shift > least_shift and SMALLEST_GROUP <= n_flagged < len(odds)

@@ -70,6 +70,9 @@ class TrapSettings:
     by_features: bool = True
     by_parts: bool = True
     by_both: bool = True
+    by_place: bool = True
+    by_gaps: bool = True
+    made_pure: bool = True
     across_labels: bool = True
     in_the_rest: bool = True
 
@@ -146,7 +149,7 @@ class Search:
         """
         before, self.favourites = weights(self.head.net), set()
         self.narrow(suspicion, rounds, demand, promising)
-        if self.found and self.settings.by_parts and not self.favourites:
+        if self.found and self.settings.made_pure and not self.favourites:
             self.sharpen(before)
         return self.settle()
 
@@ -234,7 +237,7 @@ class Search:
 
     def place(self, valleys: dict[int, Valley]) -> None:
         """Keep who is believed now and lies where the samples of other labels do, if these are the most misplaced."""
-        if self.settings.by_both:
+        if self.settings.by_place:
             told = misplaced(self.margins, self.labels, valleys, self.resemblance)
             self.by_place = max(self.by_place, told, key=lambda seconded: seconded.loudness)
 
@@ -303,9 +306,16 @@ class Search:
         return self.looks_foreign(label, valley)
 
     def is_inverted(self, label: int, above: BoolArray) -> bool:
-        """Whether the few below the valley of a label are those who lie as other labels do: then the class is above."""
+        """Whether the few below the valley of a label are the odd ones: then the class is above.
+
+        They lie as other labels do, or what they carry is of other labels.
+        """
         below = (self.labels == label) & ~above
-        return self.settings.by_both and strength_of_place(below, label, self.resemblance) == 1
+        if self.settings.by_place and strength_of_place(below, label, self.resemblance) == 1:
+            return True
+        if self.constellations is None or below.sum() >= above.sum():
+            return False
+        return self.constellations.carried(label, below).strength == 1
 
     def is_evidence(self, label: int, valley: Valley, demand: Demand) -> bool:
         """Whether a valley would make its label suspect if only it were deeper; one of 1 or less is none at all."""
@@ -497,7 +507,7 @@ class Search:
         other labels is. And content counts where it was what a label was found by.
         """
         least = self.settings.least_depth
-        if self.settings.are_labels_few:
+        if self.settings.are_labels_few and self.settings.by_gaps:
             gaps = {label: find_gap(margins[rows]) for label, rows in members.items()}
             yield from ((label, Valley(least, cut)) for label, cut in gaps.items() if cut < np.inf)
         if self.foreign:

@@ -117,7 +117,7 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
         ),
         (PARTS, settings.by_parts, lambda: search.attempt(search.resemblance.contradiction, BY_PARTS, and_confirmed)),
         (CONTENT_BELIEVED, settings.by_both, search.attempt_seconded),
-        (PLACE_BELIEVED, settings.by_both, search.attempt_misplaced),
+        (PLACE_BELIEVED, settings.by_place, search.attempt_misplaced),
         (SOME_CONTENT, settings.by_features, lambda: search.attempt_blurred(most=False)),
     ]
     for way, is_made, attempt in attempts:

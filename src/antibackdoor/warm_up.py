@@ -15,6 +15,7 @@ BLOCK = 50  # optimizer steps between two choices of the hard samples
 SNAPSHOT = 150  # optimizer steps between two entries of the loss history; more in warm-ups that may last very long
 MOST_SNAPSHOTS = 12
 LEAST_SNAPSHOTS = 3  # with one, features tell too little even where all is learned
+BEGUN = 0.95  # mean loss, of that of a guess, from which hard samples come more often: before, all of them are hard
 LEARNED = 0.5  # mean loss, of that of a guess by the frequencies of the labels
 SNAPSHOTS_AFTER = 2  # from then on: rare poison is among the hardest samples only once most others have been learned
 
@@ -34,6 +35,8 @@ def warm_up(
 
     Half of each batch is drawn evenly, half from the samples with the largest loss: poisoned samples that are not
     learned yet are among the hardest, so they come several times as often and a rare backdoor is learned in time.
+    As long as nothing is learned all of it is drawn evenly: the samples with the largest loss are then those that the
+    last steps spoke against, and a network that is shown these turns from one label to the next and learns none.
     It lasts until the losses are `learned_enough`.
 
     Args:
@@ -61,7 +64,8 @@ def warm_up(
         history, step = LossHistory.from_state(state["history"]), int(state["step"])  # type: ignore[arg-type, call-overload]
         losses = history.losses[-1].copy()
     while step % snapshot or (step < most_steps and not learned_enough(history, chance)):
-        plan = _plan(losses, step, session.batch_size, hard_share, seed)
+        share = hard_share if _has_begun(losses, history.losses[0], chance) else 1.0
+        plan = _plan(losses, step, session.batch_size, share, seed)
         seen = train_epoch(
             session,
             feed,
@@ -104,6 +108,12 @@ def learned_enough(history: LossHistory, chance: float) -> bool:
     """
     learned = np.flatnonzero(history.losses.mean(axis=1) <= LEARNED * chance)
     return bool(len(learned)) and len(history) > max(LEAST_SNAPSHOTS, int(learned[0]) + SNAPSHOTS_AFTER)
+
+
+def _has_begun(losses: Losses, first: Losses, chance: float) -> bool:
+    """Whether those that have been seen show that something is learned."""
+    seen = losses[losses != first]
+    return len(seen) > 0 and bool(seen.mean() <= BEGUN * chance)
 
 
 def _entropy(feed: Feed) -> float:

@@ -83,8 +83,13 @@ class E2ABL:
         by_parts: Whether samples whose parts look like other labels are suspected after those with suspicious losses.
         by_both: Whether samples count as found that were believed, with no valley below them, if they carry the content
             of other labels.
+        by_place: Whether they count as found, too, if they lie where the samples of other labels do; and whether that
+            tells a class from the poison in its label.
+        by_gaps: Whether a gap counts as a deep valley with two or three labels.
+        made_pure: Whether what lies above a shallow valley is searched again, from the half that looks most foreign.
         across_labels: Whether a short-cut is looked for that leads to several labels.
         in_the_rest: Whether the search begins anew with what is left, once it has caught something.
+        late_look: Whether the main head is looked at, late in its training.
         recovery_confidence: Probability, in (0, 1], from which an isolated sample gets the main head's label.
     """
 
@@ -100,8 +105,12 @@ class E2ABL:
     by_features: bool = True
     by_parts: bool = True
     by_both: bool = True
+    by_place: bool = True
+    by_gaps: bool = True
+    made_pure: bool = True
     across_labels: bool = True
     in_the_rest: bool = True
+    late_look: bool = True
     recovery_confidence: float = 0.9
 
     def train(self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None) -> Trained:
@@ -267,6 +276,8 @@ class E2ABL:
 
         Strangers; or else those whom the search believed and let go; or else whom to suspect once more.
         """
+        if not self.late_look:
+            return None
         found, middle, apart = look_again(session, feed, model, net.attach, left(samples, caught.isolated))
         late = found.flagged[samples.firsts]
         if found.labels:
@@ -339,6 +350,9 @@ class E2ABL:
             by_features=self.by_features,
             by_parts=self.by_parts,
             by_both=self.by_both,
+            by_place=self.by_place,
+            by_gaps=self.by_gaps,
+            made_pure=self.made_pure,
             across_labels=self.across_labels,
             in_the_rest=self.in_the_rest,
         )
@@ -353,7 +367,8 @@ class E2ABL:
         # A second search mostly ends with its first round.
         rounds = caught.steps // self.confusion_steps + 1
         spent = _passes(session, n, n_classes, int(history.steps[-1]) + self.confusion_steps, rounds)
-        spent += 2 * (LOOKED_AT + COMPARED) * n_searched(n, n_classes) / n  # the late look, at two layers
+        if self.late_look:
+            spent += 2 * (LOOKED_AT + COMPARED) * n_searched(n, n_classes) / n  # at two layers
         short = min(total, LEAST_STEPS * session.batch_size / n)
         return round(max(total - spent, LEAST_PASSES * total, short) * n)
 

@@ -101,8 +101,8 @@ def _test(session: Session, feed: Feed, model: nn.Module, middle: str, rows: Int
     given, seed = labels[rows], session.recipe.seed
     deep = _features(session, feed, model, _last(session, feed, model), rows)
     apart = smaller_groups(deep, given, seed=seed)
-    last = strangers(deep, given, seed=seed)
     shallower = _features(session, feed, model, middle, rows)
+    last = _seconded(strangers(deep, given, seed=seed), shallower, given, seed)
     inner = strangers(shallower, given, seed=seed, apart=apart > 0, known=last.labels)
     by_last = [
         label for label in last.labels if label not in inner.labels or last.gains[label] > FAR_MORE * inner.gains[label]
@@ -114,6 +114,24 @@ def _test(session: Session, feed: Feed, model: nn.Module, middle: str, rows: Int
         blurred=inner.blurred,
     )
     return Looked(both, shallower, apart)
+
+
+def _seconded(last: Populations, middle: NDArray[np.float32], given: IntArray, seed: int) -> Populations:
+    """Without labels of which more than half does not belong, unless the middle layer says so of the same samples.
+
+    A class that lies among the others is described as well by what those are made of, and the poison in it as the odd
+    rest, if the network obeys its trigger.
+    """
+    most = [label for label in last.labels if last.flagged[given == label].mean() > 0.5]
+    if not most:
+        return last
+    told = strangers(middle, given, seed=seed, apart=last.flagged).labels
+    doubted = [label for label in most if label not in told]
+    return last._replace(
+        flagged=last.flagged & ~np.isin(given, doubted),
+        labels=tuple(label for label in last.labels if label not in doubted),
+        gains=last.gains | dict.fromkeys(doubted, 0.0),
+    )
 
 
 def _last(session: Session, feed: Feed, model: nn.Module) -> str:
