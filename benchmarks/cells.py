@@ -137,6 +137,7 @@ def ordered(
 
 def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     """Read, poison, train, and measure on the test data; called in a fresh process."""
+    import drawn
     import torch
     import unseen
 
@@ -148,8 +149,12 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     from antibackdoor.session import Session
     from antibackdoor.training import predict
 
-    data = read(folder / cell.data, seed=cell.seed)
-    train, test = (thinned(samples, cell.limit) for samples in (data.train, data.test))
+    if cell.data in drawn.KINDS:
+        both = drawn.draw(cell.data, cell.seed), drawn.draw(cell.data, cell.seed + drawn.TESTS)
+    else:
+        data = read(folder / cell.data, seed=cell.seed)
+        both = data.train, data.test
+    train, test = (thinned(samples, cell.limit) for samples in both)
     poisoned, without = None, cell.defense == CLEAN_PART
     if cell.attack:
         attack = ATTACKS[cell.attack](**dict(cell.settings)) if cell.attack in ATTACKS else unseen.written(cell.attack)

@@ -4,7 +4,8 @@
     python benchmarks/isolation.py --cells 'digits/*'               some of them
     python benchmarks/isolation.py --table                          the table of what is there
 
-Digits need no files; the others are read from ANTIBACKDOOR_DATA, and cells whose file is not there are skipped.
+Digits and the data of `benchmarks/drawn.py` need no files; the others are read from ANTIBACKDOOR_DATA, and cells whose
+file is not there are skipped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cells
+import drawn
 import numpy as np
 
 RATES = (0.0, 0.1, 0.05, 0.02, 0.01, 0.2, 0.005)
@@ -53,6 +55,7 @@ DATA = (
     ("mnist-rare", "mnist5k.npz", 0, "wrn-16-1", ("badnets", "blend")),
     ("arabicdigits-tail", "arabicdigits.npz", 0, "series-resnet", ("static", "powerline")),
     ("arabicdigits-rare", "arabicdigits.npz", 0, "series-resnet", ("static", "powerline")),
+    *((name, "", 0, kind.network, kind.attacks) for name, kind in drawn.KINDS.items()),
     ("digits-by2", "", 0, "wrn-16-1", ("badnets", "blend")),
     ("digits-by3", "", 0, "wrn-16-1", ("badnets", "blend")),
     ("digits-by5", "", 0, "wrn-16-1", ("badnets", "blend")),
@@ -121,8 +124,11 @@ def prepare(cell: Cell, folder: Path) -> Searched:
     from antibackdoor.recipe import Recipe
 
     _, file, size, network, _ = next(row for row in DATA if row[0] == cell.data)
-    data = read(folder / file, seed=cell.seed) if file else digits(cell.seed)
-    train = joined(data.train, data.test) if "-all" in cell.data else data.train
+    if cell.data in drawn.KINDS:
+        train = drawn.draw(cell.data, cell.seed)
+    else:
+        data = read(folder / file, seed=cell.seed) if file else digits(cell.seed)
+        train = joined(data.train, data.test) if "-all" in cell.data else data.train
     if cell.data.endswith("-tracks"):
         train = by_track(train)
     if size:

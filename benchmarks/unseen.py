@@ -19,8 +19,22 @@ import isolation
 import numpy as np
 from scipy import fft, ndimage
 
-PICTURES = {"mnist": 0.05, "cifar10-2000": 0.1, "cifar10-10000": 0.05}  # the rate of each
-SERIES = {"japanesevowels-all": 0.1, "italypowerdemand-all": 0.1, "arabicdigits": 0.1, "ecg5000-all": 0.1}
+PICTURES = {
+    "mnist": 0.05,
+    "shapes": 0.05,
+    "characters": 0.05,
+    "cifar10-2000": 0.1,
+    "cifar10-10000": 0.05,
+}  # the rate of each
+SERIES = {
+    "control-charts": 0.1,
+    "two-patterns": 0.1,
+    "cylinders": 0.1,
+    "japanesevowels-all": 0.1,
+    "italypowerdemand-all": 0.1,
+    "arabicdigits": 0.1,
+    "ecg5000-all": 0.1,
+}
 TARGET = 0
 
 Sample = np.ndarray[Any, np.dtype[np.float64]]  # (C, H, W) in [0, 255], or (C, T) in standard deviations
@@ -166,6 +180,7 @@ OF_PICTURES = named(
     *(quantization, smooth_noise, sharpening, frame, mirror),
 )
 COLORED = ("tint", "frequencies")  # they need three channels
+GRAY = ("mnist", "characters")
 OF_SERIES = named(gap, ramp, louder, slower, hum, spike)
 
 
@@ -216,7 +231,7 @@ def all_cells(n_seeds: int) -> Iterable[isolation.Cell]:
     for rates, triggers in ((SERIES, OF_SERIES), (PICTURES, OF_PICTURES)):
         for data, rate in rates.items():
             for seed in range(n_seeds):
-                names = [name for name in triggers if data != "mnist" or name not in COLORED]
+                names = [name for name in triggers if data not in GRAY or name not in COLORED]
                 yield from (isolation.Cell(data, name, rate, seed) for name in names)
 
 

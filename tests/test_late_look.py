@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from watched_runs import RECIPE, Watched, assert_alike, builder, killed_and_resumed
 
-from antibackdoor.defenses import E2ABL
+from antibackdoor.defenses import E2ABL, late_look
 from antibackdoor.demo import digits
+from antibackdoor.populations import strangers
 from antibackdoor.protocols import Trained
 from antibackdoor.samples import BoolArray, Samples
 from antibackdoor.session import Session
@@ -52,6 +54,26 @@ def test_what_the_search_misses_is_found_in_the_main_head(mislabelled: Mislabell
     session = Session(RECIPE, n, images=True)
     given = predict(session, trained.model, samples).labels[wrong] == 4
     assert given.mean() < 0.1, "the delivered model does not repeat what it was told"
+
+
+@pytest.mark.parametrize("poison_is", ["most of the label", "the rest"])
+def test_most_of_a_label_is_poison_only_if_the_middle_layer_says_so(poison_is: str) -> None:
+    """To the last layer of a network that obeys, a class in the middle of the others looks like these, too."""
+    drawn = np.random.default_rng(0)
+    labels = np.repeat(np.arange(5), 120).astype(np.int64)
+    many = (labels == 0) & (np.cumsum(labels == 0) <= 90)
+    means = 8 * np.eye(5, 16)
+
+    def layer(who: BoolArray) -> NDArray[np.float32]:
+        shown = np.where(who, drawn.integers(1, 5, len(labels)), labels)
+        return (means[shown] + drawn.normal(size=(len(labels), 16))).astype(np.float32)
+
+    poisoned = many if poison_is == "most of the label" else (labels == 0) & ~many
+    last = strangers(layer(many), labels, seed=0)
+    assert last.labels == (0,) and last.flagged[labels == 0].mean() > 0.5
+    seconded = late_look.seconded(last, layer(poisoned), labels, seed=0)
+    assert seconded.labels == ((0,) if poison_is == "most of the label" else ())
+    assert seconded.flagged.sum() == (last.flagged.sum() if seconded.labels else 0)
 
 
 def test_a_run_killed_around_the_late_look_ends_as_an_unbroken_one(tmp_path: Path, mislabelled: Mislabelled) -> None:

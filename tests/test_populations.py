@@ -67,7 +67,24 @@ def test_mislabelled_samples_without_a_common_shift_are_no_backdoor() -> None:
     assert two_populations(moved, given, seed=0).labels == ()
 
 
-@pytest.mark.parametrize("shift", [0.0, 2.0])
+@pytest.mark.parametrize("count", [20, 60, 240])
+def test_a_small_shift_is_enough_where_the_content_is_loud_and_a_cut_divides_the_label(count: int) -> None:
+    features, labels = classes(1)
+    moved, given, rows = mislabel(features, labels, target=0, count=count, shift=2.5, seed=2)
+    found = two_populations(moved, given, seed=0)
+    assert found.labels == (0,)
+    assert found.flagged.sum() == found.flagged[rows].sum() == count
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
+def test_wrong_labels_in_all_classes_are_no_backdoor(share: float) -> None:
+    features, labels = classes(1)
+    drawn = np.random.default_rng(3)
+    given = np.where(drawn.random(len(labels)) < share, drawn.integers(0, K, len(labels)), labels)
+    assert two_populations(features, given, seed=0).labels == ()
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
 @pytest.mark.parametrize("count", [60, 240])
 def test_who_is_foreign_is_told_though_nothing_divides_a_label(shift: float, count: int) -> None:
     """As suspects: whether anything moved them, features cannot tell."""

@@ -393,6 +393,23 @@ def test_a_class_is_not_taken_for_poison_that_makes_up_most_of_its_label(believe
     assert search.is_found(0, Valley(9.0, 1.0), Demand(3.0, np.inf)) == (believed == "the poison")
 
 
+@pytest.mark.parametrize("below", ["wrong labels", "a style of the class"])
+def test_content_tells_a_class_from_the_wrong_labels_in_it(below: str) -> None:
+    """Where the class is believed as a whole, those who are not make it look like poison that fills a label."""
+    samples, drawn = pictures(600, 4), np.random.default_rng(0)
+    few = (samples.labels == 0) & (np.cumsum(samples.labels == 0) <= 40)
+    means = 8 * np.eye(4, 16)
+    shown = np.where(few & (below == "wrong labels"), drawn.integers(1, 4, 600), samples.labels)
+    features = (
+        means[shown] + drawn.normal(size=(600, 16)) + 6 * (few & (below != "wrong labels"))[:, None] * np.eye(16)[9]
+    )
+    search = untrained(samples)
+    search.settings = replace(search.settings, by_place=False)
+    search.constellations = Constellations(features.astype(np.float32), samples.labels, seed=0)
+    search.margins = np.where(samples.labels == 0, np.where(few, -2.0, 5.0), -2.0)
+    assert search.is_found(0, Valley(9.0, 1.0), Demand(3.0, np.inf)) == (below != "wrong labels")
+
+
 @pytest.mark.parametrize("foreign", [True, False])
 def test_a_refused_valley_does_not_count_as_evidence(monkeypatch: pytest.MonkeyPatch, foreign: bool) -> None:
     search = scripted(monkeypatch, [2.5])

@@ -7,10 +7,12 @@ import pytest
 from conftest import waves
 from watched_runs import find_nothing
 
+from antibackdoor import warm_up
 from antibackdoor.backbones import build_backbone
 from antibackdoor.defenses import E2ABL
-from antibackdoor.history import LossHistory
+from antibackdoor.history import Losses, LossHistory
 from antibackdoor.recipe import Recipe
+from antibackdoor.samples import IntArray
 from antibackdoor.warm_up import learned_enough, snapshot_steps
 
 
@@ -47,6 +49,30 @@ def test_a_warm_up_goes_on_for_two_snapshots_after_half_has_been_learned(means: 
     losses = np.array(means, dtype=np.float32)[:, None] * each * 2
     history = LossHistory(losses, np.arange(len(means)) * 150)
     assert learned_enough(history, chance=2.0) == enough
+
+
+@pytest.mark.parametrize("learnable", [True, False])
+def test_hard_samples_come_oftener_only_once_something_is_learned(
+    monkeypatch: pytest.MonkeyPatch, learnable: bool
+) -> None:
+    """Before, they are those that the last steps spoke against, and a network that is shown these learns nothing."""
+    monkeypatch.setattr("antibackdoor.defenses.e2abl.spring", find_nothing)
+    shares: list[float] = []
+    plan = warm_up._plan
+
+    def watched(losses: Losses, step: int, size: int, hard_share: float, seed: int) -> list[IntArray]:
+        shares.append(hard_share)
+        return plan(losses, step, size, hard_share, seed)
+
+    monkeypatch.setattr(warm_up, "_plan", watched)
+    samples = waves(3000, 3)
+    if not learnable:
+        noise = np.random.default_rng(0).normal(size=samples.inputs.shape[2:]).astype(np.float32)
+        samples = replace(samples, inputs=np.broadcast_to(noise, samples.inputs.shape).copy())
+    build = lambda: build_backbone("fcn", samples.shape, 3)  # noqa: E731
+    E2ABL(warmup_steps=300, hard_share=0.3).isolate(samples, build, Recipe(seed=0))
+    assert shares[0] == 1.0, "nothing has been seen yet"
+    assert set(shares[1:]) == ({0.3} if learnable else {1.0})
 
 
 @pytest.mark.parametrize(("most", "snapshot"), [(1, 150), (1800, 150), (1801, 200), (15_625, 1350)])

@@ -102,7 +102,7 @@ def _test(session: Session, feed: Feed, model: nn.Module, middle: str, rows: Int
     deep = _features(session, feed, model, _last(session, feed, model), rows)
     apart = smaller_groups(deep, given, seed=seed)
     shallower = _features(session, feed, model, middle, rows)
-    last = _seconded(strangers(deep, given, seed=seed), shallower, given, seed)
+    last = seconded(strangers(deep, given, seed=seed), shallower, given, seed=seed)
     inner = strangers(shallower, given, seed=seed, apart=apart > 0, known=last.labels)
     by_last = [
         label for label in last.labels if label not in inner.labels or last.gains[label] > FAR_MORE * inner.gains[label]
@@ -116,11 +116,17 @@ def _test(session: Session, feed: Feed, model: nn.Module, middle: str, rows: Int
     return Looked(both, shallower, apart)
 
 
-def _seconded(last: Populations, middle: NDArray[np.float32], given: IntArray, seed: int) -> Populations:
-    """Without labels of which more than half does not belong, unless the middle layer says so of the same samples.
+def seconded(last: Populations, middle: NDArray[np.float32], given: IntArray, *, seed: int) -> Populations:
+    """What the last layer shows, but for labels of which more than half would be foreign and the middle one denies it.
 
     A class that lies among the others is described as well by what those are made of, and the poison in it as the odd
     rest, if the network obeys its trigger.
+
+    Args:
+        last: What the last layer shows of N samples.
+        middle: `(N, D)` features of the middle layer.
+        given: `(N,)` labels.
+        seed: Chooses starts, and samples where there are many.
     """
     most = [label for label in last.labels if last.flagged[given == label].mean() > 0.5]
     if not most:
