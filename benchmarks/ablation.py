@@ -18,11 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import isolation
+import unseen
 
 # Each variant adds to the one before it. Confusion and valleys are what the trap is made of, and come first.
-IDEAS = ("by_features", "across_labels", "by_parts", "in_the_rest", "by_both")
+IDEAS = (
+    *("by_features", "across_labels", "by_parts", "in_the_rest"),
+    *("by_both", "by_place", "by_gaps", "made_pure"),
+)
 PUBLISHED = "as published"
 NAMES = (PUBLISHED, "confusion of the suspicious losses", *(f"+ {idea.replace('_', ' ')}" for idea in IDEAS))
+TRAINED = ("trained, no late look", "trained, with it")
 PUBLISHED_EPOCHS = 3  # its warm-up of two, and one that isolates
 
 
@@ -54,11 +59,15 @@ def all_cells(n_seeds: int) -> Iterable[Cell]:
         ("cifar10-10000", "badnets", 0.01),
         ("cifar10-2000", "blend", 0.02),
         ("uwave", "static", 0.1),
+        ("ecg5000", "powerline", 0.02),
+        ("gunpoint-all", "static", 0.1),
+        ("arabicdigits", "static", 0.1),
     )
+    trained = (("characters", "wanet", 0.1), ("arabicdigits", "hum", 0.1), ("characters", "", 0.0))
     for seed in range(n_seeds):
-        for data, attack, rate in searched:
-            for variant in NAMES:
-                yield Cell(data, attack, rate, seed, variant)
+        for cells, variants in ((searched, NAMES), (trained, TRAINED)):
+            for data, attack, rate in cells:
+                yield from (Cell(data, attack, rate, seed, variant) for variant in variants)
 
 
 def measure(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -66,12 +75,15 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     from antibackdoor.defenses import E2ABL
     from antibackdoor.recipe import Recipe
 
-    searched = isolation.prepare(cell, folder)
+    searched = (unseen if cell.attack in unseen.TRIGGERS else isolation).prepare(cell, folder)
     started = time.perf_counter()
     if cell.variant == PUBLISHED:
         published = E2ABL.as_published()
         recipe = Recipe(epochs=PUBLISHED_EPOCHS, seed=cell.seed)
         isolated = published.train(searched.samples, searched.build, recipe).isolated
+    elif cell.variant in TRAINED:
+        method = E2ABL(late_look=cell.variant == TRAINED[1])
+        isolated = method.train(searched.samples, searched.build, Recipe(seed=cell.seed)).isolated
     else:
         kept = NAMES.index(cell.variant) - NAMES.index(NAMES[1])
         method = E2ABL(**{idea: number < kept for number, idea in enumerate(IDEAS)})
@@ -81,13 +93,14 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """A row for each data set and attack, a column for each variant: `missed of poisoned / false` for each seed."""
+    names = [name for name in (*NAMES, *TRAINED) if any(line["cell"]["variant"] == name for line in lines)]
     rows_of: dict[str, dict[str, list[str]]] = {}
     for line in lines:
         searched, variant = line["name"].rsplit("/", 2)[0], line["cell"]["variant"]
         rows_of.setdefault(searched, {}).setdefault(variant, []).append(isolation.brief(line["metrics"]))
-    rows = ["| searched | " + " | ".join(NAMES) + " |", "| --- |" + " ---: |" * len(NAMES)]
+    rows = ["| searched | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
     for searched, found in rows_of.items():
-        rows.append(f"| {searched} | " + " | ".join("; ".join(found.get(name, ["-"])) for name in NAMES) + " |")
+        rows.append(f"| {searched} | " + " | ".join("; ".join(found.get(name, ["-"])) for name in names) + " |")
     return "\n".join(rows)
 
 

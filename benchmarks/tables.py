@@ -66,6 +66,11 @@ def lines_of(name: str) -> list[dict[str, Any]]:
     return cells.read_lines(cells.RESULTS / name)
 
 
+def of_variants(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Lines of the ablation with one of these variants."""
+    return [line for line in lines_of("ablation.jsonl") if line["cell"]["variant"] in names]
+
+
 def whole(name: str) -> dict[str, Any]:
     """A result that is one object."""
     result: dict[str, Any] = json.loads((cells.RESULTS / name).read_text(encoding="utf-8"))
@@ -208,7 +213,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "cost": cost,
     "goals": lambda: isolation.goals(lines_of("isolation.jsonl")),
     "calibration": lambda: calibration.table(calibration.clean_lines()),
-    "ablation": lambda: ablation.table(lines_of("ablation.jsonl")),
+    "ablation": lambda: ablation.table(of_variants(ablation.NAMES)),
+    "late": lambda: ablation.table(of_variants(ablation.TRAINED)),
     "attempts": lambda: isolation.by_attempt(lines_of("isolation.jsonl")),
     "unseen": lambda: isolation.table(lines_of("unseen.jsonl")),
     "isolation": lambda: isolation.table(lines_of("isolation.jsonl")),

@@ -182,6 +182,7 @@ OF_PICTURES = named(
 COLORED = ("tint", "frequencies")  # they need three channels
 GRAY = ("mnist", "characters")
 OF_SERIES = named(gap, ramp, louder, slower, hum, spike)
+TRIGGERS = OF_PICTURES | OF_SERIES
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ class Written:
 
 def written(name: str) -> Written:
     """The attack of that name."""
-    return Written((OF_PICTURES | OF_SERIES)[name])
+    return Written(TRIGGERS[name])
 
 
 def all_cells(n_seeds: int) -> Iterable[isolation.Cell]:
