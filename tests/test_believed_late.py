@@ -74,6 +74,27 @@ def test_a_run_killed_around_it_ends_as_an_unbroken_one(tmp_path: Path, believed
     assert_alike(killed_and_resumed(tmp_path / "run", believed.data.samples, RECIPE, *ends), believed.trained)
 
 
+def test_whom_the_network_sets_apart_is_asked_about_as_well() -> None:
+    """Found by that if their content is that of others; honest ones who are set apart are no poison."""
+    data = poison(digits(0).train, BadNets(), seed=0, rate=0.1)
+    samples, build, is_poisoned = data.samples, builder(data.samples), data.truth.is_poisoned
+    session = Session(RECIPE, len(samples), images=True)
+    feed, net = session.feed(samples), HARD.two_heads(session, samples, build)
+    caught, _ = HARD._find(session, samples, feed, net, NoJournal(), {})
+    caught = replace(caught, rounds=caught.rounds[:0])
+    model = session.prepare(DEFENSES["none"]().train(samples, build, RECIPE).model)
+    middle = look_again(session, feed, model, net.attach, samples.originals).middle
+    settings = replace(HARD.trap_settings(samples.n_classes), by_both=True)
+    some = (samples.labels == 5) & (np.cumsum(samples.labels == 5) <= 60)
+    apart = 3.0 + np.arange(len(samples)) / len(samples)
+    odds = np.where(some, apart, -5.0)
+    assert spring_believed(session, samples, feed, net, settings, middle, caught, apart=odds) is None
+    odds = np.where(is_poisoned, apart, odds)
+    again = spring_believed(session, samples, feed, net, settings, middle, caught, apart=odds)
+    assert again is not None and again.ways == ("content of those set apart, late",) and again.labels == (0,)
+    assert (is_poisoned & ~again.isolated).sum() <= 2 and (again.isolated & ~is_poisoned).sum() <= 3
+
+
 def test_features_of_others_second_nobody() -> None:
     """What the network says of each sample is dealt out at random; the second head is left as it was."""
     data = poison(digits(0).train, BadNets(), seed=0, rate=0.1)

@@ -15,6 +15,7 @@ CONTENT, LOSSES, PARTS, ACROSS_LABELS = "content", "losses", "parts", "across la
 MOST_CONTENT, SOME_CONTENT = "content of most", "content of some"
 CONTENT_BELIEVED, PLACE_BELIEVED = "content of the believed", "place of the believed"
 BELIEVED_LATE, SET_APART, SEEN_LATE = "content of the believed, late", "set apart, late", "content, late"
+CONTENT_APART = "content of those set apart, late"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,7 @@ class Caught:
     @property
     def seconded(self) -> bool:
         """Whether the content of those who are believed stood in for a valley somewhere."""
-        return CONTENT_BELIEVED in self.ways or BELIEVED_LATE in self.ways
+        return not {CONTENT_BELIEVED, BELIEVED_LATE, CONTENT_APART}.isdisjoint(self.ways)
 
 
 def together(catches: Sequence[Caught], given: IntArray) -> Caught:

@@ -10,7 +10,7 @@ and a memory does not, then with all, so that the missed ones join them. `trap` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -211,8 +211,8 @@ class Search:
         self.margins, self.found = seconded.margins, {k: Valley(least, cut) for k, cut in seconded.cuts.items()}
         return self.settle()
 
-    def attempt_believed(self, rounds: NDArray[np.float32], constellations: Constellations) -> Caught | None:
-        """The same for those who were believed after the rounds of an earlier search, `(R, M)` margins of the rows."""
+    def attempt_believed(self, rounds: Iterable[NDArray[np.floating]], constellations: Constellations) -> Caught | None:
+        """The same for those who were believed after the rounds of an earlier search, `(M,)` margins after each."""
         self.constellations = constellations
         for margins in rounds:
             self.margins = margins.astype(np.float64)

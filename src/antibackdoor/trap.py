@@ -13,13 +13,13 @@ Attempts are made from the same warm-up until one catches something, and again w
   content, or the place where they lie;
 - where features show foreign content in less than half of a label, and nothing divides it.
 
-Two more have to wait for a well trained network: `spring_believed` asks it about those who were believed for nothing,
-and the suspects of `spring_again` are those that it sets apart.
+Three more have to wait for a well trained network: `spring_believed` asks it about those who were believed for nothing,
+and about those that it sets apart itself; the suspects of `spring_again` are these, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +31,7 @@ from antibackdoor.caught import (
     ACROSS_LABELS,
     BELIEVED_LATE,
     CONTENT,
+    CONTENT_APART,
     CONTENT_BELIEVED,
     LOSSES,
     MOST_CONTENT,
@@ -180,11 +181,14 @@ def spring_believed(
     settings: TrapSettings,
     features: NDArray[np.float32],
     caught: Caught,
+    *,
+    apart: FloatArray | None = None,
 ) -> Caught | None:
     """Settle on samples that the search believed and let go, where better features second them.
 
     Features of a trained network tell much more of what samples are than those of the warm-up. The layer must be one
-    about the middle: the last ones show the carriers of a trigger that is obeyed as what they are labelled as.
+    about the middle: the last ones show the carriers of a trigger that is obeyed as what they are labelled as. But they
+    set these apart, so these can be asked about as well.
 
     Args:
         session: Device, precision, processes.
@@ -194,6 +198,8 @@ def spring_believed(
         settings: Steps and shares.
         features: `(M, D)` of the `searched_rows` of what is `left`, in a trained network.
         caught: What `spring` returned.
+        apart: `(M,)`, larger than 0 for those that its last features set apart, who are then asked about in place of
+            those whom the search believed.
 
     Returns:
         What is caught by now; None if nothing was added.
@@ -203,11 +209,13 @@ def spring_believed(
     before = weights(net)
     search = Search(session, feed, net, settings, left(samples, caught.isolated))
     constellations = Constellations(features, search.labels, seed=session.recipe.seed)
-    again = search.attempt_believed(caught.rounds, constellations)
+    rounds = caught.rounds if apart is None else surer_half(apart, search.labels)
+    again = search.attempt_believed(rounds, constellations)
     if again is None:
         net.load_state_dict(before)
         return None
-    return _also(session, samples, feed, net, caught, replace(again, ways=(BELIEVED_LATE,)))
+    way = BELIEVED_LATE if apart is None else CONTENT_APART
+    return _also(session, samples, feed, net, caught, replace(again, ways=(way,)))
 
 
 def _also(session: Session, samples: Samples, feed: Feed, net: TwoHead, caught: Caught, again: Caught) -> Caught:
@@ -216,6 +224,13 @@ def _also(session: Session, samples: Samples, feed: Feed, net: TwoHead, caught: 
     again = _removing(session, samples, feed, net, again, rest[~again.isolated[rest]])
     both = _of_copies(together([caught, again], samples.labels), samples)
     return replace(both, steps=caught.steps + again.steps)
+
+
+def surer_half(values: FloatArray, labels: IntArray) -> Iterator[FloatArray]:
+    """Label by label, values of which half of those that were above 0 still are, and none of the other labels."""
+    for label in np.unique(labels[values > 0]).tolist():
+        of_label = labels == label
+        yield np.where(of_label, values - np.median(values[of_label & (values > 0)]), -1.0)
 
 
 def under_one_output(feed: Feed) -> Feed:

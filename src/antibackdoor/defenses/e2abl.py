@@ -289,6 +289,8 @@ class E2ABL:
         with session.full_precision(_is_delicate(samples)):
             again = spring_believed(session, samples, feed, net, settings, middle, caught)
             if again is None and apart.any():
+                again = spring_believed(session, samples, feed, net, settings, middle, caught, apart=apart)
+            if again is None and apart.any():
                 again = spring_again(session, samples, feed, net, settings, apart, caught)
         return None if again is None else (with_more(again, self._missed(session, samples, feed, model, again)), late)
 
