@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import ablation
@@ -20,6 +21,7 @@ import attacks
 import calibration
 import cells
 import curves
+import drawn
 import isolation
 import residual
 
@@ -49,6 +51,7 @@ ATTACKS = {
     "blur": "blur",
     "rotation": "rotation",
     "static": "static pattern",
+    "powerline": "powerline noise",
     "clean": "clean data",
 }
 PLANS = {"all_to_all": "each class to the next", "multi_target": "two targets", "source_specific": "one source"}
@@ -113,20 +116,16 @@ def demo() -> str:
     return grid(("training", "clean accuracy %", "attack success %", "isolated", "missed"), rows())
 
 
-def trainings(file: str, data: str) -> str:
-    """Accuracy, attack success and isolation of each training, one number a seed."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def trainings(file: str, *data: str) -> str:
+    """Accuracy, attack success and isolation of each training, one number a seed; of several data, with their names."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in sorted(lines_of(file), key=lambda line: str(line["name"])):
-        of, attack, defense, _ = line["name"].split("/")
-        if of == data:
-            groups.setdefault((attack, defense), []).append(line)
+        groups.setdefault(tuple(line["name"].split("/")[:3]), []).append(line)
 
     def rows() -> Iterator[Sequence[str]]:
-        for attack, title in ATTACKS.items():
-            for defense, name in DEFENSES.items():
-                if (attack, defense) not in groups:
-                    continue
-                found = groups[attack, defense]
+        for of, (attack, told), (defense, name) in product(data, ATTACKS.items(), DEFENSES.items()):
+            if found := groups.get((of, attack, defense)):
+                title = told if len(data) == 1 else f"{of}, {told}"
                 runs, rate = [line["metrics"] for line in found], found[0]["cell"]["rate"]
                 shares = [by_seed(runs, key, percent) for key in ("clean_accuracy", "attack_success_rate")]
                 counts = [by_seed(runs, key, count) for key in ("n_missed", "n_false")]
@@ -210,6 +209,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "soft": lambda: trainings("soft.jsonl", "cifar10"),
     "plans-cifar10": lambda: trainings("plans.jsonl", "cifar10"),
     "plans-arabicdigits": lambda: trainings("plans.jsonl", "arabicdigits"),
+    "drawn": lambda: trainings("drawn.jsonl", *drawn.KINDS),
     "cost": cost,
     "goals": lambda: isolation.goals(lines_of("isolation.jsonl")),
     "calibration": lambda: calibration.table(calibration.clean_lines()),
