@@ -76,6 +76,19 @@ def test_most_of_a_label_is_poison_only_if_the_middle_layer_says_so(poison_is: s
     assert seconded.flagged.sum() == (last.flagged.sum() if seconded.labels else 0)
 
 
+def test_most_of_a_label_is_poison_if_a_class_is_left() -> None:
+    """Poison at a high rate swells its target; without it the label is as large as the others, all of it honest."""
+    drawn = np.random.default_rng(0)
+    labels = np.repeat(np.arange(5), [300, 60, 60, 60, 60]).astype(np.int64)
+    many = (labels == 0) & (np.cumsum(labels == 0) <= 240)
+    means = 8 * np.eye(5, 16)
+    shown = np.where(many, drawn.integers(1, 5, len(labels)), labels)
+    last = strangers((means[shown] + drawn.normal(size=(len(labels), 16))).astype(np.float32), labels, seed=0)
+    assert last.labels == (0,) and last.flagged[labels == 0].mean() > 0.5
+    silent = (means[labels] + drawn.normal(size=(len(labels), 16))).astype(np.float32)
+    assert late_look.seconded(last, silent, labels, seed=0).labels == (0,)
+
+
 def test_a_run_killed_around_the_late_look_ends_as_an_unbroken_one(tmp_path: Path, mislabelled: Mislabelled) -> None:
     whole = mislabelled.trained
     assert whole.notes is not None and whole.notes["n_found_late"]

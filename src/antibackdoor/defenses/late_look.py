@@ -20,6 +20,7 @@ from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate
 
 FAR_MORE = 2.0  # times the gain of the middle layer
+LEAST_LEFT = 0.5  # of the median size of the other labels: what is left of a label is a class, and not the poison in it
 WIDEST = 512  # values of a sample in four cells; wider features are averaged over all places
 
 
@@ -117,10 +118,11 @@ def _test(session: Session, feed: Feed, model: nn.Module, middle: str, rows: Int
 
 
 def seconded(last: Populations, middle: NDArray[np.float32], given: IntArray, *, seed: int) -> Populations:
-    """What the last layer shows, but for labels of which more than half would be foreign and the middle one denies it.
+    """What the last layer shows, but for labels that would be foreign almost whole, and the middle one denies it.
 
     A class that lies among the others is described as well by what those are made of, and the poison in it as the odd
-    rest, if the network obeys its trigger.
+    rest, if the network obeys its trigger. Then more than half of the label would be foreign, and the rest smaller than
+    a class.
 
     Args:
         last: What the last layer shows of N samples.
@@ -128,7 +130,7 @@ def seconded(last: Populations, middle: NDArray[np.float32], given: IntArray, *,
         given: `(N,)` labels.
         seed: Chooses starts, and samples where there are many.
     """
-    most = [label for label in last.labels if last.flagged[given == label].mean() > 0.5]
+    most = [label for label in last.labels if _is_almost_whole(last.flagged, given, label)]
     if not most:
         return last
     told = strangers(middle, given, seed=seed, apart=last.flagged).labels
@@ -138,6 +140,14 @@ def seconded(last: Populations, middle: NDArray[np.float32], given: IntArray, *,
         labels=tuple(label for label in last.labels if label not in doubted),
         gains=last.gains | dict.fromkeys(doubted, 0.0),
     )
+
+
+def _is_almost_whole(flagged: BoolArray, given: IntArray, label: int) -> bool:
+    """Whether the larger part of a label is flagged and what is left of it is smaller than the classes are."""
+    of_label = given == label
+    n_left = (of_label & ~flagged).sum()
+    others = np.unique(given[~of_label], return_counts=True)[1]
+    return bool(n_left < of_label.sum() / 2 and n_left < LEAST_LEFT * np.median(others))
 
 
 def _last(session: Session, feed: Feed, model: nn.Module) -> str:
