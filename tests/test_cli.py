@@ -325,6 +325,11 @@ def test_paths_that_no_file_system_takes(call: Call, tmp_path: Path) -> None:
     expect(call("poison", make_data(tmp_path, "npz"), "--out", long, "--attack", "static"), long, "name too long")
 
 
+def test_names_do_not_steer_the_terminal(call: Call, tmp_path: Path) -> None:
+    code, _, error = call("train", tmp_path / "a\x1b[2Jb\u202e", "--out", tmp_path / "run")
+    assert code == 2 and "\\x1b[2Jb\\u202e" in error and "\x1b" not in error
+
+
 def test_unreadable_samples_can_be_left_out_of_predictions(call: Call, trained: Path, tmp_path: Path) -> None:
     data = make_data(tmp_path, "folder")
     next(data.rglob("*.png")).write_bytes(b"no picture")

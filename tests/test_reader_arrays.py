@@ -257,6 +257,11 @@ def test_csv_with_text_classes_below_numbered_columns(tmp_path: Path) -> None:
     assert read(tmp_path / "a.csv", test_fraction=0).train.class_names.tolist() == ["cat", "dog"]
 
 
+def test_csv_classes_with_an_underscore_are_no_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1_0,1,2\n10,3,4\n")
+    assert read(tmp_path / "a.csv", test_fraction=0).train.class_names.tolist() == ["10", "1_0"]
+
+
 def test_csv_with_text_classes_has_no_header(tmp_path: Path) -> None:
     (tmp_path / "a_TRAIN.csv").write_text("dog,1,2\ncat,3,4\ncat,5\n")
     (tmp_path / "a_TEST.csv").write_text("cat,5,6\n")
@@ -276,6 +281,7 @@ def test_csv_with_text_classes_has_no_header(tmp_path: Path) -> None:
         ("1,2,3\n2,nan,4\n", "line 2, holds NaN"),
         ("1,2,3\n2,inf,4\n", "line 2, holds NaN or an infinite"),
         ("1,2,3\n2,,\n", "line 2, has a class but no values"),
+        ("1;2;3\n2;4;5\n", "line 1, has a class but no values; the columns must be divided by commas"),
         ("1,2,3\n,2,3\n", "line 2, has no class"),
         ('1,2,3\n2,"4,5\n', "cannot be parsed"),
         ("1,2,3\n1,2,3\n", "one class only"),

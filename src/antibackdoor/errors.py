@@ -23,3 +23,8 @@ class ConfigError(AntibackdoorError):
 
 class RunError(AntibackdoorError):
     """A run folder cannot be written, resumed or read."""
+
+
+def printable(text: str) -> str:
+    """The text for a terminal: what would steer it, such as an escape code in the name of a file, is spelled out."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)

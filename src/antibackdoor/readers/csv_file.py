@@ -91,13 +91,14 @@ def _sample(cells: list[str], where: str) -> tuple[str, SeriesArray]:
     while end > 1 and cells[end - 1].strip().lower() in ("", "nan"):
         end -= 1
     if end == 1:
-        raise ValueError(f"{where} has a class but no values")
+        split = "; the columns must be divided by commas, not semicolons" if ";" in label else ""
+        raise ValueError(f"{where} has a class but no values{split}")
     return label, parse_values(cells[1:end], where)[None]
 
 
 def _class_text(cell: str) -> str:
     """The class; whole numbers written as decimals lose their decimals."""
-    if is_number(cell) and not cell.removeprefix("-").isdecimal():
+    if is_number(cell) and not cell.removeprefix("-").isdecimal() and "_" not in cell:
         value = float(cell)
         return str(int(value)) if value.is_integer() else cell
     return cell
