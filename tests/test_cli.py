@@ -326,8 +326,11 @@ def test_paths_that_no_file_system_takes(call: Call, tmp_path: Path) -> None:
 
 
 def test_names_do_not_steer_the_terminal(call: Call, tmp_path: Path) -> None:
-    code, _, error = call("train", tmp_path / "a\x1b[2Jb\u202e", "--out", tmp_path / "run")
-    assert code == 2 and "\\x1b[2Jb\\u202e" in error and "\x1b" not in error
+    write_folder(pictures(60, 3), tmp_path / "data")
+    code, _, error = call("train", tmp_path / "data", "--out", tmp_path / "a\x1b[2Jb\u202e" / "run", *PLAIN)
+    assert code == 0, error
+    code, _, error = call("train", tmp_path / "data", "--out", tmp_path / "a\x1b[2Jb\u202e" / "run", *PLAIN)
+    assert code == 2 and "\\x1b[2Jb\\u202e" in error and "\x1b" not in error and error.count("\n") == 1
 
 
 def test_unreadable_samples_can_be_left_out_of_predictions(call: Call, trained: Path, tmp_path: Path) -> None:

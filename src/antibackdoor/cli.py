@@ -28,7 +28,7 @@ from antibackdoor.commands import (
     run_train,
     stop,
 )
-from antibackdoor.errors import AntibackdoorError, ConfigError, printable
+from antibackdoor.errors import AntibackdoorError, ConfigError, spelled_out
 
 USER_ERROR = 2
 
@@ -270,5 +270,5 @@ def fail(message: str) -> NoReturn:
     """Say what is wrong in one line on standard error and exit with 2."""
     if is_helper_process():  # the first process meets the same mistake, says so, and must not be killed before it has
         sys.exit(0)
-    print(f"antibackdoor: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"antibackdoor: {spelled_out(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(USER_ERROR)

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from antibackdoor.errors import ConfigError, printable
+from antibackdoor.errors import ConfigError, spelled_out
 
 INTERRUPTED = 130
 
@@ -88,7 +88,7 @@ def run_scan(
 
 
 def _tell(message: str) -> None:
-    print(printable(message), file=sys.stderr, flush=True)
+    print(spelled_out(message), file=sys.stderr, flush=True)
 
 
 def demo(out: Path = Path("demo"), *, seed: int = 0, epochs: int = 0, device: str = "auto") -> None:
@@ -281,7 +281,7 @@ def doctor() -> None:
 def print_facts(facts: dict[str, Any]) -> None:
     """One `key value` line a fact."""
     for key, value in facts.items():
-        print(f"{key:28} {value:.4f}" if isinstance(value, float) else printable(f"{key:28} {value}"))
+        print(f"{key:28} {value:.4f}" if isinstance(value, float) else spelled_out(f"{key:28} {value}"))
 
 
 def _factory(model: str) -> Any:
@@ -315,7 +315,7 @@ def stop(message: str) -> NoReturn:
     """End after Ctrl-C."""
     if is_helper_process():
         sys.exit(0)
-    print(f"\n{printable(message)}", file=sys.stderr)
+    print(f"\n{spelled_out(message)}", file=sys.stderr)
     sys.exit(INTERRUPTED)
 
 

@@ -25,6 +25,6 @@ class RunError(AntibackdoorError):
     """A run folder cannot be written, resumed or read."""
 
 
-def printable(text: str) -> str:
-    """The text for a terminal: what would steer it, such as an escape code in the name of a file, is spelled out."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else ascii(sign)[1:-1] for sign in text)
+def spelled_out(text: str) -> str:
+    """The text with escapes for all that is not printable: names of files and classes must not steer a terminal."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from antibackdoor.errors import spelled_out
+
 Facts = Mapping[str, Any]  # metrics.json; any key may be absent
 
 
@@ -42,7 +44,7 @@ def printable(text: object, limit: int = 60) -> str:
     >>> printable("a\u202egnp.exe")
     'a\\u202egnp.exe'
     """
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    shown = spelled_out(str(text))
     if len(shown) <= limit:
         return shown
     tail = limit // 3  # the end of a path tells more than its middle
