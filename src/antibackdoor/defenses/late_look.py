@@ -20,7 +20,7 @@ from antibackdoor.session import Feed, Session
 from antibackdoor.training import evaluate
 
 FAR_MORE = 2.0  # times the gain of the middle layer
-LEAST_LEFT = 0.5  # of the median size of the other labels: what is left of a label is a class, and not the poison in it
+LEAST_LEFT = 0.75  # of the median size of the other labels before, for what is left of a label to be a class
 WIDEST = 512  # values of a sample in four cells; wider features are averaged over all places
 
 
@@ -143,11 +143,12 @@ def seconded(last: Populations, middle: NDArray[np.float32], given: IntArray, *,
 
 
 def _is_almost_whole(flagged: BoolArray, given: IntArray, label: int) -> bool:
-    """Whether the larger part of a label is flagged and what is left of it is smaller than the classes are."""
+    """Whether most of a label is flagged, and more than if a class were left: one like the others, had these it all."""
     of_label = given == label
-    n_left = (of_label & ~flagged).sum()
+    n_taken = (of_label & flagged).sum()
+    n_left = of_label.sum() - n_taken
     others = np.unique(given[~of_label], return_counts=True)[1]
-    return bool(n_left < of_label.sum() / 2 and n_left < LEAST_LEFT * np.median(others))
+    return bool(n_left < n_taken and n_left < LEAST_LEFT * (np.median(others) + n_taken / len(others)))
 
 
 def _last(session: Session, feed: Feed, model: nn.Module) -> str:
