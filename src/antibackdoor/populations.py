@@ -56,6 +56,10 @@ LEAST_KEPT = 0.6  # content of such a group, to count at all; styles of a label:
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
 LEAST_MOVED = 1.5  # the same, where the gain is large for each sample; wrong labels without a trigger: up to .6
 MOST_ERROR = 0.01  # expected share of samples put into the wrong group, of the smaller group; near copies: up to .04
+MOST_ERROR_SECONDED = 0.05  # the same where neighbors name the same samples
+NEIGHBORS = 10  # whose labels are asked; a sample is strange if fewer than half of them share its own
+FAR_LOUDER = 2.0  # times the gain of every label without such a group; 10% wrong labels in 43 classes: 1.4
+FAR_STRANGER = 3.0  # times the share of strange samples in the other labels; wrong labels in all of them: about 1
 MOST_FITTED = 2000  # samples of a label that the mixtures are fitted to
 
 
@@ -99,13 +103,14 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
     """
     tested = list(_tested(features, labels, seed))
     loud = [test for test in tested if test.gain > LEAST_GAIN and test.best.content > LEAST_CONTENT]
-    told = {test.label for test in loud if test.gain > LEAST_GAIN_EACH * test.n_fitted}
-    shifts = {test.label: LEAST_MOVED if test.label in told else LEAST_SHIFT for test in loud}
-    sharp = [test for test in loud if _is_sharp(test.best, test.odds, shifts[test.label])]
-    blurred = [test for test in loud if test.label in told - {test.label for test in sharp}]
+    told = [test for test in loud if test.gain > LEAST_GAIN_EACH * test.n_fitted]
+    moved = [test for test in loud if _is_sharp(test, MOST_ERROR) and _shift(test.best) > LEAST_SHIFT]
+    near = _but(told, moved)
+    sharp = [*moved, *_little_moved(near, _but(tested, moved))]
+    sharp += _among_strangers(features, labels, tested, _but(near, sharp))
+    blurred = _but(near, sharp)
     # What a label without a second population shows as well is no evidence: near copies make such gains by chance.
-    found = {test.label for test in sharp + blurred}
-    loudest = max((test.gain for test in tested if test.label not in found), default=0.0)
+    loudest = _most(_but(tested, sharp + blurred))
     return _populations(labels, tested, [test for test in sharp if test.gain > loudest], blurred)
 
 
@@ -315,11 +320,69 @@ def _carried(x: FloatArray, means: FloatArray, weights: FloatArray) -> Carried:
     return best
 
 
-def _is_sharp(mixture: Mixture, odds: FloatArray, least_shift: float) -> bool:
-    """Is there a group away from the content's own place, and does a cut divide the two?"""
-    second = expit(odds)
+def _is_sharp(test: _Tested, most_error: float) -> bool:
+    """Does a cut divide the two groups?"""
+    second = expit(test.odds)
     smaller = max(min(float(second.sum()), float((1 - second).sum())), 1e-9)
     error = float(np.minimum(second, 1 - second).sum()) / smaller
-    shift = float(np.linalg.norm(mixture.shift)) / np.sqrt(mixture.spread)
-    n_flagged = int((odds > 0).sum())
-    return error < MOST_ERROR and shift > least_shift and SMALLEST_GROUP <= n_flagged < len(odds)
+    return error < most_error and SMALLEST_GROUP <= int((test.odds > 0).sum()) < len(test.odds)
+
+
+def _shift(mixture: Mixture) -> float:
+    """How far the second group lies from the content's own place, in its standard deviations."""
+    return float(np.linalg.norm(mixture.shift)) / float(np.sqrt(mixture.spread))
+
+
+def _little_moved(near: Sequence[_Tested], others: Sequence[_Tested]) -> list[_Tested]:
+    """Those of the labels with a group near the content's own place that is moved a little, and by far the loudest.
+
+    Wrong labels in all classes make groups near that place, too, as loud in several labels.
+    """
+    moved = [test for test in near if _is_sharp(test, MOST_ERROR) and _shift(test.best) > LEAST_MOVED]
+    return [test for test in moved if test.gain > FAR_LOUDER * _most(_but(others, moved))]
+
+
+def _but(tests: Sequence[_Tested], left_out: Sequence[_Tested]) -> list[_Tested]:
+    """The tests of the labels that some others are not of."""
+    labels = {test.label for test in left_out}
+    return [test for test in tests if test.label not in labels]
+
+
+def _most(tests: Sequence[_Tested]) -> float:
+    """The largest gain in nats; 0 without any."""
+    return max((test.gain for test in tests), default=0.0)
+
+
+def _among_strangers(
+    features: NDArray[np.float32], labels: IntArray, tested: Sequence[_Tested], unmoved: Sequence[_Tested]
+) -> list[_Tested]:
+    """Those of the labels with a group that nothing moved, in which neighbors see the same group and elsewhere none.
+
+    Samples with wrong labels lie at their content's own place. Mistakes are made in all labels alike; where the labels
+    of one are wrong and those of the others are not, somebody chose it.
+    """
+    divided = [test for test in unmoved if _is_sharp(test, MOST_ERROR_SECONDED)]
+    if not divided or 2 * len(divided) > len(tested):
+        return []
+    strange, sizes = _strange(features, labels), np.bincount(labels)
+    counts = np.bincount(labels, strange)
+    others = np.setdiff1d(labels, [test.label for test in divided])
+    # Mistakes may be as many in each label, or as many as its size tells.
+    usual, share = counts[others].mean(), counts[others].sum() / sizes[others].sum()
+    return [
+        test
+        for test in divided
+        if _agreement(test, strange) > LEAST_AGREEMENT
+        and counts[test.label] > FAR_STRANGER * max(usual, share * sizes[test.label])
+    ]
+
+
+def _strange(features: NDArray[np.float32], labels: IntArray) -> BoolArray:
+    """Samples of which fewer than half of the nearest neighbors share the label, `(N,)` bool."""
+    from sklearn.neighbors import NearestNeighbors  # slow to import, and most commands need none
+
+    values = features[:, varying(features)]
+    values = (values - values.mean(axis=0)) / values.std(axis=0)
+    search = NearestNeighbors(n_neighbors=min(NEIGHBORS, len(labels) - 1), algorithm="brute").fit(values)
+    nearest = labels[search.kneighbors(return_distance=False)]
+    return np.asarray((nearest == labels[:, None]).mean(axis=1) < 0.5)
