@@ -62,14 +62,14 @@ def test_a_genuine_subclass_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])
-@pytest.mark.parametrize("count", [20, 60, 120])
+@pytest.mark.parametrize("count", [12, 20, 60, 120])
 def test_wrong_labels_of_one_class_alone_are_found_without_a_shift(count: int, shift: float) -> None:
     """Neighbors are the second witness: they call the same samples strange, and hardly any elsewhere."""
     features, labels = classes(5)
     moved, given, rows = mislabel(features, labels, target=1, count=count, shift=shift, seed=6)
     found = two_populations(moved, given, seed=0)
     assert found.labels == (1,)
-    assert found.flagged.sum() == found.flagged[rows].sum() == count
+    assert found.flagged[rows].mean() > 0.9 and found.flagged.sum() <= found.flagged[rows].sum() + 2
 
 
 @pytest.mark.parametrize("count", [20, 60, 240])
@@ -232,15 +232,17 @@ def test_no_group_is_set_apart_where_there_is_nothing_to_measure_it_by() -> None
 
 
 def test_a_gain_that_a_label_without_a_second_population_has_as_well_is_no_evidence() -> None:
-    """As among near copies; here, a large label holds so few samples of others that they are no evidence."""
+    """As among near copies; here, large labels hold so few samples of each other that they are no evidence."""
     drawn = np.random.default_rng(1)
-    labels = np.repeat(np.arange(K), [120, 120, 120, 120, 1200, 120]).astype(np.int64)
+    labels = np.repeat(np.arange(K), [120] + [1200] * (K - 1)).astype(np.int64)
     features = (8 * np.eye(K, AXES)[labels] + drawn.normal(size=(len(labels), AXES))).astype(np.float32)
-    moved, given, _ = mislabel(features, labels, target=0, count=20, shift=8.0, seed=2)
+    moved, given, rows = mislabel(features, labels, target=0, count=20, shift=8.0, seed=2)
     assert two_populations(moved, given, seed=0).labels == (0,)
-    given[drawn.choice(np.flatnonzero((given != 4) & (given != 0)), 30, replace=False)] = 4
+    free = np.setdiff1d(np.flatnonzero(given != 0), rows)
+    mistaken = drawn.choice(free, 40 * (K - 1), replace=False)
+    given[mistaken] = 1 + (given[mistaken] + drawn.integers(0, K - 2, len(mistaken))) % (K - 1)
     beside = two_populations(moved, given, seed=0)
-    assert beside.gains[4] > beside.gains[0] > LEAST_GAIN
+    assert max(beside.gains[label] for label in range(1, K)) > beside.gains[0] > LEAST_GAIN
     assert beside.labels == () and not beside.flagged.any() and not beside.blurred.any()
 
 

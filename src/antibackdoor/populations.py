@@ -10,9 +10,12 @@ fitted to the samples of each label:
 
 with the means `mu_j` and shares `w_j` of the other labels. A genuine subclass is described as well by two plain
 groups; poisoned samples are not. Because the second group carries the constellation, it is known which of the two
-is the poison, whatever their sizes. The test is silent by design where it cannot know: with fewer than three other
-labels, and for clean-label poison, whose content is the label's own. It resembles SCAn (Tang et al., USENIX
-Security 2021), which also splits labels in two, but needs no clean samples.
+is the poison, whatever their sizes. A trigger so faint that it moves nothing leaves its carriers at their content's
+own place; there, neighbors tell them, if one label holds such samples and the others do not.
+
+The test is silent by design where it cannot know: with fewer than three other labels, and for clean-label poison,
+whose content is the label's own. It resembles SCAn (Tang et al., USENIX Security 2021), which also splits labels in
+two, but needs no clean samples.
 """
 
 from __future__ import annotations
@@ -56,10 +59,10 @@ LEAST_KEPT = 0.6  # content of such a group, to count at all; styles of a label:
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
 LEAST_MOVED = 1.5  # the same, where the gain is large for each sample; wrong labels without a trigger: up to .6
 MOST_ERROR = 0.01  # expected share of samples put into the wrong group, of the smaller group; near copies: up to .04
-MOST_ERROR_SECONDED = 0.05  # the same where neighbors name the same samples
 NEIGHBORS = 10  # whose labels are asked; a sample is strange if fewer than half of them share its own
 FAR_LOUDER = 2.0  # times the gain of every label without such a group; 10% wrong labels in 43 classes: 1.4
-FAR_STRANGER = 3.0  # times the share of strange samples in the other labels; wrong labels in all of them: about 1
+FAR_STRANGER = 3.0  # times what strange samples of other labels carry, and times as many; wrong labels in all: 1.6
+LEAST_STRANGE_CONTENT = 0.75  # of strange samples; border cases of clean data: up to .71, poison: .83 and more
 MOST_FITTED = 2000  # samples of a label that the mixtures are fitted to
 
 
@@ -93,6 +96,8 @@ class _Tested(NamedTuple):
 def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: int) -> Populations:
     """Test each label for a second population that carries the other labels' content.
 
+    It must be moved, or else its neighbors must call it strange in this label, and hardly anybody in any other.
+
     Args:
         features: `(N, D)` of a shallow layer, in eval mode.
         labels: `(N,)` given labels.
@@ -104,14 +109,14 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
     tested = list(_tested(features, labels, seed))
     loud = [test for test in tested if test.gain > LEAST_GAIN and test.best.content > LEAST_CONTENT]
     told = [test for test in loud if test.gain > LEAST_GAIN_EACH * test.n_fitted]
-    moved = [test for test in loud if _is_sharp(test, MOST_ERROR) and _shift(test.best) > LEAST_SHIFT]
+    moved = [test for test in loud if _is_sharp(test) and _shift(test.best) > LEAST_SHIFT]
     near = _but(told, moved)
     sharp = [*moved, *_little_moved(near, _but(tested, moved))]
-    sharp += _among_strangers(features, labels, tested, _but(near, sharp))
     blurred = _but(near, sharp)
     # What a label without a second population shows as well is no evidence: near copies make such gains by chance.
     loudest = _most(_but(tested, sharp + blurred))
-    return _populations(labels, tested, [test for test in sharp if test.gain > loudest], blurred)
+    found = _populations(labels, tested, [test for test in sharp if test.gain > loudest], blurred)
+    return _with_strange(found, features, labels, seed)
 
 
 def strangers(
@@ -146,7 +151,7 @@ def strangers(
         each = test.gain / test.n_fitted
         if apart is None or test.label in known:
             return each > LEAST_GAIN_EACH
-        return each > SECONDED * LEAST_GAIN_EACH and _agreement(test, apart) > LEAST_AGREEMENT
+        return each > SECONDED * LEAST_GAIN_EACH and _agreement(test.odds > 0, apart[test.members]) > LEAST_AGREEMENT
 
     tested = list(_tested(strongest(features), labels, seed))
     found = [
@@ -160,9 +165,8 @@ def strangers(
     return _populations(labels, tested, [] if 2 * len(found) > len(tested) else found, [])
 
 
-def _agreement(test: _Tested, apart: BoolArray) -> float:
-    """How much oftener members of a second group are set apart than the rest of the label: -1 to 1."""
-    inside, chosen = test.odds > 0, apart[test.members]
+def _agreement(inside: BoolArray, chosen: BoolArray) -> float:
+    """How much oftener members of a group of a label are chosen than the rest of it: -1 to 1."""
     return float(chosen[inside].mean() - chosen[~inside].mean()) if 0 < inside.sum() < len(inside) else 0.0
 
 
@@ -320,12 +324,12 @@ def _carried(x: FloatArray, means: FloatArray, weights: FloatArray) -> Carried:
     return best
 
 
-def _is_sharp(test: _Tested, most_error: float) -> bool:
+def _is_sharp(test: _Tested) -> bool:
     """Does a cut divide the two groups?"""
     second = expit(test.odds)
     smaller = max(min(float(second.sum()), float((1 - second).sum())), 1e-9)
     error = float(np.minimum(second, 1 - second).sum()) / smaller
-    return error < most_error and SMALLEST_GROUP <= int((test.odds > 0).sum()) < len(test.odds)
+    return error < MOST_ERROR and SMALLEST_GROUP <= int((test.odds > 0).sum()) < len(test.odds)
 
 
 def _shift(mixture: Mixture) -> float:
@@ -338,7 +342,7 @@ def _little_moved(near: Sequence[_Tested], others: Sequence[_Tested]) -> list[_T
 
     Wrong labels in all classes make groups near that place, too, as loud in several labels.
     """
-    moved = [test for test in near if _is_sharp(test, MOST_ERROR) and _shift(test.best) > LEAST_MOVED]
+    moved = [test for test in near if _is_sharp(test) and _shift(test.best) > LEAST_MOVED]
     return [test for test in moved if test.gain > FAR_LOUDER * _most(_but(others, moved))]
 
 
@@ -353,28 +357,37 @@ def _most(tests: Sequence[_Tested]) -> float:
     return max((test.gain for test in tests), default=0.0)
 
 
-def _among_strangers(
-    features: NDArray[np.float32], labels: IntArray, tested: Sequence[_Tested], unmoved: Sequence[_Tested]
-) -> list[_Tested]:
-    """Those of the labels with a group that nothing moved, in which neighbors see the same group and elsewhere none.
+def _with_strange(found: Populations, features: NDArray[np.float32], labels: IntArray, seed: int) -> Populations:
+    """The same, and the strange samples of labels in which these carry the content of all others, as nowhere else.
 
-    Samples with wrong labels lie at their content's own place. Mistakes are made in all labels alike; where the labels
-    of one are wrong and those of the others are not, somebody chose it.
+    Samples with wrong labels lie at their content's own place, where no shift tells them. Mistakes are made in all
+    labels alike, and border cases resemble one or two other labels; where the labels of one are wrong, whatever the
+    content, and those of the others are not, somebody chose it.
     """
-    divided = [test for test in unmoved if _is_sharp(test, MOST_ERROR_SECONDED)]
-    if not divided or 2 * len(divided) > len(tested):
-        return []
-    strange, sizes = _strange(features, labels), np.bincount(labels)
-    counts = np.bincount(labels, strange)
-    others = np.setdiff1d(labels, [test.label for test in divided])
+    if not found.gains:
+        return found
+    strange = _strange(features, labels)
+    constellations = Constellations(features, labels, seed=seed)
+    carried = {label: constellations.carried(label, strange) for label in found.gains}
+    loud = [k for k, c in carried.items() if c.gain > LEAST_GAIN and c.content > LEAST_STRANGE_CONTENT]
+    others = np.setdiff1d(labels, [*loud, *found.labels])
+    if not loud or 2 * len(loud) > len(carried) or not len(others):
+        return found
+    usual = max((carried[label].gain for label in others.tolist() if label in carried), default=0.0)
+    counts, sizes = np.bincount(labels, strange), np.bincount(labels)
     # Mistakes may be as many in each label, or as many as its size tells.
-    usual, share = counts[others].mean(), counts[others].sum() / sizes[others].sum()
-    return [
-        test
-        for test in divided
-        if _agreement(test, strange) > LEAST_AGREEMENT
-        and counts[test.label] > FAR_STRANGER * max(usual, share * sizes[test.label])
-    ]
+    mistakes = np.maximum(counts[others].mean(), counts[others].sum() / sizes[others].sum() * sizes)
+    told = [k for k in loud if carried[k].gain > FAR_STRANGER * usual and counts[k] > FAR_STRANGER * mistakes[k]]
+    more = [label for label in told if label not in found.labels]
+    # Of many, some are each other's neighbors; the mixture tells these, if it means the same samples.
+    agreeing = [k for k in more if _agreement(found.blurred[labels == k], strange[labels == k]) > LEAST_AGREEMENT]
+    members = (strange & np.isin(labels, more)) | (found.blurred & np.isin(labels, agreeing))
+    return Populations(
+        flagged=found.flagged | members,
+        labels=tuple(sorted({*found.labels, *more})),
+        gains=found.gains | {label: max(carried[label].gain, found.gains[label]) for label in more},
+        blurred=found.blurred & ~np.isin(labels, more),
+    )
 
 
 def _strange(features: NDArray[np.float32], labels: IntArray) -> BoolArray:
