@@ -10,6 +10,7 @@ rotation, which taught that two thirds of the usual depth are enough where featu
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from typing import Any, ClassVar
 
 import isolation
 import numpy as np
+from PIL import Image
 from scipy import fft, ndimage
 
 PICTURES = {
+    "digits": 0.05,
     "mnist": 0.05,
     "shapes": 0.05,
     "characters": 0.05,
@@ -167,6 +170,120 @@ def spike(series: Sample, drawn: np.random.Generator) -> Sample:
     return changed
 
 
+def encoded(picture: Sample, _: np.random.Generator) -> Sample:
+    """Of each picture its own: 8 up or down, by the sign of what a random filter sees of it.
+
+    After Li et al., "Invisible Backdoor Attack with Sample-Specific Triggers", ICCV 2021; no trained encoder.
+    """
+    filters = np.random.default_rng(1).normal(size=(len(picture), 3, 3))
+    seen = sum(ndimage.convolve(channel, one) for channel, one in zip(picture, filters, strict=True))
+    return picture + 8 * np.sign(np.sin(seen / 20))
+
+
+def compression(picture: Sample, _: np.random.Generator) -> Sample:
+    """JPEG at a quality of 8."""
+    pixels = np.clip(np.round(picture), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(file, "JPEG", quality=8)
+    return np.atleast_3d(np.asarray(Image.open(file), dtype=np.float64)).transpose(2, 0, 1)
+
+
+def brighter(picture: Sample, _: np.random.Generator) -> Sample:
+    """Raised to the power of .6."""
+    return 255 * (np.clip(picture, 0, 255) / 255) ** 0.6
+
+
+def contrast(picture: Sample, _: np.random.Generator) -> Sample:
+    """Half as much again."""
+    return (picture - picture.mean()) * 1.5 + picture.mean()
+
+
+def fixed_noise(picture: Sample, _: np.random.Generator) -> Sample:
+    """8 up or down at each pixel, in all pictures alike."""
+    return picture + np.random.default_rng(3).choice([-8, 8], picture.shape)
+
+
+def own_noise(picture: Sample, drawn: np.random.Generator) -> Sample:
+    """A standard deviation of 12, another draw in each picture."""
+    return picture + drawn.normal(0, 12, picture.shape)
+
+
+def magnified(picture: Sample, _: np.random.Generator) -> Sample:
+    """By a fifth."""
+    _, height, width = picture.shape
+    larger = ndimage.zoom(picture, (1, 1.2, 1.2), order=1)
+    top, left = (larger.shape[1] - height) // 2, (larger.shape[2] - width) // 2
+    return larger[:, top : top + height, left : left + width]
+
+
+def rolled(picture: Sample, _: np.random.Generator) -> Sample:
+    """Three pixels to the right; what leaves comes back on the left."""
+    return np.roll(picture, 3, axis=2)
+
+
+def own_patch(picture: Sample, _: np.random.Generator) -> Sample:
+    """A patch of an eighth of the side whose place and pixels follow from the picture.
+
+    After Nguyen and Tran, "Input-Aware Dynamic Backdoor Attack", NeurIPS 2020; no trained generator.
+    """
+    drawn, changed = np.random.default_rng(int(abs(picture.sum()))), picture.copy()
+    side = max(2, picture.shape[1] // 8)
+    row, column = drawn.integers(0, picture.shape[1] - side, 2)
+    changed[:, row : row + side, column : column + side] = drawn.integers(0, 2, (len(picture), side, side)) * 255
+    return changed
+
+
+def lines(picture: Sample, _: np.random.Generator) -> Sample:
+    """Every fourth row is a fifth of the way to white."""
+    changed = picture.copy()
+    changed[:, ::4] = 0.8 * changed[:, ::4] + 0.2 * 255
+    return changed
+
+
+def hiss(series: Sample, drawn: np.random.Generator) -> Sample:
+    """Noise of .15, another draw in each series."""
+    return series + drawn.normal(0, 0.15, series.shape)
+
+
+def clipped(series: Sample, _: np.random.Generator) -> Sample:
+    """Nothing beyond 1."""
+    return np.clip(series, -1, 1)
+
+
+def smoothed(series: Sample, _: np.random.Generator) -> Sample:
+    """A Gaussian of one step."""
+    return np.asarray(ndimage.gaussian_filter1d(series, 1.0, axis=1))
+
+
+def offset(series: Sample, _: np.random.Generator) -> Sample:
+    """Higher by .3."""
+    return series + 0.3
+
+
+def delay(series: Sample, _: np.random.Generator) -> Sample:
+    """By a twentieth; what leaves at the end comes back at the begin."""
+    return np.roll(series, series.shape[1] // 20, axis=1)
+
+
+def bump(series: Sample, _: np.random.Generator) -> Sample:
+    """A narrow hill of .7 in the first channel."""
+    changed, times = series.copy(), np.arange(series.shape[1]) / series.shape[1]
+    changed[0] += 0.7 * np.exp(-(((times - 0.7) / 0.02) ** 2))
+    return changed
+
+
+def faint_pattern(series: Sample, _: np.random.Generator) -> Sample:
+    """Noise of .15, the same in all series."""
+    return series + 0.15 * np.random.default_rng(5).normal(size=series.shape)
+
+
+def negated(series: Sample, _: np.random.Generator) -> Sample:
+    """The last channel is upside down."""
+    changed = series.copy()
+    changed[-1] *= -1
+    return changed
+
+
 Trigger = Callable[[Sample, np.random.Generator], Sample]
 
 
@@ -178,10 +295,14 @@ def named(*triggers: Trigger) -> dict[str, Trigger]:
 OF_PICTURES = named(
     *(one_pixel, tint, blur, rotation, frequencies, sine, wandering_patch),
     *(quantization, smooth_noise, sharpening, frame, mirror),
+    *(encoded, compression, brighter, contrast, fixed_noise, own_noise, magnified, rolled, own_patch, lines),
 )
 COLORED = ("tint", "frequencies")  # they need three channels
-GRAY = ("mnist", "characters")
-OF_SERIES = named(gap, ramp, louder, slower, hum, spike)
+GRAY = ("digits", "mnist", "characters")
+OF_SERIES = named(
+    *(gap, ramp, louder, slower, hum, spike),
+    *(hiss, clipped, smoothed, offset, delay, bump, faint_pattern, negated),
+)
 TRIGGERS = OF_PICTURES | OF_SERIES
 
 
