@@ -116,7 +116,50 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
     # What a label without a second population shows as well is no evidence: near copies make such gains by chance.
     loudest = _most(_but(tested, sharp + blurred))
     found = _populations(labels, tested, [test for test in sharp if test.gain > loudest], blurred)
-    return _with_strange(found, features, labels, seed)
+    return with_strange(found, features, labels, seed=seed)
+
+
+def with_strange(found: Populations, features: NDArray[np.float32], labels: IntArray, *, seed: int) -> Populations:
+    """The same, and the strange samples of labels in which these carry the content of all others, as nowhere else.
+
+    A sample is strange if fewer than half of its nearest neighbors share its label. Samples with wrong labels lie at
+    their content's own place, where no shift tells them. Mistakes are made in all labels alike, and border cases
+    resemble one or two other labels; where the labels of one are wrong, whatever the content, and those of the others
+    are not, somebody chose it.
+
+    Args:
+        found: Of the same features.
+        features: `(N, D)` of a layer, in eval mode.
+        labels: `(N,)` given labels.
+        seed: Chooses samples where there are many.
+
+    Returns:
+        What was found, and the strange samples of more labels.
+    """
+    if not found.gains:
+        return found
+    strange = _strange(features, labels)
+    constellations = Constellations(features, labels, seed=seed)
+    carried = {label: constellations.carried(label, strange) for label in found.gains}
+    loud = [k for k, c in carried.items() if c.gain > LEAST_GAIN and c.content > LEAST_STRANGE_CONTENT]
+    others = np.setdiff1d(labels, [*loud, *found.labels])
+    if not loud or 2 * len(loud) > len(carried) or not len(others):
+        return found
+    usual = max((carried[label].gain for label in others.tolist() if label in carried), default=0.0)
+    counts, sizes = np.bincount(labels, strange), np.bincount(labels)
+    # Mistakes may be as many in each label, or as many as its size tells.
+    mistakes = np.maximum(counts[others].mean(), counts[others].sum() / sizes[others].sum() * sizes)
+    told = [k for k in loud if carried[k].gain > FAR_STRANGER * usual and counts[k] > FAR_STRANGER * mistakes[k]]
+    more = [label for label in told if label not in found.labels]
+    # Of many, some are each other's neighbors; the mixture tells these, if it means the same samples.
+    agreeing = [k for k in more if _agreement(found.blurred[labels == k], strange[labels == k]) > LEAST_AGREEMENT]
+    members = (strange & np.isin(labels, more)) | (found.blurred & np.isin(labels, agreeing))
+    return Populations(
+        flagged=found.flagged | members,
+        labels=tuple(sorted({*found.labels, *more})),
+        gains=found.gains | {label: max(carried[label].gain, found.gains[label]) for label in more},
+        blurred=found.blurred & ~np.isin(labels, more),
+    )
 
 
 def strangers(
@@ -355,39 +398,6 @@ def _but(tests: Sequence[_Tested], left_out: Sequence[_Tested]) -> list[_Tested]
 def _most(tests: Sequence[_Tested]) -> float:
     """The largest gain in nats; 0 without any."""
     return max((test.gain for test in tests), default=0.0)
-
-
-def _with_strange(found: Populations, features: NDArray[np.float32], labels: IntArray, seed: int) -> Populations:
-    """The same, and the strange samples of labels in which these carry the content of all others, as nowhere else.
-
-    Samples with wrong labels lie at their content's own place, where no shift tells them. Mistakes are made in all
-    labels alike, and border cases resemble one or two other labels; where the labels of one are wrong, whatever the
-    content, and those of the others are not, somebody chose it.
-    """
-    if not found.gains:
-        return found
-    strange = _strange(features, labels)
-    constellations = Constellations(features, labels, seed=seed)
-    carried = {label: constellations.carried(label, strange) for label in found.gains}
-    loud = [k for k, c in carried.items() if c.gain > LEAST_GAIN and c.content > LEAST_STRANGE_CONTENT]
-    others = np.setdiff1d(labels, [*loud, *found.labels])
-    if not loud or 2 * len(loud) > len(carried) or not len(others):
-        return found
-    usual = max((carried[label].gain for label in others.tolist() if label in carried), default=0.0)
-    counts, sizes = np.bincount(labels, strange), np.bincount(labels)
-    # Mistakes may be as many in each label, or as many as its size tells.
-    mistakes = np.maximum(counts[others].mean(), counts[others].sum() / sizes[others].sum() * sizes)
-    told = [k for k in loud if carried[k].gain > FAR_STRANGER * usual and counts[k] > FAR_STRANGER * mistakes[k]]
-    more = [label for label in told if label not in found.labels]
-    # Of many, some are each other's neighbors; the mixture tells these, if it means the same samples.
-    agreeing = [k for k in more if _agreement(found.blurred[labels == k], strange[labels == k]) > LEAST_AGREEMENT]
-    members = (strange & np.isin(labels, more)) | (found.blurred & np.isin(labels, agreeing))
-    return Populations(
-        flagged=found.flagged | members,
-        labels=tuple(sorted({*found.labels, *more})),
-        gains=found.gains | {label: max(carried[label].gain, found.gains[label]) for label in more},
-        blurred=found.blurred & ~np.isin(labels, more),
-    )
 
 
 def _strange(features: NDArray[np.float32], labels: IntArray) -> BoolArray:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from antibackdoor.carriers import carriers
 from antibackdoor.caught import SEEN_LATE, Caught, joined, with_more
 from antibackdoor.models import coarse, find_last, trunk_features
-from antibackdoor.populations import Populations, smaller_groups, strangers
+from antibackdoor.populations import Populations, smaller_groups, strangers, with_strange
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
 from antibackdoor.search import searched_rows
 from antibackdoor.session import Feed, Session
@@ -105,6 +105,7 @@ def _test(session: Session, feed: Feed, model: nn.Module, middle: str, rows: Int
     shallower = _features(session, feed, model, middle, rows)
     last = seconded(strangers(deep, given, seed=seed), shallower, given, seed=seed)
     inner = strangers(shallower, given, seed=seed, apart=apart > 0, known=last.labels)
+    inner = with_strange(inner, shallower, given, seed=seed)
     by_last = [
         label for label in last.labels if label not in inner.labels or last.gains[label] > FAR_MORE * inner.gains[label]
     ]
