@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from antibackdoor.populations import LEAST_GAIN, Constellations, smaller_groups, strangers, two_populations
+from antibackdoor.populations import (
+    LEAST_GAIN,
+    Constellations,
+    smaller_groups,
+    strangers,
+    two_populations,
+    with_strange,
+)
 
 K, PER_LABEL, AXES = 6, 120, 16
 
@@ -143,6 +150,23 @@ def test_strangers_are_found_with_or_without_a_common_shift(count: int, shift: f
     truth = np.zeros(len(labels), dtype=bool)
     truth[rows] = True
     assert (truth & ~found.flagged).sum() <= 1 and (found.flagged & ~truth).sum() <= 1
+
+
+def test_rare_strangers_are_told_by_their_neighbors() -> None:
+    """Twelve in a label of 600 explain too little of it; nor does a label that holds two kinds of its own hide them."""
+    drawn = np.random.default_rng(4)
+    labels = np.repeat(np.arange(K), 600).astype(np.int64)
+    features = 8 * np.eye(K, AXES)[labels] + drawn.normal(size=(len(labels), AXES))
+    features[:300, -1] += 6
+    given = labels.copy()
+    rows = drawn.choice(np.flatnonzero(labels != 0), 12, replace=False)
+    given[rows] = 0
+    features = features.astype(np.float32)
+    by_mixtures = strangers(features, given, seed=0)
+    assert by_mixtures.labels == ()
+    found = with_strange(by_mixtures, features, given, seed=0)
+    assert found.labels == (0,) and np.flatnonzero(found.flagged).tolist() == sorted(rows.tolist())
+    assert with_strange(by_mixtures, features, labels, seed=0).labels == ()
 
 
 def test_faint_strangers_are_found_if_another_witness_names_them_and_hardly_any_others() -> None:

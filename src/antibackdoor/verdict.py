@@ -58,8 +58,8 @@ def evidence(caught: Caught) -> StrArray:
     """What speaks against each sample, `(N,)`: empty for those that were not isolated.
 
     `shortcut`: the second head believes in it for something other than its class. `content`: its features are those
-    of another label (in the search: moved by a shift that many samples share). `near`: it stands out of its label
-    towards the found group, and was isolated to be safe.
+    of another label (in the search: moved by a shift that many samples share, or in this label alone). `near`: it
+    stands out of its label towards the found group, and was isolated to be safe.
     """
     kinds = np.where(caught.content, "content", np.where(caught.core, "shortcut", "near"))
     return np.where(caught.isolated, kinds, "")
