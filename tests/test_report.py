@@ -467,3 +467,9 @@ def test_class_bars_count_by_hand() -> None:
         ("b", 0.5, "1 of 2 (50.0%)", False),
         ("c", 0.0, "0 of 1 (0%)", False),
     ]
+
+
+@pytest.mark.parametrize(("n_isolated", "note"), [(0, "suspected"), (5, "5.0% of the samples, suspected")])
+def test_a_scan_keeps_nothing_from_a_model(n_isolated: int, note: str) -> None:
+    numbers = key_numbers({"defense": "scan", "n_samples": 100, "n_isolated": n_isolated})
+    assert next(number.note for number in numbers if number.name == "Isolated") == note

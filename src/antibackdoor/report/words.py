@@ -145,9 +145,9 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
         value = _number(metrics, key)
         if value is None:
             continue
-        if key == "n_isolated" and value and n_samples:
-            what = "suspected" if metrics.get("defense") == "scan" else note
-            note = f"{percent(value / n_samples)} of the samples, {what}"
+        if key == "n_isolated":
+            note = "suspected" if metrics.get("defense") == "scan" else note
+            note = f"{percent(value / n_samples)} of the samples, {note}" if value and n_samples else note
         if key == "estimated_poisoning_rate":
             low, high = (_number(metrics, f"{key}_{end}") for end in ("low", "high"))
             if low is None or high is None:
