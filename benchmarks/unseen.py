@@ -246,8 +246,8 @@ def hiss(series: Sample, drawn: np.random.Generator) -> Sample:
 
 
 def clipped(series: Sample, _: np.random.Generator) -> Sample:
-    """Nothing beyond 1."""
-    return np.clip(series, -1, 1)
+    """Nothing is further than 1 from the mean."""
+    return np.clip(series, series.mean() - 1, series.mean() + 1)
 
 
 def smoothed(series: Sample, _: np.random.Generator) -> Sample:
