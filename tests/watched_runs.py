@@ -68,13 +68,15 @@ class Watched(NoJournal):
         self.last[state["phase"]] = copy.deepcopy(state)
 
 
-def killed_and_resumed(folder: Path, samples: Samples, recipe: Recipe, *ends: tuple[str, int]) -> Trained:
-    build = builder(samples)
+def killed_and_resumed(
+    folder: Path, samples: Samples, recipe: Recipe, *ends: tuple[str, int], method: E2ABL | None = None
+) -> Trained:
+    build, method = builder(samples), method or E2ABL()
     for phase, epoch in ends:
         with RunFolder.create(folder, {}, resume=True) as run, pytest.raises(Killed):
-            E2ABL().train(samples, build, recipe, journal=Fragile(run, phase, epoch))
+            method.train(samples, build, recipe, journal=Fragile(run, phase, epoch))
     with RunFolder.create(folder, {}, resume=True) as run:
-        return E2ABL().train(samples, build, recipe, journal=run)
+        return method.train(samples, build, recipe, journal=run)
 
 
 def assert_alike(one: Trained, other: Trained) -> None:

@@ -46,6 +46,7 @@ from antibackdoor.mixtures import (
     varying,
     whitening_of,
 )
+from antibackdoor.parts import contradiction
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
 LEAST_GAIN = 30.0  # nats that the constellation must explain beyond a plain group; near copies: up to 26
@@ -59,7 +60,6 @@ LEAST_KEPT = 0.6  # content of such a group, to count at all; styles of a label:
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
 LEAST_MOVED = 1.5  # the same, where the gain is large for each sample; wrong labels without a trigger: up to .6
 MOST_ERROR = 0.01  # expected share of samples put into the wrong group, of the smaller group; near copies: up to .04
-NEIGHBORS = 10  # whose labels are asked; a sample is strange if fewer than half of them share its own
 FAR_LOUDER = 2.0  # times the gain of every label without such a group; 10% wrong labels in 43 classes: 1.4
 FAR_STRANGER = 3.0  # times what strange samples of other labels carry, and times as many; wrong labels in all: 1.6
 LEAST_STRANGE_CONTENT = 0.75  # of strange samples; border cases of clean data: up to .71, poison: .83 and more
@@ -138,7 +138,7 @@ def with_strange(found: Populations, features: NDArray[np.float32], labels: IntA
     """
     if not found.gains:
         return found
-    strange = _strange(features, labels)
+    strange = _strange(features, labels, seed)
     constellations = Constellations(features, labels, seed=seed)
     carried = {label: constellations.carried(label, strange) for label in found.gains}
     loud = [k for k, c in carried.items() if c.gain > LEAST_GAIN and c.content > LEAST_STRANGE_CONTENT]
@@ -400,12 +400,8 @@ def _most(tests: Sequence[_Tested]) -> float:
     return max((test.gain for test in tests), default=0.0)
 
 
-def _strange(features: NDArray[np.float32], labels: IntArray) -> BoolArray:
+def _strange(features: NDArray[np.float32], labels: IntArray, seed: int) -> BoolArray:
     """Samples of which fewer than half of the nearest neighbors share the label, `(N,)` bool."""
-    from sklearn.neighbors import NearestNeighbors  # slow to import, and most commands need none
-
     values = features[:, varying(features)]
     values = (values - values.mean(axis=0)) / values.std(axis=0)
-    search = NearestNeighbors(n_neighbors=min(NEIGHBORS, len(labels) - 1), algorithm="brute").fit(values)
-    nearest = labels[search.kneighbors(return_distance=False)]
-    return np.asarray((nearest == labels[:, None]).mean(axis=1) < 0.5)
+    return contradiction(values[:, None], labels, seed=seed) > 0.5
