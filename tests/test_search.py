@@ -122,12 +122,18 @@ def test_exact_copies_are_no_evidence_and_share_the_verdict(step: int, rate: flo
     assert caught.margins.shape == copies.shape and np.isfinite(caught.margins).all()
 
 
+def let_nothing_be_sharp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features show whom to suspect, and no more: no cut divides a label, and no neighbors do."""
+    monkeypatch.setattr("antibackdoor.populations._is_sharp", lambda *_: False)
+    monkeypatch.setattr("antibackdoor.populations.with_strange", lambda found, *_, **__: found)
+
+
 @pytest.mark.parametrize("triggered", [True, False])
 def test_foreign_content_in_most_of_a_label_is_poison_if_it_shares_a_shortcut(
     monkeypatch: pytest.MonkeyPatch, triggered: bool
 ) -> None:
     """Features that no trigger has moved yet, as where it takes long to learn, tell whom to suspect, and no more."""
-    monkeypatch.setattr("antibackdoor.populations._is_sharp", lambda *_: False)
+    let_nothing_be_sharp(monkeypatch)
     tried: list[tuple[bool, bool]] = []
     attempt = Search.attempt_blurred
 
@@ -157,7 +163,7 @@ def test_foreign_content_in_most_of_a_label_is_poison_if_it_shares_a_shortcut(
 def test_foreign_content_in_a_part_of_a_label_is_poison_if_it_shares_a_shortcut(
     monkeypatch: pytest.MonkeyPatch, triggered: bool
 ) -> None:
-    monkeypatch.setattr("antibackdoor.populations._is_sharp", lambda *_: False)
+    let_nothing_be_sharp(monkeypatch)
     samples = digits(2).train
     dirty = poison(samples, BadNets(), seed=0, rate=0.05, target_label=4)
     if not triggered:
@@ -174,7 +180,7 @@ def test_a_loud_trigger_does_not_hide_another(
     monkeypatch: pytest.MonkeyPatch, in_the_rest: bool, found: dict[int, float]
 ) -> None:
     """One outnumbers a small class, which is looked at first; the other one is a third of a large class."""
-    monkeypatch.setattr("antibackdoor.populations._is_sharp", lambda *_: False)
+    let_nothing_be_sharp(monkeypatch)
     whole = digits(2).train
     samples = whole.take(np.setdiff1d(np.arange(len(whole)), np.flatnonzero(whole.labels == 4)[25:]))
     loud = poison(samples, BadNets(), seed=0, rate=0.1, target_label=4)
