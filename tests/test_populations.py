@@ -15,12 +15,14 @@ from antibackdoor.populations import (
 K, PER_LABEL, AXES = 6, 120, 16
 
 
-def classes(seed: int, n_classes: int = K, distance: float = 8.0) -> tuple[np.ndarray, np.ndarray]:
+def classes(
+    seed: int, n_classes: int = K, distance: float = 8.0, size: int = PER_LABEL
+) -> tuple[np.ndarray, np.ndarray]:
     """Gaussian classes of unit spread around means `distance` from the origin."""
     rng = np.random.default_rng(seed)
     means = rng.normal(size=(n_classes, AXES))
     means *= distance / np.linalg.norm(means, axis=1, keepdims=True)
-    labels = np.repeat(np.arange(n_classes), PER_LABEL)
+    labels = np.repeat(np.arange(n_classes), size)
     return (means[labels] + rng.normal(size=(len(labels), AXES))).astype(np.float32), labels.astype(np.int64)
 
 
@@ -66,6 +68,20 @@ def test_a_genuine_subclass_is_left_alone() -> None:
     features[half] += (8 * rng.normal(size=AXES) / np.sqrt(AXES)).astype(np.float32)
     found = two_populations(features, labels, seed=0)
     assert not found.flagged.any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_a_small_label_fewer_nats_are_enough_if_no_other_label_has_half_as_many(seed: int) -> None:
+    """Each of few samples says as much as each of many."""
+    features, labels = classes(seed, distance=5.0, size=24)
+    moved, given, rows = mislabel(features, labels, target=0, count=8, shift=8.0, seed=2)
+    found = two_populations(moved, given, seed=0)
+    assert found.labels == (0,) and found.gains[0] < LEAST_GAIN
+    assert found.flagged.sum() == found.flagged[rows].sum() == 8
+    moved, given, _ = mislabel(moved, given, target=1, count=8, shift=8.0, seed=3)
+    beside = two_populations(moved, given, seed=0)
+    assert beside.gains[0] < LEAST_GAIN and beside.gains[1] > beside.gains[0] / 2
+    assert 0 not in beside.labels
 
 
 @pytest.mark.parametrize("shift", [0.0, 1.0])

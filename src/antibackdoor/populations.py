@@ -108,8 +108,8 @@ def two_populations(features: NDArray[np.float32], labels: IntArray, *, seed: in
     """
     tested = list(_tested(features, labels, seed))
     loud = [test for test in tested if test.gain > LEAST_GAIN and test.best.content > LEAST_CONTENT]
-    told = [test for test in loud if test.gain > LEAST_GAIN_EACH * test.n_fitted]
-    moved = [test for test in loud if _is_sharp(test) and _shift(test.best) > LEAST_SHIFT]
+    told = [test for test in loud if _is_told(test)]
+    moved = [test for test in [*loud, *_small(tested)] if _is_sharp(test) and _shift(test.best) > LEAST_SHIFT]
     near = _but(told, moved)
     sharp = [*moved, *_little_moved(near, _but(tested, moved))]
     blurred = _but(near, sharp)
@@ -191,10 +191,9 @@ def strangers(
     """
 
     def is_told(test: _Tested) -> bool:
-        each = test.gain / test.n_fitted
         if apart is None or test.label in known:
-            return each > LEAST_GAIN_EACH
-        return each > SECONDED * LEAST_GAIN_EACH and _agreement(test.odds > 0, apart[test.members]) > LEAST_AGREEMENT
+            return _is_told(test)
+        return _is_told(test, SECONDED) and _agreement(test.odds > 0, apart[test.members]) > LEAST_AGREEMENT
 
     tested = list(_tested(strongest(features), labels, seed))
     found = [
@@ -378,6 +377,21 @@ def _is_sharp(test: _Tested) -> bool:
 def _shift(mixture: Mixture) -> float:
     """How far the second group lies from the content's own place, in its standard deviations."""
     return float(np.linalg.norm(mixture.shift)) / float(np.sqrt(mixture.spread))
+
+
+def _is_told(test: _Tested, share: float = 1.0) -> bool:
+    """Is the gain large for each sample of the label, or for this share of it?"""
+    return test.gain > share * LEAST_GAIN_EACH * test.n_fitted
+
+
+def _small(tested: Sequence[_Tested]) -> list[_Tested]:
+    """The label, if any, whose samples are too few to explain as many nats as a large one, but each as much.
+
+    Near copies make as large gains by chance, in several labels, or with little content.
+    """
+    loud = [test for test in tested if LEAST_DEEP_GAIN < test.gain <= LEAST_GAIN and _is_told(test)]
+    full = [test for test in loud if test.best.content > LEAST_KEPT]
+    return [test for test in full if test.gain > FAR_LOUDER * _most(_but(tested, [test]))]
 
 
 def _little_moved(near: Sequence[_Tested], others: Sequence[_Tested]) -> list[_Tested]:
