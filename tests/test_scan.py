@@ -23,7 +23,7 @@ from antibackdoor.readers import write
 
 Call = Callable[..., tuple[int, str, str]]
 Start = Callable[..., subprocess.Popen[str]]
-SETTINGS: list[object] = ["--backbone", "wrn-16-1", "--device", "cpu", "--precision", "fp32"]
+SETTINGS: list[object] = ["--backbone", "wrn-10-1", "--device", "cpu", "--precision", "fp32"]
 
 
 def poisoned_digits(folder: Path) -> Path:
@@ -55,7 +55,7 @@ def test_scan_names_the_target(call: Call, tmp_path: Path) -> None:
 
 def test_scan_of_clean_data_says_what_it_could_have_seen(tmp_path: Path) -> None:
     data = digits(1)
-    job = antibackdoor.Job(recipe=antibackdoor.Recipe(device="cpu", precision="fp32", seed=1), backbone="wrn-16-1")
+    job = antibackdoor.Job(recipe=antibackdoor.Recipe(device="cpu", precision="fp32", seed=1), backbone="wrn-10-1")
     facts = antibackdoor.scan(replace(data, test=None), job, tmp_path / "run")
     assert facts is not None and facts["poisoned"] is False and facts["n_isolated"] == 0
     assert facts["false_alarm_probability"] > 0.01 and "smallest_visible_rate" in facts

@@ -226,7 +226,7 @@ def test_a_pattern_in_few_series_is_found_by_what_their_parts_look_like() -> Non
     mean, std = channel_statistics(poisoned.samples)
     shape, n_classes = poisoned.samples.shape, poisoned.samples.n_classes
     recipe = Recipe(epochs=60, seed=0)
-    caught, _ = E2ABL().isolate(
+    caught, _ = E2ABL(in_the_rest=False).isolate(
         poisoned.samples, lambda: normalized(build_backbone("fcn", shape, n_classes), mean, std), recipe
     )
     is_poisoned = poisoned.truth.is_poisoned
