@@ -310,6 +310,21 @@ def test_only_a_first_round_must_be_promising(
     assert set(search.found) == ({3} if rounds > 1 else set())
 
 
+@pytest.mark.parametrize("within_first", [True, False])
+def test_who_is_believed_is_suspected_next_or_only_if_he_was_before(
+    monkeypatch: pytest.MonkeyPatch, within_first: bool
+) -> None:
+    suspects: list[IntArray] = []
+    search = scripted(monkeypatch, [0.0, 0.0, 0.0])
+    monkeypatch.setattr(search.head, "confuse", lambda rows, _: suspects.append(rows))
+    suspicion = ((np.arange(400) >= 20) & (np.arange(400) < 100)).astype(np.float64)  # a fifth of each label
+    search.narrow(suspicion, 3, Demand(3.0, np.inf), promising=0.0, within_first=within_first)
+    first, _, last = (set(rows.tolist()) for rows in suspects)
+    assert len(first) == 80 and last
+    assert {int(search.labels[row]) for row in last} == {3}
+    assert (last < first) == within_first
+
+
 @pytest.mark.parametrize("mislabelled", [True, False])
 def test_content_of_those_who_are_believed_stands_in_for_a_valley(
     monkeypatch: pytest.MonkeyPatch, mislabelled: bool

@@ -142,13 +142,22 @@ class Search:
             self.carried = dict.fromkeys(label_rows(self.labels), 0.0)
             self.constellations = Constellations(features, self.labels, seed=self.session.recipe.seed)
 
-    def attempt(self, suspicion: FloatArray, rounds: int, demand: Demand, *, promising: float = 0.0) -> Caught | None:
+    def attempt(
+        self,
+        suspicion: FloatArray,
+        rounds: int,
+        demand: Demand,
+        *,
+        promising: float = 0.0,
+        within_first: bool = False,
+    ) -> Caught | None:
         """What is caught if confusion begins with these suspects; None if nothing is.
 
-        A first round without a `promising` valley is the last one.
+        A first round without a `promising` valley is the last one. With `within_first` only those who were suspected
+        then are suspected again.
         """
         before, self.favourites = weights(self.head.net), set()
-        self.narrow(suspicion, rounds, demand, promising)
+        self.narrow(suspicion, rounds, demand, promising, within_first=within_first)
         if self.found and self.settings.made_pure and not self.favourites:
             self.sharpen(before)
         return self.settle()
@@ -251,10 +260,12 @@ class Search:
         """What the rows of each label look like."""
         return Resemblance(self.head.parts(self.rows), self.labels, self.session.recipe.seed)
 
-    def narrow(self, suspicion: FloatArray, rounds: int, demand: Demand, promising: float) -> None:
+    def narrow(
+        self, suspicion: FloatArray, rounds: int, demand: Demand, promising: float, *, within_first: bool = False
+    ) -> None:
         """Rounds of confusion, until a label falls into two groups; after the first, the believed are the suspects."""
         self.found = {}
-        chosen = rank_within(-suspicion, self.given) < FIRST_SUSPECTS
+        first = chosen = rank_within(-suspicion, self.given) < FIRST_SUSPECTS
         for number in range(rounds):
             self.head.confuse(self.rows[chosen], self.rows[~chosen & self.is_quiet(suspicion)])
             self.margins = suspicion = self.head.look(self.rows)
@@ -273,6 +284,7 @@ class Search:
             least = 0.0 if number else self.undecided / 2
             share = NEXT_SUSPECTS * 2**number
             chosen = self.is_believed(least) & (rank_within(-self.margins, self.labels) < share)
+            chosen &= first | (not within_first)
             if chosen.sum() < SMALLEST_GROUP:
                 return
 

@@ -116,7 +116,12 @@ def _catch(search: Search, history: LossHistory, before: dict[str, Tensor]) -> C
             settings.across_labels,
             lambda: across.attempt(search.resemblance.contradiction, TOWARDS_ONE, and_confirmed),
         ),
-        (PARTS, settings.by_parts, lambda: search.attempt(search.resemblance.contradiction, BY_PARTS, and_confirmed)),
+        # Honest ones that are believed as well take their like along; hardly any of them look foreign.
+        (
+            PARTS,
+            settings.by_parts,
+            lambda: search.attempt(search.resemblance.contradiction, BY_PARTS, and_confirmed, within_first=True),
+        ),
         (CONTENT_BELIEVED, settings.by_both, search.attempt_seconded),
         (PLACE_BELIEVED, settings.by_place, search.attempt_misplaced),
         (SOME_CONTENT, settings.by_features, lambda: search.attempt_blurred(most=False)),
