@@ -302,6 +302,19 @@ def faint(seed: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.nd
     return features.astype(np.float32), given, np.isin(np.arange(len(true)), rows)
 
 
+@pytest.mark.parametrize(("sizes", "is_told"), [((300,) * 5, True), ((1500, 60, 40, 30, 20), False)])
+def test_nothing_is_carried_where_nearly_all_others_are_of_one_label(sizes: tuple[int, ...], is_told: bool) -> None:
+    """Their mixture is that one label and a few outliers, as many an honest group is."""
+    rng = np.random.default_rng(2)
+    true = np.repeat(np.arange(K), [600, *sizes])
+    features = (6 * np.eye(K, AXES)[true] + rng.normal(size=(len(true), AXES))).astype(np.float32)
+    moved = np.isin(np.arange(len(true)), rng.choice(np.flatnonzero(true > 0), 150, replace=False))
+    given = np.where(moved, 0, true)
+    carried = Constellations(features, given, seed=0).carried(0, moved)
+    assert (carried.strength == 1) == is_told
+    assert is_told or carried.gain == 0
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("spread", [0.0, 3.0])
 @pytest.mark.parametrize("share", [0.3, 1.0])

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp, softmax
+from scipy.stats import entropy
 
 from antibackdoor.isolation import SMALLEST_GROUP, SMALLEST_LABEL, label_rows
 from antibackdoor.mixtures import (
@@ -56,6 +57,7 @@ SECONDED = 0.25  # of that, where another witness is asked, which knows nothing 
 LEAST_AGREEMENT = 0.5  # of the two: the share of the group that it names, less that of the rest of the label
 LEAST_CONTENT = 0.4  # size of the constellation in the group against the other labels' own (1: all of it is kept)
 LEAST_CARRIED = 10.0  # nats, of a group that something else tells apart; in clean data: up to 6.3
+LEAST_SEVERAL = 2.0  # effective number of other labels, of which such a group can show a mixture; heartbeats: 1.8
 LEAST_KEPT = 0.6  # content of such a group, to count at all; styles of a label: up to .5, poison: .63 and more
 LEAST_SHIFT = 3.0  # distance of the group from the content's own place, in its standard deviations
 LEAST_MOVED = 1.5  # the same, where the gain is large for each sample; wrong labels without a trigger: up to .6
@@ -268,13 +270,19 @@ class Constellations:
         self._frames: dict[int, Frame | None] = {}
 
     def carried(self, label: int, group: BoolArray) -> Carried:
-        """What the members of a label for which `group` `(N,)` is true carry; nothing with fewer than three others."""
+        """What the members of a label for which `group` `(N,)` is true carry.
+
+        Nothing with fewer than three other labels, or if nearly all samples of the others are of one: a mixture of
+        that one and a few more fits honest groups, too.
+        """
         members = self._rows[label]
         if label not in self._frames:
             self._frames[label] = frame_of(self._values[members].astype(np.float64), label, self._moments)
         frame = self._frames[label]
         chosen = group[members]
         if frame is None or min(chosen.sum(), (~chosen).sum()) < SMALLEST_GROUP:
+            return Carried(0.0, 0.0)
+        if np.exp(entropy(frame.weights)) < LEAST_SEVERAL:
             return Carried(0.0, 0.0)
         # Along its own axes the trigger itself spreads, more where it is stronger.
         points, means = frame.points[:, : frame.n_content], frame.means[:, : frame.n_content]
