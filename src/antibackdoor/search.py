@@ -154,7 +154,7 @@ class Search:
         """What is caught if confusion begins with these suspects; None if nothing is.
 
         A first round without a `promising` valley is the last one. With `within_first` only those who were suspected
-        then are suspected again.
+        then are suspected again, until more of a label are believed than these.
         """
         before, self.favourites = weights(self.head.net), set()
         self.narrow(suspicion, rounds, demand, promising, within_first=within_first)
@@ -283,8 +283,10 @@ class Search:
             # Fewer, but surer; if they carry others of their kind along, these come next.
             least = 0.0 if number else self.undecided / 2
             share = NEXT_SUSPECTS * 2**number
-            chosen = self.is_believed(least) & (rank_within(-self.margins, self.labels) < share)
-            chosen &= first | (not within_first)
+            believed = self.is_believed(least)
+            chosen = believed & (rank_within(-self.margins, self.labels) < share)
+            if within_first:
+                chosen &= first | self.is_oftener(believed, first)
             if chosen.sum() < SMALLEST_GROUP:
                 return
 
@@ -292,10 +294,13 @@ class Search:
         """Begin anew with those of the found whose parts look most like other labels, if that makes deeper valleys.
 
         Above a shallow valley lie honest samples too, as sure of their label as the poison is; trained on, they take
-        others of their style along. The half that contradicts its label most holds hardly any of them.
+        others of their style along. The half that contradicts its label most holds hardly any of them. Where the found
+        look foreign as a whole, deep enough will do.
         """
         if all(valley.depth >= CLEAR * self.settings.least_depth for valley in self.found.values()):
             return
+        least = self.settings.least_depth
+        asked = {k: min(least, v.depth) if self.looks_foreign(k, v) else v.depth for k, v in self.found.items()}
         flagged: BoolArray = np.zeros(len(self.all_labels), dtype=bool)
         flagged[self.rows] = above_valleys(self.margins, self.labels, self.found)
         found = np.flatnonzero(flagged[self.rows])
@@ -305,7 +310,7 @@ class Search:
         self.reinforce(self.rows[found[is_foreign]], flagged)
         margins = self.head.look(self.rows)
         valleys = self.find_valleys(margins, self.labels, set(self.found))
-        if all(valleys[label].depth > valley.depth for label, valley in self.found.items()):
+        if all(valleys[label].depth > asked[label] for label in self.found):
             self.margins, self.found = margins, self.noted(valleys)
         else:
             self.head.net.load_state_dict(after)
@@ -352,6 +357,12 @@ class Search:
     def is_believed(self, least: float) -> BoolArray:
         """Rows with a larger margin than this that are believed more than those of other labels."""
         return believed_most(self.margins, self.labels, least)
+
+    def is_oftener(self, chosen: BoolArray, than: BoolArray) -> BoolArray:
+        """Rows whose label has more of the chosen than of some others."""
+        n = self.head.feed.n_classes
+        more = np.bincount(self.labels[chosen], minlength=n) > np.bincount(self.labels[than], minlength=n)
+        return np.asarray(more[self.labels])
 
     def try_favourites(self, counted: BoolArray) -> bool:
         """Whether a label that alone is still believed consists of poison almost whole; if not, nothing has changed.
