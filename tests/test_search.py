@@ -310,19 +310,23 @@ def test_only_a_first_round_must_be_promising(
     assert set(search.found) == ({3} if rounds > 1 else set())
 
 
-@pytest.mark.parametrize("within_first", [True, False])
-def test_who_is_believed_is_suspected_next_or_only_if_he_was_before(
-    monkeypatch: pytest.MonkeyPatch, within_first: bool
+@pytest.mark.parametrize(
+    ("within_first", "n_believed", "spreads"), [(True, 20, False), (True, 50, True), (False, 20, True)]
+)
+def test_few_who_are_believed_are_suspected_next_only_if_they_were_before(
+    monkeypatch: pytest.MonkeyPatch, within_first: bool, n_believed: int, spreads: bool
 ) -> None:
+    """Twenty of each label are suspected at first, fifteen of whom are among the first twenty that are believed."""
     suspects: list[IntArray] = []
-    search = scripted(monkeypatch, [0.0, 0.0, 0.0])
-    monkeypatch.setattr(search.head, "confuse", lambda rows, _: suspects.append(rows))
-    suspicion = ((np.arange(400) >= 20) & (np.arange(400) < 100)).astype(np.float64)  # a fifth of each label
+    search, rows = scripted(monkeypatch, [0.0, 0.0, 0.0]), np.arange(400)
+    believed = (search.labels == 3) & (rows < 4 * n_believed)
+    monkeypatch.setattr(search.head, "look", lambda _: np.where(believed, 5.0, -2.0))
+    monkeypatch.setattr(search.head, "confuse", lambda chosen, _: suspects.append(chosen))
+    suspicion = ((rows >= 20) & (rows < 100)).astype(np.float64)
     search.narrow(suspicion, 3, Demand(3.0, np.inf), promising=0.0, within_first=within_first)
-    first, _, last = (set(rows.tolist()) for rows in suspects)
-    assert len(first) == 80 and last
-    assert {int(search.labels[row]) for row in last} == {3}
-    assert (last < first) == within_first
+    first, _, last = (set(chosen.tolist()) for chosen in suspects)
+    assert len(first) == 80 and {int(search.labels[row]) for row in last} == {3}
+    assert len(last) == (20 if spreads else 15) and (last < first) != spreads
 
 
 @pytest.mark.parametrize("mislabelled", [True, False])
@@ -454,11 +458,17 @@ def test_what_stands_out_of_the_rest_is_added_if_it_is_like_what_was_found(misse
     np.testing.assert_array_equal(search.widened(margins, found, {2}), found | near if missed else found)
 
 
-@pytest.mark.parametrize("is_deeper", [True, False])
+@pytest.mark.parametrize(
+    ("depth", "is_foreign", "is_better"),
+    [(30.0, True, True), (30.0, False, True), (3.2, True, True), (3.2, False, False), (2.9, True, False)],
+)
 def test_a_shallow_valley_is_made_anew_from_those_whose_parts_say_most(
-    monkeypatch: pytest.MonkeyPatch, is_deeper: bool
+    monkeypatch: pytest.MonkeyPatch, depth: float, is_foreign: bool, is_better: bool
 ) -> None:
-    """Above it lie forty carriers and twenty honest ones, who are as sure; the carriers alone make it deeper."""
+    """Above it lie forty carriers and twenty honest ones, who are as sure; the carriers alone make it deeper.
+
+    Where the sixty look foreign, deep enough will do.
+    """
     samples = pictures(400, 4)
     search, of_label = untrained(samples), np.flatnonzero(samples.labels == 3)
     carriers, honest = of_label[:40], of_label[40:60]
@@ -476,13 +486,14 @@ def test_a_shallow_valley_is_made_anew_from_those_whose_parts_say_most(
     torch.nn.init.constant_(next(search.head.net.parameters()), 2.0)
     monkeypatch.setattr(search.head, "confuse", confuse)
     monkeypatch.setattr(search.head, "look", lambda rows: np.where(np.isin(rows, carriers), 6.0, -2.0))
-    monkeypatch.setattr(search, "find_valleys", lambda *_: {3: Valley(30.0 if is_deeper else 3.5, 1.0)})
+    monkeypatch.setattr(search, "find_valleys", lambda *_: {3: Valley(depth, 1.0)})
+    monkeypatch.setattr(search, "looks_foreign", lambda *_: is_foreign)
     search.sharpen(before)
     (suspects, clean), first = begun[0], next(search.head.net.parameters()).mean().item()
     assert suspects <= set(carriers.tolist()) and len(suspects) == 30
     assert not clean & set(of_label[:60].tolist())
-    assert search.found == ({3: Valley(30.0, 1.0)} if is_deeper else {3: Valley(3.5, 2.0)})
-    assert (search.margins[honest] < 0).all() == is_deeper and first == (1.0 if is_deeper else 2.0)
+    assert search.found == ({3: Valley(depth, 1.0)} if is_better else {3: Valley(3.5, 2.0)})
+    assert (search.margins[honest] < 0).all() == is_better and first == (1.0 if is_better else 2.0)
     search.found = {3: Valley(9.0, 2.0)}
     search.sharpen(before)
     assert len(begun) == 1, "nothing lies between two groups that are clearly apart"
