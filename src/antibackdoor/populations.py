@@ -51,7 +51,7 @@ from antibackdoor.parts import contradiction
 from antibackdoor.samples import BoolArray, FloatArray, IntArray
 
 LEAST_GAIN = 30.0  # nats that the constellation must explain beyond a plain group; near copies: up to 26
-LEAST_DEEP_GAIN = 10.0  # the same in the features of a network that knows the classes; clean data stay near 0 there
+LEAST_DEEP_GAIN = 10.0  # in small labels, and in the features of a network that knows the classes: clean data near 0
 LEAST_GAIN_EACH = 0.2  # and there, or where nothing else divides the group, for each sample of the label
 SECONDED = 0.25  # of that, where another witness is asked, which knows nothing of content, and names the same samples
 LEAST_AGREEMENT = 0.5  # of the two: the share of the group that it names, less that of the rest of the label
@@ -280,9 +280,8 @@ class Constellations:
             self._frames[label] = frame_of(self._values[members].astype(np.float64), label, self._moments)
         frame = self._frames[label]
         chosen = group[members]
-        if frame is None or min(chosen.sum(), (~chosen).sum()) < SMALLEST_GROUP:
-            return Carried(0.0, 0.0)
-        if np.exp(entropy(frame.weights)) < LEAST_SEVERAL:
+        is_small = min(chosen.sum(), (~chosen).sum()) < SMALLEST_GROUP
+        if frame is None or is_small or np.exp(entropy(frame.weights)) < LEAST_SEVERAL:
             return Carried(0.0, 0.0)
         # Along its own axes the trigger itself spreads, more where it is stronger.
         points, means = frame.points[:, : frame.n_content], frame.means[:, : frame.n_content]
