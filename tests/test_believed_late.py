@@ -1,5 +1,6 @@
 """Poison that the search believed and let go, until a trained network seconded it."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from watched_runs import RECIPE, Watched, assert_alike, builder, killed_and_resumed
 
 from antibackdoor.attacks import BadNets, Poisoned, poison
@@ -18,7 +20,7 @@ from antibackdoor.history import LossHistory
 from antibackdoor.models import TwoHead
 from antibackdoor.populations import Populations
 from antibackdoor.protocols import Trained
-from antibackdoor.samples import Samples
+from antibackdoor.samples import FloatArray, Samples
 from antibackdoor.search import TrapSettings
 from antibackdoor.session import Feed, Session
 from antibackdoor.training import NoJournal
@@ -74,40 +76,57 @@ def test_a_run_killed_around_it_ends_as_an_unbroken_one(tmp_path: Path, believed
     assert_alike(killed_and_resumed(tmp_path / "run", believed.data.samples, RECIPE, *ends), believed.trained)
 
 
-def test_whom_the_network_sets_apart_is_asked_about_as_well() -> None:
-    """Found by that if their content is that of others; honest ones who are set apart are no poison."""
-    data = poison(digits(0).train, BadNets(), seed=0, rate=0.1)
-    samples, build, is_poisoned = data.samples, builder(data.samples), data.truth.is_poisoned
-    session = Session(RECIPE, len(samples), images=True)
-    feed, net = session.feed(samples), HARD.two_heads(session, samples, build)
-    caught, _ = HARD._find(session, samples, feed, net, NoJournal(), {})
-    caught = replace(caught, rounds=caught.rounds[:0])
-    model = session.prepare(DEFENSES["none"]().train(samples, build, RECIPE).model)
-    middle = look_again(session, feed, model, net.attach, samples.originals).middle
-    settings = replace(HARD.trap_settings(samples.n_classes), by_both=True)
-    some = (samples.labels == 5) & (np.cumsum(samples.labels == 5) <= 60)
-    apart = 3.0 + np.arange(len(samples)) / len(samples)
-    odds = np.where(some, apart, -5.0)
-    assert spring_believed(session, samples, feed, net, settings, middle, caught, apart=odds) is None
-    odds = np.where(is_poisoned, apart, odds)
-    again = spring_believed(session, samples, feed, net, settings, middle, caught, apart=odds)
-    assert again is not None and again.ways == ("content of those set apart, late",) and again.labels == (0,)
-    assert (is_poisoned & ~again.isolated).sum() <= 2 and (again.isolated & ~is_poisoned).sum() <= 3
+class Asked(NamedTuple):
+    """Digits with BadNets, a search that let go of what it believed, and the features of a network trained on them."""
+
+    data: Poisoned
+    session: Session
+    feed: Feed
+    net: TwoHead
+    caught: Caught
+    middle: NDArray[np.float32]
+    settings: TrapSettings
+
+    def seconded(self, middle: NDArray[np.float32], caught: Caught, **apart: FloatArray) -> Caught | None:
+        """What `spring_believed` says; the second head is left as it was if that is nothing."""
+        net = copy.deepcopy(self.net)
+        again = spring_believed(self.session, self.data.samples, self.feed, net, self.settings, middle, caught, **apart)
+        before = self.net.state_dict()
+        is_as_it_was = all(value.equal(before[name]) for name, value in net.state_dict().items())
+        assert is_as_it_was == (again is None)
+        return again
 
 
-def test_features_of_others_second_nobody() -> None:
-    """What the network says of each sample is dealt out at random; the second head is left as it was."""
+@pytest.fixture(scope="module")
+def asked() -> Asked:
     data = poison(digits(0).train, BadNets(), seed=0, rate=0.1)
     samples, build = data.samples, builder(data.samples)
     session = Session(RECIPE, len(samples), images=True)
     feed, net = session.feed(samples), HARD.two_heads(session, samples, build)
     caught, _ = HARD._find(session, samples, feed, net, NoJournal(), {})
-    assert not caught.isolated.any() and len(caught.rounds) > 2, "or the test shows nothing"
+    assert not caught.isolated.any() and len(caught.rounds) > 2, "or the tests show nothing"
     model = session.prepare(DEFENSES["none"]().train(samples, build, RECIPE).model)
     middle = look_again(session, feed, model, net.attach, samples.originals).middle
     settings = replace(HARD.trap_settings(samples.n_classes), by_both=True)
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    dealt = np.random.default_rng(0).permutation(len(middle))
-    assert spring_believed(session, samples, feed, net, settings, middle[dealt], caught) is None
-    assert all(value.equal(before[name]) for name, value in net.state_dict().items())
-    assert spring_believed(session, samples, feed, net, settings, middle, caught) is not None
+    return Asked(data, session, feed, net, caught, middle, settings)
+
+
+def test_whom_the_network_sets_apart_is_asked_about_as_well(asked: Asked) -> None:
+    """Found by that if their content is that of others; honest ones who are set apart are no poison."""
+    labels, is_poisoned = asked.data.samples.labels, asked.data.truth.is_poisoned
+    unbelieved = replace(asked.caught, rounds=asked.caught.rounds[:0])
+    some = (labels == 5) & (np.cumsum(labels == 5) <= 60)
+    apart = 3.0 + np.arange(len(labels)) / len(labels)
+    odds = np.where(some, apart, -5.0)
+    assert asked.seconded(asked.middle, unbelieved, apart=odds) is None
+    odds = np.where(is_poisoned, apart, odds)
+    again = asked.seconded(asked.middle, unbelieved, apart=odds)
+    assert again is not None and again.ways == ("content of those set apart, late",) and again.labels == (0,)
+    assert (is_poisoned & ~again.isolated).sum() <= 2 and (again.isolated & ~is_poisoned).sum() <= 3
+
+
+def test_features_of_others_second_nobody(asked: Asked) -> None:
+    """What the network says of each sample is dealt out at random."""
+    dealt = np.random.default_rng(0).permutation(len(asked.middle))
+    assert asked.seconded(asked.middle[dealt], asked.caught) is None
+    assert asked.seconded(asked.middle, asked.caught) is not None

@@ -84,7 +84,7 @@ def run_all(recipe: Recipe, rank: int) -> dict[str, Any]:
     def build() -> nn.Module:
         return build_backbone("wrn-10-1", samples.shape, 4)
 
-    trap = E2ABL(in_the_rest=False).train(samples, build, recipe)
+    trap = E2ABL(by_parts=False, across_labels=False, in_the_rest=False).train(samples, build, recipe)
     # Batches of two a process: often a process has no clean row, or one, for its main head.
     tiny = replace(recipe, epochs=2, batch_size=4)
     published = PublishedE2ABL(warmup_epochs=1).train(samples.take(np.arange(120)), build, tiny)

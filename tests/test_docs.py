@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 import antibackdoor
 from antibackdoor.cli import build_app, main
-from antibackdoor.defenses import PublishedE2ABL
+from antibackdoor.defenses import E2ABL, PublishedE2ABL
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -87,7 +88,7 @@ def test_the_readme_has_the_two_commands() -> None:
 def test_readme_commands_run_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On 60 tiny pictures and for one epoch each; the demo and several devices have their own tests."""
+    """On 60 tiny pictures, for one epoch and a short search each; the demo and several devices have their own tests."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     draw_photos(tmp_path)
@@ -96,7 +97,9 @@ def test_readme_commands_run_in_order(
     for words in commands(README):
         if words[0] == "demo" or "--devices" in words:
             continue
-        call([*words, "--epochs", "1", "--device", "cpu"] if words[0] == "train" else words)
+        short = ["--epochs", "1", "--device", "cpu"] if words[0] == "train" else []
+        searches = words[0] == "scan" or (words[0] == "train" and "--defense" not in words)
+        call([*words, *short, *(["--warmup-steps", "50", "--confusion-steps", "8"] if searches else [])])
     made = "run/report.html run/samples.parquet predictions.csv own_run/model.json poisoned/truth.parquet"
     assert [name for name in made.split() if not (tmp_path / name).exists()] == []
     assert "attack_success_rate" in capsys.readouterr().out
@@ -109,6 +112,8 @@ def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     snippet = next(block for block in blocks(README, "python") if "antibackdoor" in block)
     documented = (antibackdoor.__doc__ or "").replace('out="run"', 'out="python_run"')
     assert [line for line in snippet.splitlines() if line not in documented] == []
+    job = antibackdoor.Job(E2ABL(warmup_steps=50, confusion_steps=8), antibackdoor.Recipe(epochs=1, device="cpu"))
+    monkeypatch.setattr(antibackdoor, "train", partial(antibackdoor.train, job=job))
     # The test names the lines of this repository's own README; nothing foreign is run.
     exec(snippet, {})
     assert (tmp_path / "python_run" / "report.html").exists()

@@ -18,7 +18,7 @@ from antibackdoor.readers import write
 Call = Callable[..., tuple[int, str, str]]
 Start = Callable[..., subprocess.Popen[str]]
 SETTINGS: dict[str, list[object]] = {
-    "e2abl": ["--epochs", "8", "--confusion-steps", "4"],
+    "e2abl": ["--epochs", "8", "--warmup-steps", "150", "--confusion-steps", "4"],
     "e2abl-published": ["--defense", "e2abl-published", "--epochs", "8"],
     "none": ["--defense", "none", "--epochs", "20"],
 }

@@ -34,7 +34,7 @@ def poisoned_digits(folder: Path) -> Path:
 
 def test_scan_names_the_target(call: Call, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, out, err = call("scan", poisoned_digits(tmp_path), "--out", run, *SETTINGS)
+    code, out, err = call("scan", poisoned_digits(tmp_path), "--out", run, *SETTINGS, "--no-in-the-rest")
     assert code == 0 and "Report:" in out
     assert "about" in err and "on this machine" in err, "the time is told before it is spent"
     metrics = json.loads((run / "metrics.json").read_text())
@@ -55,7 +55,8 @@ def test_scan_names_the_target(call: Call, tmp_path: Path) -> None:
 
 def test_scan_of_clean_data_says_what_it_could_have_seen(tmp_path: Path) -> None:
     data = digits(1)
-    job = antibackdoor.Job(recipe=antibackdoor.Recipe(device="cpu", precision="fp32", seed=1), backbone="wrn-10-1")
+    recipe = antibackdoor.Recipe(device="cpu", precision="fp32", seed=1)
+    job = antibackdoor.Job(antibackdoor.E2ABL(by_parts=False, across_labels=False), recipe, "wrn-10-1")
     facts = antibackdoor.scan(replace(data, test=None), job, tmp_path / "run")
     assert facts is not None and facts["poisoned"] is False and facts["n_isolated"] == 0
     assert facts["false_alarm_probability"] > 0.01 and "smallest_visible_rate" in facts
@@ -66,12 +67,13 @@ def test_scan_of_clean_data_says_what_it_could_have_seen(tmp_path: Path) -> None
         antibackdoor.scan(data, antibackdoor.Job(antibackdoor.Undefended()), tmp_path / "other")
 
 
-@pytest.mark.parametrize(("n_lines", "wait"), [(1, 0.0), (3, 0.3)])
+@pytest.mark.parametrize(("n_lines", "wait"), [(1, 0.0), (2, 0.3)])
 def test_a_killed_scan_resumes_to_the_same_result(
     call: Call, start: Start, tmp_path: Path, n_lines: int, wait: float
 ) -> None:
     data = write_folder(pictures(120, 3), tmp_path / "data")
-    arguments = ["--backbone", "wrn-10-1", "--device", "cpu", "--precision", "fp32", "--confusion-steps", "4"]
+    arguments = ["--backbone", "wrn-10-1", "--device", "cpu", "--precision", "fp32"]
+    arguments += ["--warmup-steps", "300", "--confusion-steps", "4"]
     assert call("scan", data, "--out", tmp_path / "whole", *arguments)[0] == 0
     run = tmp_path / "killed"
     process = start("scan", data, "--out", run, *arguments)
