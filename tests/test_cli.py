@@ -21,7 +21,7 @@ from antibackdoor.attacks import ATTACKS
 from antibackdoor.readers import write
 
 Call = Callable[..., tuple[int, str, str]]
-FAST = ["--epochs", "1", "--device", "cpu", "--precision", "fp32", "--confusion-steps", "2"]
+FAST = ["--epochs", "1", "--device", "cpu", "--precision", "fp32", "--warmup-steps", "50", "--confusion-steps", "2"]
 PLAIN = ["--defense", "none", "--epochs", "1", "--device", "cpu", "--precision", "fp32"]
 FORMATS = ["folder", "zip", "npz", "ts", "csv"]
 HERE = Path(__file__).parent

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills processes
 SCRIPT = [str(Path(sys.executable).with_name("antibackdoor"))]
 PLAIN: list[object] = ["--defense", "none", "--backbone", "wrn-10-1", "--device", "cpu", "--precision", "fp32"]
 RECIPE = Recipe(epochs=4, device="cpu", precision="fp32", batch_size=32)
+SHORT = E2ABL(warmup_steps=150, by_parts=False, across_labels=False, in_the_rest=False)
 
 
 def poisoned_pictures() -> tuple[Samples, np.ndarray]:
@@ -84,7 +85,7 @@ def run_all(recipe: Recipe, rank: int) -> dict[str, Any]:
     def build() -> nn.Module:
         return build_backbone("wrn-10-1", samples.shape, 4)
 
-    trap = E2ABL(by_parts=False, across_labels=False, in_the_rest=False).train(samples, build, recipe)
+    trap = SHORT.train(samples, build, recipe)
     # Batches of two a process: often a process has no clean row, or one, for its main head.
     tiny = replace(recipe, epochs=2, batch_size=4)
     published = PublishedE2ABL(warmup_epochs=1).train(samples.take(np.arange(120)), build, tiny)

@@ -18,7 +18,7 @@ from antibackdoor.session import Session
 from antibackdoor.training import predict
 
 # Its search does not ask what samples show; that alone would tell it of wrong labels in one class.
-UNASKED = E2ABL(by_features=False)
+UNASKED = E2ABL(warmup_steps=150, by_features=False)
 
 
 class Mislabelled(NamedTuple):

@@ -17,7 +17,6 @@ from antibackdoor.attacks import (
     Blend,
     MultiTarget,
     Poisoned,
-    SourceSpecific,
     StaticPattern,
     poison,
     trigger_test_set,
@@ -196,8 +195,8 @@ def test_a_loud_trigger_does_not_hide_another(
 
 @pytest.mark.parametrize(
     ("plan", "targets"),
-    [(AllToAll(0.1), tuple(range(10))), (MultiTarget(0.1, (3, 7)), (3, 7)), (SourceSpecific(0.05, 4, 7, 0.02), (4,))],
-    ids=["all to all", "two targets", "one source with covers"],
+    [(AllToAll(0.1), tuple(range(10))), (MultiTarget(0.1, (3, 7)), (3, 7))],
+    ids=["all to all", "two targets"],
 )
 def test_a_trigger_is_found_wherever_it_leads(plan: Any, targets: tuple[int, ...]) -> None:
     dirty = poison(digits(0).train, BadNets(), seed=0, plan=plan)
@@ -205,7 +204,7 @@ def test_a_trigger_is_found_wherever_it_leads(plan: Any, targets: tuple[int, ...
     is_poisoned = dirty.truth.is_poisoned
     assert trained.backdoor_labels == targets
     assert (is_poisoned & ~trained.isolated).sum() <= 2
-    assert (trained.isolated & ~is_poisoned & ~dirty.truth.is_cover).sum() <= 15
+    assert (trained.isolated & ~is_poisoned).sum() <= 15
     if isinstance(plan, AllToAll):  # found across labels, where nothing is isolated for merely standing out of the rest
         assert trained.evidence is not None
         assert set(trained.evidence) == {"", "shortcut"}

@@ -15,6 +15,8 @@ from antibackdoor.defenses import E2ABL
 from antibackdoor.demo import digits
 from antibackdoor.protocols import Trained
 
+SHORT = E2ABL(warmup_steps=150)
+
 
 class FromOneSource(NamedTuple):
     """Digits with poison from one class, and an unbroken training on them."""
@@ -29,7 +31,7 @@ def from_one_source() -> Iterator[FromOneSource]:
     data, journal = poison(digits(0).train, BadNets(), seed=0, plan=SourceSpecific(0.05, 4, 7, 0.02)), Watched()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("antibackdoor.defenses.e2abl.spring", find_nothing)
-        yield FromOneSource(data, E2ABL().train(data.samples, builder(data.samples), RECIPE, journal=journal), journal)
+        yield FromOneSource(data, SHORT.train(data.samples, builder(data.samples), RECIPE, journal=journal), journal)
 
 
 def test_carriers_that_the_main_head_sets_apart_are_searched_for_once_more(from_one_source: FromOneSource) -> None:
@@ -53,7 +55,7 @@ def test_a_run_killed_around_the_second_search_ends_as_an_unbroken_one(
     whole = from_one_source.trained
     assert whole.poisoned
     ends = (("found", 0), ("main", 3), ("found", 0), ("main", 2))
-    assert_alike(killed_and_resumed(tmp_path / "run", from_one_source.data.samples, RECIPE, *ends), whole)
+    assert_alike(killed_and_resumed(tmp_path / "run", from_one_source.data.samples, RECIPE, *ends, method=SHORT), whole)
 
 
 def test_what_the_search_caught_hides_nothing_from_the_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +68,7 @@ def test_what_the_search_caught_hides_nothing_from_the_second_one(monkeypatch: p
         return replace(nothing, isolated=loud, core=loud, labels=(2,), margins=np.where(loud, 9.0, nothing.margins))
 
     monkeypatch.setattr("antibackdoor.defenses.e2abl.spring", find_the_loud)
-    trained = E2ABL().train(both.samples, builder(both.samples), replace(RECIPE, epochs=12))
+    trained = SHORT.train(both.samples, builder(both.samples), replace(RECIPE, epochs=12))
     assert trained.backdoor_labels == (2, 4)
     assert trained.isolated[loud].all() and (quiet & ~trained.isolated).sum() <= 4
     honest = ~loud & ~one_source.truth.is_poisoned & ~one_source.truth.is_cover
