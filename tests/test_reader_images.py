@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import zipfile
@@ -245,6 +246,14 @@ def test_paths_that_are_refused(tmp_path: Path) -> None:
     for name, message in (("nothing", "no file or folder"), ("data.h5", "no known format"), ("data.zip", "not a zip")):
         with pytest.raises(DataError, match=message):
             read(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_neither_file_nor_folder_is_not_opened(tmp_path: Path) -> None:
+    """A pipe would be waited for forever."""
+    os.mkfifo(tmp_path / "data.npz")
+    with pytest.raises(DataError, match="no known format"):
+        read(tmp_path / "data.npz")
 
 
 # --- archives that mean harm

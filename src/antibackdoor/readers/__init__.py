@@ -232,7 +232,8 @@ def _open(path: str | Path, faults: Faults, *, labelled: bool = True) -> tuple[s
     if not path.exists():
         raise DataError(f"there is no file or folder {one_line(str(path))}; check the path")
     for name, format_ in FORMATS.items():
-        if path.suffix.lower() in format_.SUFFIXES if path.is_file() else not format_.SUFFIXES:
+        is_named = path.is_file() and path.suffix.lower() in format_.SUFFIXES
+        if is_named or (path.is_dir() and not format_.SUFFIXES):
             try:
                 return name, format_.open_source(path, faults, labelled=labelled)
             except OSError as error:
