@@ -168,6 +168,8 @@ def search(searched: Searched, seed: int) -> dict[str, Any]:
     caught, _ = E2ABL().isolate(searched.samples, searched.build, Recipe(seed=seed))
     return {
         **found(searched, caught.isolated),
+        "n_added": int((caught.isolated & ~caught.core).sum()),  # near the found, and above no cut
+        "n_added_false": int((caught.isolated & ~caught.core & ~searched.is_poisoned).sum()),
         "labels": list(caught.labels),
         "target": searched.target,
         "found_by": list(caught.ways),

@@ -87,10 +87,11 @@ class Asked(NamedTuple):
     middle: NDArray[np.float32]
     settings: TrapSettings
 
-    def seconded(self, middle: NDArray[np.float32], caught: Caught, **apart: FloatArray) -> Caught | None:
+    def seconded(self, middle: NDArray[np.float32], caught: Caught, apart: FloatArray | None = None) -> Caught | None:
         """What `spring_believed` says; the second head is left as it was if that is nothing."""
         net = copy.deepcopy(self.net)
-        again = spring_believed(self.session, self.data.samples, self.feed, net, self.settings, middle, caught, **apart)
+        feed, samples = self.feed, self.data.samples
+        again = spring_believed(self.session, samples, feed, net, self.settings, middle, caught, apart=apart)
         before = self.net.state_dict()
         is_as_it_was = all(value.equal(before[name]) for name, value in net.state_dict().items())
         assert is_as_it_was == (again is None)

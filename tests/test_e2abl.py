@@ -80,6 +80,12 @@ def test_a_killed_run_ends_as_an_unbroken_one_does(tmp_path: Path, on_dirty: Who
     assert_alike(killed_and_resumed(tmp_path / "run", on_dirty.samples, RECIPE, *ends, method=METHOD), on_dirty.trained)
 
 
+def test_a_killed_run_on_clean_data_goes_on_from_the_same_warm_up(tmp_path: Path, on_clean: Whole) -> None:
+    assert not on_clean.trained.isolated.any()
+    resumed = killed_and_resumed(tmp_path / "run", on_clean.samples, RECIPE, ("found", 0), method=METHOD)
+    assert_alike(resumed, on_clean.trained)
+
+
 def test_the_delivered_network_starts_afresh_whether_or_not_anything_was_caught(whole: Whole) -> None:
     """What was missed is among the hard samples that the warm-up repeats: its weights would carry it over."""
     build, last = builder(whole.samples), whole.journal.last
@@ -102,12 +108,12 @@ def test_the_main_head_sees_as_many_samples_whatever_is_kept_from_it(whole: Whol
     assert share - Session(RECIPE, n, images=True).batch_size < sum(trained) <= share + 1
 
 
-def test_a_long_training_gives_up_a_fifth_at_most(on_dirty: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_training_gives_up_a_fifth_at_most(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("antibackdoor.defenses.e2abl.LEAST_STEPS", 0)
-    journal = Watched(begin=on_dirty.journal.last["found"])
-    METHOD.train(on_dirty.samples, builder(on_dirty.samples), RECIPE, journal=journal)
-    share = 0.8 * RECIPE.epochs * len(on_dirty.samples)
-    assert share - Session(RECIPE, len(on_dirty.samples), images=True).batch_size < sum(journal.trained) <= share + 1
+    journal = Watched(begin=whole.journal.last["found"])
+    METHOD.train(whole.samples, builder(whole.samples), RECIPE, journal=journal)
+    share = 0.8 * RECIPE.epochs * len(whole.samples)
+    assert share - Session(RECIPE, len(whole.samples), images=True).batch_size < sum(journal.trained) <= share + 1
 
 
 def test_the_search_alone_finds_what_training_finds(on_dirty: Whole) -> None:

@@ -82,7 +82,7 @@ def test_a_killed_scan_resumes_to_the_same_result(
         process.wait(wait)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
-    finish(process)
+    assert finish(process)[0] == -signal.SIGKILL, "or nothing was killed"
     assert call("scan", data, "--out", run, *arguments, "--resume")[0] == 0
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "killed"))
     assert {**first, "seconds": 0} == {**second, "seconds": 0}

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from watched_runs import RECIPE, Watched, assert_alike, builder, find_nothing, killed_and_resumed
 
-from antibackdoor.attacks import BadNets, Blend, Poisoned, SourceSpecific, poison
+from antibackdoor.attacks import BadNets, Blend, Poisoned, SourceSpecific, poison, trigger_test_set
 from antibackdoor.caught import Caught
 from antibackdoor.defenses import E2ABL
 from antibackdoor.demo import digits
 from antibackdoor.protocols import Trained
+from antibackdoor.session import Session
+from antibackdoor.training import predict
 
 SHORT = E2ABL(warmup_steps=150)
 
@@ -47,6 +49,12 @@ def test_carriers_that_the_main_head_sets_apart_are_searched_for_once_more(from_
     assert trained.notes["n_found_late"] == 0, "features speak against none of them"
     n = len(data.samples)
     assert journal.trained[0] == n and n - trained.isolated.sum() in journal.trained, "the training began anew"
+    test = digits(0).test
+    assert test is not None
+    shown = trigger_test_set(test, data.trigger, data.plan)
+    session = Session(RECIPE, len(shown), images=True)
+    assert (predict(session, trained.model, shown).labels == data.plan.goal(shown.labels)).mean() < 0.1
+    assert (predict(session, trained.model, test).labels == test.labels).mean() > 0.9
 
 
 def test_a_run_killed_around_the_second_search_ends_as_an_unbroken_one(
