@@ -72,21 +72,21 @@ def all_cells(n_seeds: int) -> Iterable[Cell]:
 
 def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     """Search with a variant, compare with the truth."""
-    from antibackdoor.defenses import E2ABL
-    from antibackdoor.recipe import Recipe
+    from antibackdoor.defenses import E2ABL, DualHead
+    from antibackdoor.training.recipe import Recipe
 
     searched = (unseen if cell.attack in unseen.TRIGGERS else isolation).prepare(cell, folder)
     started = time.perf_counter()
     if cell.variant == PUBLISHED:
-        published = E2ABL.as_published()
+        published = E2ABL()
         recipe = Recipe(epochs=PUBLISHED_EPOCHS, seed=cell.seed)
         isolated = published.train(searched.samples, searched.build, recipe).isolated
     elif cell.variant in TRAINED:
-        method = E2ABL(late_look=cell.variant == TRAINED[1])
+        method = DualHead(late_look=cell.variant == TRAINED[1])
         isolated = method.train(searched.samples, searched.build, Recipe(seed=cell.seed)).isolated
     else:
         kept = NAMES.index(cell.variant) - NAMES.index(NAMES[1])
-        method = E2ABL(**{idea: number < kept for number, idea in enumerate(IDEAS)})
+        method = DualHead(**{idea: number < kept for number, idea in enumerate(IDEAS)})
         isolated = method.isolate(searched.samples, searched.build, Recipe(seed=cell.seed))[0].isolated
     return {**isolation.found(searched, isolated), "seconds": round(time.perf_counter() - started, 1)}
 

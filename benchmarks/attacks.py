@@ -233,7 +233,7 @@ def throughput(options: argparse.Namespace, n_images: int) -> None:
 def _seconds(attack: Any, images: Any, labels: Any) -> float:
     """Median of three; making the trigger is not counted."""
     from antibackdoor.attacks import sample_numbers, stamp
-    from antibackdoor.samples import Samples
+    from antibackdoor.data.samples import Samples
 
     classes = np.array([f"class {k}" for k in range(10)])
     samples = Samples(images, labels, np.arange(len(labels)).astype(str), classes)

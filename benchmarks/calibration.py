@@ -15,7 +15,7 @@ from typing import Any
 import cells
 import numpy as np
 
-from antibackdoor.verdict import chance_of_depth
+from antibackdoor.search.evidence import chance_of_depth
 
 FITTED = ("digits", "cifar10-2000")  # the others test, but for other labels of these data, or a part of them
 LEVELS = (0.05, 0.1, 0.2, 0.5)

@@ -107,8 +107,8 @@ def ordered(
     attacked: Sequence[tuple[str, str, str, float]],
     seeds: Iterable[int],
     *,
-    defenses: Sequence[str] = ("e2abl", "none", CLEAN_PART, "e2abl-published"),
-    clean_defenses: Sequence[str] = ("e2abl", "none"),
+    defenses: Sequence[str] = ("dual-head", "none", CLEAN_PART, "e2abl"),
+    clean_defenses: Sequence[str] = ("dual-head", "none"),
     epochs: int,
     limit: int,
 ) -> list[Cell]:
@@ -141,13 +141,13 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     import torch
     import unseen
 
+    from antibackdoor.app.pipeline import Job, builder, describe_model
     from antibackdoor.attacks import ATTACKS, PLANS, poison
+    from antibackdoor.data.reading import read
     from antibackdoor.defenses import DEFENSES
-    from antibackdoor.pipeline import Job, builder, describe_model
-    from antibackdoor.readers import read
-    from antibackdoor.recipe import Recipe
-    from antibackdoor.session import Session
-    from antibackdoor.training import predict
+    from antibackdoor.training.loop import predict
+    from antibackdoor.training.recipe import Recipe
+    from antibackdoor.training.session import Session
 
     if cell.data in drawn.KINDS:
         both = drawn.draw(cell.data, cell.seed), drawn.draw(cell.data, cell.seed + drawn.TESTS)
@@ -200,7 +200,8 @@ def thinned(samples: Any, limit: int) -> Any:
 
 
 def _accuracy(predicted: Any, labels: Any) -> dict[str, float]:
-    from antibackdoor.metrics import clean_accuracy, wilson_interval
+    from antibackdoor.statistics.intervals import wilson_interval
+    from antibackdoor.statistics.metrics import clean_accuracy
 
     low, high = wilson_interval(int((predicted == labels).sum()), len(labels))
     return {
@@ -213,8 +214,9 @@ def _accuracy(predicted: Any, labels: Any) -> dict[str, float]:
 def _attacked(session: Any, model: Any, test: Any, trigger: Any, plan: Any) -> dict[str, float]:
     """How often the trigger works on held-out samples of other classes, with Wilson's 95% interval."""
     from antibackdoor.attacks import trigger_test_set
-    from antibackdoor.metrics import attack_success_rate, robust_accuracy, wilson_interval
-    from antibackdoor.training import predict
+    from antibackdoor.statistics.intervals import wilson_interval
+    from antibackdoor.statistics.metrics import attack_success_rate, robust_accuracy
+    from antibackdoor.training.loop import predict
 
     triggered = trigger_test_set(test, trigger, plan)
     answers = predict(session, model, triggered).labels
@@ -244,7 +246,7 @@ def _probed(session: Any, model: Any, train: Any, test: Any, cell: Cell) -> dict
 
 def _isolated(trained: Any, poisoned: Any, train: Any) -> dict[str, Any]:
     """What was isolated, and how much of it rightly."""
-    from antibackdoor import metrics
+    from antibackdoor.statistics import metrics
 
     is_poisoned = np.zeros(len(train), dtype=bool) if poisoned is None else poisoned.truth.is_poisoned
     facts: dict[str, Any] = {
@@ -268,7 +270,7 @@ def _isolated(trained: Any, poisoned: Any, train: Any) -> dict[str, Any]:
 
 def _left(session: Any, model: Any, train: Any, trained: Any) -> dict[str, float]:
     """The attack success rate as a user estimates it, to be compared with the true one."""
-    from antibackdoor.residual import residual_attack_success
+    from antibackdoor.app.residual import residual_attack_success
 
     if not trained.poisoned:
         return {}

@@ -1,7 +1,7 @@
 """CIFAR-10 with and without a backdoor, with and without a defense.
 
     python benchmarks/cifar10.py                                all cells; goes on where it was stopped
-    python benchmarks/cifar10.py --cells 'cifar10/*/e2abl/0'     some of them
+    python benchmarks/cifar10.py --cells 'cifar10/*/dual-head/0'     some of them
     python benchmarks/cifar10.py --table                        what is there
 
 Needs `cifar10.zip` (class folders below `train` and `test`) in ANTIBACKDOOR_DATA.

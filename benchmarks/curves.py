@@ -55,17 +55,17 @@ def all_cells(n_seeds: int) -> Iterable[isolation.Cell]:
 
 def measure(cell: isolation.Cell, folder: Path) -> dict[str, Any]:
     """Warm up, make all rounds of both attempts, keep what the samples of the target label did."""
-    from antibackdoor.confusion import weights
-    from antibackdoor.defenses import E2ABL
-    from antibackdoor.isolation import find_valley
-    from antibackdoor.metrics import auroc
-    from antibackdoor.recipe import Recipe
-    from antibackdoor.search import Demand, Search
-    from antibackdoor.session import Session
-    from antibackdoor.training import NoJournal
-    from antibackdoor.warm_up import warm_up
+    from antibackdoor.defenses import DualHead
+    from antibackdoor.search.confusion import weights
+    from antibackdoor.search.search import Demand, Search
+    from antibackdoor.search.warm_up import warm_up
+    from antibackdoor.statistics.isolation import find_valley
+    from antibackdoor.statistics.metrics import auroc
+    from antibackdoor.training.loop import NoJournal
+    from antibackdoor.training.recipe import Recipe
+    from antibackdoor.training.session import Session
 
-    started, method = time.perf_counter(), E2ABL()
+    started, method = time.perf_counter(), DualHead()
     searched = (unseen if cell.attack in unseen.OF_PICTURES else isolation).prepare(cell, folder)
     samples, given = searched.samples, searched.samples.labels == searched.target
     groups = {"poisoned": given & searched.is_poisoned, "rest": given & ~searched.is_poisoned}

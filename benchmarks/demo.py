@@ -22,25 +22,25 @@ def demo(seed: int, epochs: int, folder: Path) -> dict[str, dict[str, Any]]:
     out = folder / f"demo-{seed}"
     words = [sys.executable, "-m", "antibackdoor", "demo", "--out", str(out), "--seed", str(seed)]
     subprocess.run([*words, "--epochs", str(epochs)], check=True, stdout=subprocess.DEVNULL)
-    names = {"poisoned, plain training": "undefended", "poisoned, E2ABL": "e2abl"}
+    names = {"poisoned, plain training": "undefended", "poisoned, E2ABL": "dual-head"}
     return {title: json.loads((out / name / "metrics.json").read_text()) for title, name in names.items()}
 
 
 def clean(seed: int, epochs: int) -> dict[str, dict[str, Any]]:
     """The same training on the digits as they are; E2ABL should find nothing in them."""
-    from antibackdoor.defenses import E2ABL, Undefended
-    from antibackdoor.demo import BACKBONE, digits
-    from antibackdoor.metrics import clean_accuracy
-    from antibackdoor.pipeline import Job, builder, describe_model
-    from antibackdoor.recipe import Recipe
-    from antibackdoor.session import Session
-    from antibackdoor.training import predict
+    from antibackdoor.app.demo import BACKBONE, digits
+    from antibackdoor.app.pipeline import Job, builder, describe_model
+    from antibackdoor.defenses import DualHead, Undefended
+    from antibackdoor.statistics.metrics import clean_accuracy
+    from antibackdoor.training.loop import predict
+    from antibackdoor.training.recipe import Recipe
+    from antibackdoor.training.session import Session
 
     data = digits(seed)
     assert data.test is not None
     recipe = Recipe(epochs=epochs, seed=seed)
     measured = {}
-    for title, defense in (("clean, plain training", Undefended()), ("clean, E2ABL", E2ABL())):
+    for title, defense in (("clean, plain training", Undefended()), ("clean, E2ABL", DualHead())):
         build = builder(describe_model(data.train, Job(defense, recipe, backbone=BACKBONE), None))
         started = time.perf_counter()
         trained = defense.train(data.train, build, recipe)

@@ -129,7 +129,7 @@ TESTS = 1000  # added to the seed for samples to test with
 
 def draw(name: str, seed: int) -> Any:
     """One of the kinds as samples of the package."""
-    from antibackdoor.samples import Samples
+    from antibackdoor.data.samples import Samples
 
     kind = KINDS[name]
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(kind.n_classes), kind.each))
@@ -161,7 +161,7 @@ def plan(n_seeds: int) -> list[Any]:
         cells.Cell(data, KINDS[data].network, attack, rate, defense, seed)
         for seed in range(n_seeds)
         for data, attack, rate in trained
-        for defense in ("e2abl", "none")
+        for defense in ("dual-head", "none")
     ]
 
 

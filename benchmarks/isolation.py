@@ -116,12 +116,12 @@ def file_of(cell: Any) -> str:
 
 def prepare(cell: Cell, folder: Path) -> Searched:
     """Read and poison."""
+    from antibackdoor.app.demo import digits
+    from antibackdoor.app.pipeline import Job, builder, describe_model
     from antibackdoor.attacks import ATTACKS, poison
-    from antibackdoor.defenses import E2ABL
-    from antibackdoor.demo import digits
-    from antibackdoor.pipeline import Job, builder, describe_model
-    from antibackdoor.readers import read
-    from antibackdoor.recipe import Recipe
+    from antibackdoor.data.reading import read
+    from antibackdoor.defenses import DualHead
+    from antibackdoor.training.recipe import Recipe
 
     _, file, size, network, _ = next(row for row in DATA if row[0] == cell.data)
     if cell.data in drawn.KINDS:
@@ -148,7 +148,7 @@ def prepare(cell: Cell, folder: Path) -> Searched:
         copies = np.repeat(np.arange(len(train)), int(cell.data.rpartition("-x")[2]))
         train, is_poisoned = train.take(copies), is_poisoned[copies]
         train = replace(train, ids=np.arange(len(train)).astype(str))
-    job = Job(E2ABL(), Recipe(seed=cell.seed), backbone=network)
+    job = Job(DualHead(), Recipe(seed=cell.seed), backbone=network)
     return Searched(train, is_poisoned, target, builder(describe_model(train, job, None)))
 
 
@@ -159,13 +159,13 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
 
 def search(searched: Searched, seed: int) -> dict[str, Any]:
     """Search, compare with the truth."""
-    from antibackdoor.defenses import E2ABL
-    from antibackdoor.metrics import auroc
-    from antibackdoor.recipe import Recipe
-    from antibackdoor.verdict import judge
+    from antibackdoor.defenses import DualHead
+    from antibackdoor.search.evidence import judge
+    from antibackdoor.statistics.metrics import auroc
+    from antibackdoor.training.recipe import Recipe
 
     started = time.perf_counter()
-    caught, _ = E2ABL().isolate(searched.samples, searched.build, Recipe(seed=seed))
+    caught, _ = DualHead().isolate(searched.samples, searched.build, Recipe(seed=seed))
     return {
         **found(searched, caught.isolated),
         "n_added": int((caught.isolated & ~caught.core).sum()),  # near the found, and above no cut
@@ -193,7 +193,7 @@ def found(searched: Searched, isolated: Any) -> dict[str, int]:
 
 def joined(first: Any, second: Any) -> Any:
     """Two splits as one data set."""
-    from antibackdoor.samples import Samples
+    from antibackdoor.data.samples import Samples
 
     return Samples(
         *(np.concatenate([getattr(first, part), getattr(second, part)]) for part in ("inputs", "labels")),

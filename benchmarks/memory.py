@@ -60,10 +60,10 @@ def _write_images(path: Path, n: int) -> None:
 
 def _train(path: Path, defense: str, network: str) -> dict[str, float]:
     """Train one pass here, and watch."""
+    from antibackdoor.app.pipeline import Job, builder, describe_model
+    from antibackdoor.data.samples import Samples
     from antibackdoor.defenses import DEFENSES
-    from antibackdoor.pipeline import Job, builder, describe_model
-    from antibackdoor.recipe import Recipe
-    from antibackdoor.samples import Samples
+    from antibackdoor.training.recipe import Recipe
 
     inputs = np.load(path, mmap_mode="r")
     n = len(inputs)

@@ -19,7 +19,7 @@ DATA = (
     ("arabicdigits.npz", "fcn", 12, 0, "static"),
 )
 PLANS = (("all_to_all", 0.1), ("multi_target", 0.1), ("source_specific", 0.05))
-DEFENSES = ("e2abl", "none", cells.CLEAN_PART)
+DEFENSES = ("dual-head", "none", cells.CLEAN_PART)
 
 
 def main() -> None:

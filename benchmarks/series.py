@@ -1,7 +1,7 @@
 """Time series with and without a backdoor: spoken Arabic digits (13 channels), ECG5000 (500 samples), UWave (120).
 
     python benchmarks/series.py                                   all cells; goes on where it was stopped
-    python benchmarks/series.py --cells 'arabicdigits/*/e2abl/*'   some of them
+    python benchmarks/series.py --cells 'arabicdigits/*/dual-head/*'   some of them
 
 Needs `arabicdigits.npz`, `ecg5000.npz` and `uwavegesture.npz` in ANTIBACKDOOR_DATA.
 """

@@ -32,7 +32,7 @@ def main() -> None:
     chosen = cells.ordered(
         ATTACKED,
         range(options.seeds),
-        defenses=("e2abl", "none", cells.CLEAN_PART),
+        defenses=("dual-head", "none", cells.CLEAN_PART),
         epochs=options.epochs,
         limit=options.limit,
     )

@@ -8,7 +8,7 @@ The contestants take turns for several rounds, because a shared machine is never
 shows medians. `bare loop` is the floor: forward, backward, step on batches of a float tensor that is ready, in the
 same precision and memory layout. E2ABL's figure counts its whole run against the plain passes that it replaces; it
 takes a fixed number of steps to set its trap, so that a short training makes it look slow. A fair figure needs
-`--epochs 20 --rounds 3 --only bare,none,e2abl`.
+`--epochs 20 --rounds 3 --only bare,none,dual-head`.
 skorch and ART (`pip install .[bench]`) are left out with a reason where they are not installed.
 """
 
@@ -29,14 +29,14 @@ import torch
 from memory import measure_memory
 from torch import Tensor, nn
 
-from antibackdoor.backbones import build_backbone
-from antibackdoor.defenses import E2ABL, Undefended
-from antibackdoor.models import channel_statistics, normalized
-from antibackdoor.readers import read
-from antibackdoor.recipe import Recipe
-from antibackdoor.samples import Samples
-from antibackdoor.session import Session, seeded
-from antibackdoor.training import shuffled
+from antibackdoor.data.reading import read
+from antibackdoor.data.samples import Samples
+from antibackdoor.defenses import DualHead, Undefended
+from antibackdoor.models.backbones import build_backbone
+from antibackdoor.models.normalization import channel_statistics, normalized
+from antibackdoor.training.loop import shuffled
+from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.session import Session, seeded
 
 Contestant = Callable[[Samples, Recipe, Callable[[], nn.Module]], None]
 
@@ -64,9 +64,9 @@ def undefended(samples: Samples, recipe: Recipe, build: Callable[[], nn.Module])
     Undefended().train(samples, build, recipe)
 
 
-def e2abl(samples: Samples, recipe: Recipe, build: Callable[[], nn.Module]) -> None:
+def dual_head(samples: Samples, recipe: Recipe, build: Callable[[], nn.Module]) -> None:
     """The whole defense."""
-    E2ABL().train(samples, build, recipe)
+    DualHead().train(samples, build, recipe)
 
 
 def skorch(samples: Samples, recipe: Recipe, build: Callable[[], nn.Module]) -> None:
@@ -119,11 +119,11 @@ def _floats(samples: Samples) -> Tensor:
 CONTESTANTS: dict[str, Contestant] = {
     "bare": bare_loop,
     "none": undefended,
-    "e2abl": e2abl,
+    "dual-head": dual_head,
     "skorch": skorch,
     "art": art,
 }
-TITLES = {"bare": "bare loop", "none": "antibackdoor, no defense", "e2abl": "antibackdoor, E2ABL", "art": "ART"}
+TITLES = {"bare": "bare loop", "none": "antibackdoor, no defense", "dual-head": "antibackdoor, E2ABL", "art": "ART"}
 NEEDS = {"skorch": "skorch", "art": "art.estimators.classification"}
 
 
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help=f"contestants, joined by commas: {', '.join(CONTESTANTS)}")
     parser.add_argument("--synthetic", action="store_true", help="random images; needs no data")
     parser.add_argument("--memory", type=int, nargs="+", default=[], help="measure peak memory at these sizes instead")
-    parser.add_argument("--defense", default="e2abl", help="for --memory")
+    parser.add_argument("--defense", default="dual-head", help="for --memory")
     parser.add_argument("--out", type=Path, help="default: speed.json or memory.json in benchmarks/results")
     parser.add_argument("--data", type=Path, default=cells.data_folder(), help="folder of cifar10.zip")
     options = parser.parse_args()

@@ -33,8 +33,8 @@ Metrics = dict[str, Any]
 DEFENSES = {
     "none": "none",
     cells.CLEAN_PART: "none, clean part alone",
-    "e2abl-published": "E2ABL as published",
-    "e2abl": "E2ABL",
+    "e2abl": "E2ABL as published",
+    "dual-head": "DualHead",
 }
 ATTACKS = {
     "badnets": "BadNets",
@@ -109,7 +109,7 @@ def demo() -> str:
             shares = [
                 str(cells.mean(run.get(key) for run in found)) for key in ("clean_accuracy", "attack_success_rate")
             ]
-            defended = "E2ABL" in title
+            defended = "DualHead" in title
             missed = by_seed(found, "n_missed", count) if defended else "-"
             yield [title, *shares, by_seed(found, "n_isolated", count) if defended else "-", missed]
 
@@ -146,7 +146,7 @@ def cost() -> str:
 
     def rows() -> Iterator[Sequence[str]]:
         for seed in range(10):
-            plain, defended = (seconds.get(f"cifar10/clean/{name}/{seed}") for name in ("none", "e2abl"))
+            plain, defended = (seconds.get(f"cifar10/clean/{name}/{seed}") for name in ("none", "dual-head"))
             if plain and defended:
                 yield [str(seed), f"{plain:,.0f}", f"{defended:,.0f}", f"{defended / plain:.2f}"]
 
@@ -159,7 +159,7 @@ def speed() -> str:
     titles = {
         "bare": "bare loop (forward, backward, step)",
         "none": "antibackdoor, no defense",
-        "e2abl": "antibackdoor, E2ABL",
+        "dual-head": "antibackdoor, E2ABL",
         "skorch": "skorch (fp32)",
         "art": "ART (fp32)",
     }
@@ -178,13 +178,6 @@ def memory() -> str:
         for run in result["runs"]
     )
     return grid(("images", "file, MiB", "peak, MiB", "of it not file, MiB"), rows)
-
-
-def beside() -> str:
-    """Seconds of trainings at the same time, run by run."""
-    result = whole("beside.json")
-    rows = ([title, "; ".join(f"{value:.1f}" for value in values)] for title, values in result["seconds"].items())
-    return grid((f"trainings, {result['threads']} threads each ({result['machine']})", "seconds, run by run"), rows)
 
 
 def throughput() -> str:
@@ -222,7 +215,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "attacks": lambda: attacks.table([line for line in lines_of("attacks.jsonl") if "attack" in line["cell"]]),
     "throughput": throughput,
     "speed": speed,
-    "beside": beside,
     "memory": memory,
 }
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from antibackdoor.samples import Samples
+from antibackdoor.data.samples import Samples
 
 CLI = [sys.executable, "-m", "antibackdoor"]
 

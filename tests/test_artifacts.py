@@ -16,8 +16,12 @@ import pytest
 import torch
 from torch import nn
 
-from antibackdoor import artifacts, model_file
-from antibackdoor.artifacts import (
+from antibackdoor.app.pipeline import verdict_table
+from antibackdoor.data.samples import Samples
+from antibackdoor.errors import ModelError, RunError
+from antibackdoor.protocols import Trained
+from antibackdoor.runs import artifacts, model_file
+from antibackdoor.runs.artifacts import (
     SamplesTable,
     iterate_history,
     read_history,
@@ -28,14 +32,10 @@ from antibackdoor.artifacts import (
     write_metrics,
     write_samples_table,
 )
-from antibackdoor.errors import ModelError, RunError
-from antibackdoor.history import LossHistory
-from antibackdoor.model_file import ModelSpec, load_model_spec, load_weights, save_model
-from antibackdoor.pipeline import verdict_table
-from antibackdoor.protocols import Trained
-from antibackdoor.run_folder import RunFolder, read_config, read_log
-from antibackdoor.samples import Samples
-from antibackdoor.training import Predictions
+from antibackdoor.runs.model_file import ModelSpec, load_model_spec, load_weights, save_model
+from antibackdoor.runs.run_folder import RunFolder, read_config, read_log
+from antibackdoor.training.history import LossHistory
+from antibackdoor.training.loop import Predictions
 
 SPEC = ModelSpec(
     backbone="small_cnn",
@@ -45,7 +45,7 @@ SPEC = ModelSpec(
     mean=(0.5, 0.4, 0.3),
     std=(0.2, 0.2, 0.2),
     image_size="resize",
-    defense="E2ABL",
+    defense="DualHead",
     package_version="0.1.0",
 )
 
@@ -461,7 +461,7 @@ def test_missing_folder_is_one_line(tmp_path: Path) -> None:
 WRITER = """
 import sys, numpy as np, torch
 from pathlib import Path
-from antibackdoor.run_folder import RunFolder
+from antibackdoor.runs.run_folder import RunFolder
 run = RunFolder.create(Path(sys.argv[1]), {"seed": 0}, resume=True)
 state = run.load() or {"epoch": 0, "weights": torch.zeros(300_000)}
 assert (state["weights"] == state["epoch"]).all()

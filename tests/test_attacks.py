@@ -31,14 +31,14 @@ from antibackdoor.attacks import (
     TimeTrojanFGSM,
     Trojan,
     WaNet,
-    physical_transforms,
     poison,
 )
 from antibackdoor.attacks.label_consistent import HardenedPatch
 from antibackdoor.attacks.refool import Reflections
 from antibackdoor.attacks.surrogate import to_tensor, train_surrogate
+from antibackdoor.data.augmentation import physical_transforms
+from antibackdoor.data.samples import InputArray, Samples
 from antibackdoor.errors import ConfigError, DataError
-from antibackdoor.samples import InputArray, Samples
 
 
 def wrap(inputs: InputArray) -> Samples:

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from antibackdoor.backbones import BACKBONES, build_backbone, default_backbone
-from antibackdoor.backbones.mobilenet import mobilenet_v2
-from antibackdoor.backbones.resnet import series_resnet_1d
-from antibackdoor.backbones.series import wang_resnet
 from antibackdoor.errors import ModelError
-from antibackdoor.models import trunk_features
+from antibackdoor.models.backbones import BACKBONES, build_backbone, default_backbone
+from antibackdoor.models.mobilenet import mobilenet_v2
+from antibackdoor.models.resnet import series_resnet_1d
+from antibackdoor.models.series import wang_resnet
+from antibackdoor.models.splitting import trunk_features
 
 CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
 IMAGE_COUNTS = {

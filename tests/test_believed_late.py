@@ -11,22 +11,22 @@ import pytest
 from numpy.typing import NDArray
 from watched_runs import RECIPE, Watched, assert_alike, builder, killed_and_resumed
 
+from antibackdoor.app.demo import digits
 from antibackdoor.attacks import BadNets, Poisoned, poison
-from antibackdoor.caught import Caught
-from antibackdoor.defenses import DEFENSES, E2ABL
-from antibackdoor.defenses.late_look import Looked, look_again
-from antibackdoor.demo import digits
-from antibackdoor.history import LossHistory
-from antibackdoor.models import TwoHead
-from antibackdoor.populations import Populations
+from antibackdoor.data.samples import FloatArray, Samples
+from antibackdoor.defenses import DEFENSES, DualHead
+from antibackdoor.models.two_head import TwoHead
 from antibackdoor.protocols import Trained
-from antibackdoor.samples import FloatArray, Samples
-from antibackdoor.search import TrapSettings
-from antibackdoor.session import Feed, Session
-from antibackdoor.training import NoJournal
-from antibackdoor.trap import spring, spring_believed
+from antibackdoor.search.attempts import spring, spring_believed
+from antibackdoor.search.caught import Caught
+from antibackdoor.search.post_training import Looked, look_again
+from antibackdoor.search.search import TrapSettings
+from antibackdoor.statistics.populations import Populations
+from antibackdoor.training.history import LossHistory
+from antibackdoor.training.loop import NoJournal
+from antibackdoor.training.session import Feed, Session
 
-HARD = E2ABL(least_depth=1e6, by_features=False, across_labels=False, by_both=False)
+HARD = DualHead(least_depth=1e6, by_features=False, across_labels=False, by_both=False)
 
 
 class LetGo(NamedTuple):
@@ -55,9 +55,9 @@ def only_features(*asked: Any) -> Looked:
 def believed() -> Iterator[LetGo]:
     data, journal = poison(digits(0).train, BadNets(), seed=0, rate=0.1), Watched()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("antibackdoor.defenses.e2abl.spring", let_go)
-        patch.setattr("antibackdoor.defenses.e2abl.look_again", only_features)
-        yield LetGo(data, E2ABL().train(data.samples, builder(data.samples), RECIPE, journal=journal), journal)
+        patch.setattr("antibackdoor.defenses.dual_head.spring", let_go)
+        patch.setattr("antibackdoor.defenses.dual_head.look_again", only_features)
+        yield LetGo(data, DualHead().train(data.samples, builder(data.samples), RECIPE, journal=journal), journal)
 
 
 def test_a_trained_network_seconds_whom_the_search_let_go(believed: LetGo) -> None:

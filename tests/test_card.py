@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from conftest import pictures, waves
 
+from antibackdoor.app.red_team import Aim, poison_data_set
 from antibackdoor.attacks import ATTACKS
-from antibackdoor.readers import DataSet
-from antibackdoor.red_team import Aim, poison_data_set
+from antibackdoor.data.reading import DataSet
+from antibackdoor.data.samples import Samples
 from antibackdoor.report import Changes, visibility, write_card
-from antibackdoor.samples import Samples
 
 
 def changes(clean: Samples, poisoned: np.ndarray) -> Changes:

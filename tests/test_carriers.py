@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from watched_runs import RECIPE, builder, find_nothing
 
+from antibackdoor.app.demo import digits
 from antibackdoor.attacks import ATTACKS, poison
-from antibackdoor.carriers import carriers
-from antibackdoor.defenses import DEFENSES, E2ABL
-from antibackdoor.defenses.late_look import more_carriers
-from antibackdoor.demo import digits
-from antibackdoor.history import LossHistory
-from antibackdoor.samples import BoolArray, IntArray
-from antibackdoor.session import Session
+from antibackdoor.data.samples import BoolArray, IntArray
+from antibackdoor.defenses import DEFENSES, DualHead
+from antibackdoor.search.post_training import more_carriers
+from antibackdoor.statistics.carriers import carriers
+from antibackdoor.training.history import LossHistory
+from antibackdoor.training.session import Session
 
 N_CLASSES, WIDTH, TARGET = 5, 40, 2
 N_EACH, N_POISONED = 300, 100
@@ -107,7 +107,7 @@ def test_a_trained_network_shows_the_other_half_of_the_poison() -> None:
 def test_rounds_before_a_finding_are_not_those_of_what_is_left() -> None:
     """They are of other rows: the trained network must not be asked about them."""
     data = poison(digits(0).train, ATTACKS["badnets"](), seed=0, rate=0.1)
-    caught, _ = E2ABL(in_the_rest=False).isolate(data.samples, builder(data.samples), RECIPE)
+    caught, _ = DualHead(in_the_rest=False).isolate(data.samples, builder(data.samples), RECIPE)
     assert caught.isolated.any() and len(caught.rounds) == 0
 
 
@@ -119,9 +119,9 @@ def test_between_few_labels_nobody_is_added(monkeypatch: pytest.MonkeyPatch, n_l
     samples = replace(samples, class_names=whole.class_names[:n_labels])
     session = Session(RECIPE, len(samples), images=True)
     feed, model = session.feed(samples), session.prepare(builder(samples)())
-    settings, net = E2ABL().trap_settings(n_labels), E2ABL().two_heads(session, samples, builder(samples))
+    settings, net = DualHead().trap_settings(n_labels), DualHead().two_heads(session, samples, builder(samples))
     nothing = find_nothing(session, samples, feed, net, settings, LossHistory.start(len(samples), n_labels))
     found = np.arange(len(samples)) < 20
-    monkeypatch.setattr("antibackdoor.defenses.e2abl.more_carriers", lambda *given: ~given[-1] & given[-1].any())
-    more = E2ABL()._missed(session, samples, feed, model, replace(nothing, isolated=found))
+    monkeypatch.setattr("antibackdoor.defenses.dual_head.more_carriers", lambda *given: ~given[-1] & given[-1].any())
+    more = DualHead()._missed(session, samples, feed, model, replace(nothing, isolated=found))
     assert more.any() == (n_labels > 3)

@@ -18,7 +18,7 @@ import pytest
 from conftest import pictures, waves, write_folder
 
 from antibackdoor.attacks import ATTACKS
-from antibackdoor.readers import write
+from antibackdoor.data.reading import write
 
 Call = Callable[..., tuple[int, str, str]]
 FAST = ["--epochs", "1", "--device", "cpu", "--precision", "fp32", "--warmup-steps", "50", "--confusion-steps", "2"]
@@ -58,7 +58,7 @@ def test_help(call: Call, command: str) -> None:
 
 def test_help_shows_the_hyper_parameters_of_the_chosen_method(call: Call) -> None:
     assert "--confusion-steps" in call("train", "--help")[1]
-    published = call("train", "--defense=e2abl-published", "--help")[1]
+    published = call("train", "--defense=e2abl", "--help")[1]
     assert "--recovery-rate" in published and "--confusion-steps" not in published
     assert "--recovery-rate" not in call("train", "--defense", "none", "--help")[1]
     assert "--alpha" in call("poison", "--attack", "blend", "--help")[1]
@@ -297,7 +297,7 @@ def test_series_with_nan(call: Call, tmp_path: Path, value: float) -> None:
         (["--test-fraction", "1"], ["test_fraction is 1"]),
         (["--image-size", "3"], ["3"]),
         (["--nonsense", "1"], ["--nonsense"]),
-        (["--defense", "prayer"], ["prayer", "e2abl"]),
+        (["--defense", "prayer"], ["prayer", "dual-head"]),
         (["--backbone", "vgg"], ["'vgg' is not known", "wrn-16-1"]),
         (["--backbone", "fcn"], ["for series data"]),
         (["--attach", "nowhere"], ["nowhere"]),

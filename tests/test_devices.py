@@ -21,13 +21,13 @@ import torch
 from conftest import CLI, pictures, write_folder
 from torch import nn
 
-from antibackdoor.backbones import build_backbone
-from antibackdoor.batch_norm import CrossProcessBatchNorm, synchronize_batch_norm
-from antibackdoor.defenses import E2ABL, PublishedE2ABL
-from antibackdoor.recipe import Recipe
-from antibackdoor.samples import Samples
-from antibackdoor.session import Session
-from antibackdoor.training import classify, evaluate, predict, train_epoch
+from antibackdoor.data.samples import Samples
+from antibackdoor.defenses import E2ABL, DualHead
+from antibackdoor.models.backbones import build_backbone
+from antibackdoor.models.batch_norm import CrossProcessBatchNorm, synchronize_batch_norm
+from antibackdoor.training.loop import classify, evaluate, predict, train_epoch
+from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.session import Session
 
 Start = Callable[..., subprocess.Popen[str]]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills processes and looks them up in /proc")
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills processes
 SCRIPT = [str(Path(sys.executable).with_name("antibackdoor"))]
 PLAIN: list[object] = ["--defense", "none", "--backbone", "wrn-10-1", "--device", "cpu", "--precision", "fp32"]
 RECIPE = Recipe(epochs=4, device="cpu", precision="fp32", batch_size=32)
-SHORT = E2ABL(warmup_steps=150, by_parts=False, across_labels=False, in_the_rest=False)
+SHORT = DualHead(warmup_steps=150, by_parts=False, across_labels=False, in_the_rest=False)
 
 
 def poisoned_pictures() -> tuple[Samples, np.ndarray]:
@@ -88,7 +88,7 @@ def run_all(recipe: Recipe, rank: int) -> dict[str, Any]:
     trap = SHORT.train(samples, build, recipe)
     # Batches of two a process: often a process has no clean row, or one, for its main head.
     tiny = replace(recipe, epochs=2, batch_size=4)
-    published = PublishedE2ABL(warmup_epochs=1).train(samples.take(np.arange(120)), build, tiny)
+    published = E2ABL(warmup_epochs=1).train(samples.take(np.arange(120)), build, tiny)
     results = {
         "losses": losses,
         "met": met,

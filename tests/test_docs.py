@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 import antibackdoor
-from antibackdoor.cli import build_app, main
-from antibackdoor.defenses import E2ABL, PublishedE2ABL
+from antibackdoor.cli import main
+from antibackdoor.cli.app import build_app
+from antibackdoor.defenses import E2ABL, DualHead
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -63,7 +64,7 @@ def test_commands_and_flags_in_the_text_exist(path: Path, capsys: pytest.Capture
     helps = ""
     for words in (
         ["train"],
-        ["train", "--defense", "e2abl-published"],
+        ["train", "--defense", "e2abl"],
         ["scan"],
         ["poison"],
         ["evaluate"],
@@ -112,7 +113,7 @@ def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     snippet = next(block for block in blocks(README, "python") if "antibackdoor" in block)
     documented = (antibackdoor.__doc__ or "").replace('out="run"', 'out="python_run"')
     assert [line for line in snippet.splitlines() if line not in documented] == []
-    job = antibackdoor.Job(E2ABL(warmup_steps=50, confusion_steps=8), antibackdoor.Recipe(epochs=1, device="cpu"))
+    job = antibackdoor.Job(DualHead(warmup_steps=50, confusion_steps=8), antibackdoor.Recipe(epochs=1, device="cpu"))
     monkeypatch.setattr(antibackdoor, "train", partial(antibackdoor.train, job=job))
     # The test names the lines of this repository's own README; nothing foreign is run.
     exec(snippet, {})
@@ -174,7 +175,7 @@ def test_the_architecture_names_every_part() -> None:
 def test_the_method_card_names_every_reading() -> None:
     text = (REPOSITORY / "docs" / "e2abl.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| (A\d+) \|", text, flags=re.MULTILINE) == [f"A{n}" for n in range(1, 26)]
-    assert [field.name for field in fields(PublishedE2ABL) if f"`{field.name}`" not in text] == []
+    assert [field.name for field in fields(E2ABL) if f"`{field.name}`" not in text] == []
 
 
 def test_doctests_of_the_source_are_collected() -> None:

@@ -10,8 +10,8 @@ from antibackdoor.attacks import Dynamic, poison
 from antibackdoor.attacks.dynamic import GeneratedPatch, blended, diversity, threshold
 from antibackdoor.attacks.stamps import Staged
 from antibackdoor.attacks.surrogate import to_tensor
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import Samples
 
 NUMBERS = np.arange(256)
 

@@ -9,17 +9,17 @@ import torch
 from conftest import pictures
 from watched_runs import RECIPE, Watched, assert_alike, builder, killed_and_resumed
 
+from antibackdoor.app.demo import digits
 from antibackdoor.attacks import BadNets, Poisoned, poison, trigger_test_set
-from antibackdoor.defenses import E2ABL, PublishedE2ABL, algorithm_1
-from antibackdoor.demo import digits
+from antibackdoor.data.samples import Samples
+from antibackdoor.defenses import E2ABL, DualHead, e2abl
 from antibackdoor.protocols import Trained
-from antibackdoor.recipe import Recipe
-from antibackdoor.samples import Samples
-from antibackdoor.session import Session, seeded
-from antibackdoor.training import predict, train_epoch
+from antibackdoor.training.loop import predict, train_epoch
+from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.session import Session, seeded
 
 # One attempt, and none at what is left: these tests are of what comes before and after the search.
-METHOD = E2ABL(by_parts=False, across_labels=False, in_the_rest=False)
+METHOD = DualHead(by_parts=False, across_labels=False, in_the_rest=False)
 
 
 class Whole(NamedTuple):
@@ -109,7 +109,7 @@ def test_the_main_head_sees_as_many_samples_whatever_is_kept_from_it(whole: Whol
 
 
 def test_a_long_training_gives_up_a_fifth_at_most(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antibackdoor.defenses.e2abl.LEAST_STEPS", 0)
+    monkeypatch.setattr("antibackdoor.defenses.dual_head.LEAST_STEPS", 0)
     journal = Watched(begin=whole.journal.last["found"])
     METHOD.train(whole.samples, builder(whole.samples), RECIPE, journal=journal)
     share = 0.8 * RECIPE.epochs * len(whole.samples)
@@ -129,21 +129,21 @@ def test_clean_data_are_left_alone(on_clean: Whole) -> None:
 
 
 def test_the_published_form_is_at_hand() -> None:
-    published = E2ABL.as_published()
-    assert isinstance(published, PublishedE2ABL)
+    published = E2ABL()
+    assert isinstance(published, E2ABL)
     assert (published.isolation_rate, published.recovery_rate, published.warmup_epochs) == (0.2, 0.01, 2)
 
 
 def test_equation_4_has_relabelled_samples_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The three expectations of the published objective, each over a third of a batch at least."""
     samples, recipe = pictures(300, 3), Recipe(epochs=3, batch_size=30, device="cpu", precision="fp32")
-    published, epochs = PublishedE2ABL(weighting="eq4", warmup_epochs=1, recovery_rate=0.05), []
+    published, epochs = E2ABL(weighting="eq4", warmup_epochs=1, recovery_rate=0.05), []
 
     def watched(*args: Any, **settings: Any) -> Any:
         epochs.append(args[2])
         return train_epoch(*args, **settings)
 
-    monkeypatch.setattr(algorithm_1, "train_epoch", watched)
+    monkeypatch.setattr(e2abl, "train_epoch", watched)
     history = published.train(samples, builder(samples), recipe).history
     assert [len(cuts) for cuts in epochs] == [10, 15, 15]
     assert {len(cut) for cut in epochs[1]} == {30}

@@ -15,7 +15,7 @@ from conftest import pictures, waves, write_folder
 from torch import nn
 
 import antibackdoor
-from antibackdoor.readers import write
+from antibackdoor.data.reading import write
 
 Call = Callable[..., tuple[int, str, str]]
 QUICK: list[object] = ["--backbone", "wrn-10-1", "--device", "cpu", "--precision", "fp32", "--epochs", "12"]
@@ -32,7 +32,7 @@ def test_the_backdoor_is_found_and_not_learned(call: Call, tmp_path: Path) -> No
     dirty = tmp_path / "dirty"
     assert call("poison", data, "--out", dirty, "--rate", "0.15", "--target-label", "class2")[0] == 0
     measured = {}
-    for defense in ("none", "e2abl"):
+    for defense in ("none", "dual-head"):
         run = tmp_path / defense
         assert call("train", dirty, "--out", run, *QUICK, "--defense", defense)[0] == 0
         code, _, err = call(
@@ -41,16 +41,16 @@ def test_the_backdoor_is_found_and_not_learned(call: Call, tmp_path: Path) -> No
         assert (code, err) == (0, "")
         measured[defense] = json.loads((run / "metrics.json").read_text())
 
-    plain, defended = measured["none"], measured["e2abl"]
+    plain, defended = measured["none"], measured["dual-head"]
     assert plain["attack_success_rate"] > 0.9, "the attack works, or the test shows nothing"
     assert defended["attack_success_rate"] < 0.1
     assert defended["clean_accuracy"] > 0.9
     assert defended["isolation_recall"] > 0.9 and defended["isolation_precision"] > 0.9
     assert defended["poisoned"] is True and defended["backdoor_label"] == "class2"
-    page = (tmp_path / "e2abl" / "report.html").read_text()
+    page = (tmp_path / "dual-head" / "report.html").read_text()
     assert "class2" in page and re.search("poisoned", page)
     assert "<script" not in page
-    for file in (tmp_path / "e2abl").iterdir():
+    for file in (tmp_path / "dual-head").iterdir():
         assert str(tmp_path).encode() not in file.read_bytes(), f"{file.name} tells where the data lay"
 
 
@@ -90,7 +90,7 @@ def test_own_network_and_own_arrays(tmp_path: Path) -> None:
     measured = antibackdoor.evaluate(tmp_path / "run", data.test, factory=small, device="cpu")
     assert measured["n_test"] == len(data.test)
 
-    trained = antibackdoor.E2ABL().train(data.train, lambda: small((1, 16), 3), recipe)
+    trained = antibackdoor.DualHead().train(data.train, lambda: small((1, 16), 3), recipe)
     assert trained.model(inputs).shape == (5, 3) and trained.suspicion.shape == (len(data.train),)
     with pytest.raises(antibackdoor.ModelError, match="lambda"):
         antibackdoor.train(data, antibackdoor.Job(recipe=recipe, model=lambda: nn.Flatten()), tmp_path / "wrong")
@@ -120,7 +120,7 @@ def test_clean_data_stay_whole(seed: int) -> None:
     """The other half of the claim: where there is no backdoor, nothing or next to nothing is isolated."""
     samples = pictures(300, 3, seed=seed)
     recipe = antibackdoor.Recipe(epochs=8, device="cpu", precision="fp32")
-    trained = antibackdoor.E2ABL().train(
+    trained = antibackdoor.DualHead().train(
         samples, lambda: antibackdoor.build_backbone("wrn-10-1", samples.shape, 3), recipe
     )
     assert trained.isolated.mean() < 0.02
@@ -133,10 +133,10 @@ def test_demo(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     code, said, err = call("demo", "--out", out, "--epochs", "1", "--device", "cpu")
     assert (code, err) == (0, "")
-    assert re.search(r"undefended: clean accuracy .*%, attack success rate .*%", said) and "e2abl:" in said
-    for run in ("undefended", "e2abl"):
+    assert re.search(r"undefended: clean accuracy .*%, attack success rate .*%", said) and "dual-head:" in said
+    for run in ("undefended", "dual-head"):
         assert json.loads((out / run / "metrics.json").read_text())["n_poisoned"] > 100
         assert (out / run / "report.html").exists()
-    assert "E2ABL" in (out / "report.html").read_text()
+    assert "DualHead" in (out / "report.html").read_text()
     code, again, _ = call("demo", "--out", out, "--epochs", "1", "--device", "cpu")  # finished runs are kept
     assert code == 0 and again == said

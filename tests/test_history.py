@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from antibackdoor.history import LossHistory
-from antibackdoor.isolation import first_suspicion, loss_drop, sustained_drop
+from antibackdoor.statistics.isolation import first_suspicion, loss_drop, sustained_drop
+from antibackdoor.training.history import LossHistory
 
 
 def history_of(*moments: list[float]) -> LossHistory:

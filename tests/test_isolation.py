@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antibackdoor.history import LossHistory
-from antibackdoor.isolation import (
+from antibackdoor.statistics.isolation import (
     BELIEVED_BY_CHANCE,
     Valley,
     above_valleys,
@@ -25,6 +24,7 @@ from antibackdoor.isolation import (
     sustained_drop,
     widen,
 )
+from antibackdoor.training.history import LossHistory
 
 
 def test_rank() -> None:

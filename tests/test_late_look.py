@@ -9,16 +9,17 @@ import pytest
 from numpy.typing import NDArray
 from watched_runs import RECIPE, Watched, assert_alike, builder, killed_and_resumed
 
-from antibackdoor.defenses import E2ABL, late_look
-from antibackdoor.demo import digits
-from antibackdoor.populations import strangers
+from antibackdoor.app.demo import digits
+from antibackdoor.data.samples import BoolArray, Samples
+from antibackdoor.defenses import DualHead
 from antibackdoor.protocols import Trained
-from antibackdoor.samples import BoolArray, Samples
-from antibackdoor.session import Session
-from antibackdoor.training import predict
+from antibackdoor.search import post_training
+from antibackdoor.statistics.populations import strangers
+from antibackdoor.training.loop import predict
+from antibackdoor.training.session import Session
 
 # Its search does not ask what samples show; that alone would tell it of wrong labels in one class.
-UNASKED = E2ABL(warmup_steps=150, by_features=False)
+UNASKED = DualHead(warmup_steps=150, by_features=False)
 
 
 class Mislabelled(NamedTuple):
@@ -74,7 +75,7 @@ def test_most_of_a_label_is_poison_only_if_the_middle_layer_says_so(poison_is: s
     poisoned = many if poison_is == "most of the label" else (labels == 0) & ~many
     last = strangers(layer(many), labels, seed=0)
     assert last.labels == (0,) and last.flagged[labels == 0].mean() > 0.5
-    seconded = late_look.seconded(last, layer(poisoned), labels, seed=0)
+    seconded = post_training.seconded(last, layer(poisoned), labels, seed=0)
     assert seconded.labels == ((0,) if poison_is == "most of the label" else ())
     assert seconded.flagged.sum() == (last.flagged.sum() if seconded.labels else 0)
 
@@ -90,7 +91,7 @@ def test_most_of_a_label_is_poison_if_a_class_is_left(n_left: int, is_believed: 
     last = strangers((means[shown] + drawn.normal(size=(len(labels), 16))).astype(np.float32), labels, seed=0)
     assert last.labels == (0,) and last.flagged[labels == 0].mean() > 0.5
     silent = (means[labels] + drawn.normal(size=(len(labels), 16))).astype(np.float32)
-    assert late_look.seconded(last, silent, labels, seed=0).labels == ((0,) if is_believed else ())
+    assert post_training.seconded(last, silent, labels, seed=0).labels == ((0,) if is_believed else ())
 
 
 def test_a_run_killed_around_the_late_look_ends_as_an_unbroken_one(tmp_path: Path, mislabelled: Mislabelled) -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antibackdoor import metrics
 from antibackdoor.errors import ConfigError, DataError
+from antibackdoor.statistics import metrics
+from antibackdoor.statistics.intervals import wilson_interval
 
 
 def test_clean_accuracy_with_and_without_the_target_class() -> None:
@@ -91,15 +92,15 @@ def test_true_positive_rate_keeps_ties_together() -> None:
 
 def test_wilson_interval_by_hand() -> None:
     # n = 10, 5 successes, z = 1.96: center .5, half .2634.
-    low, high = metrics.wilson_interval(5, 10)
+    low, high = wilson_interval(5, 10)
     assert (low, high) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
-    assert metrics.wilson_interval(10, 10).high == 1.0
-    assert metrics.wilson_interval(0, 10).low == 0.0
-    assert math.isnan(metrics.wilson_interval(0, 0).low)
+    assert wilson_interval(10, 10).high == 1.0
+    assert wilson_interval(0, 10).low == 0.0
+    assert math.isnan(wilson_interval(0, 0).low)
     with pytest.raises(DataError, match="impossible"):
-        metrics.wilson_interval(3, 2)
+        wilson_interval(3, 2)
     with pytest.raises(ConfigError, match="confidence"):
-        metrics.wilson_interval(1, 2, confidence=95)
+        wilson_interval(1, 2, confidence=95)
 
 
 def test_class_tables() -> None:

@@ -8,22 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from antibackdoor.backbones import BACKBONES, build_backbone
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import DataError, ModelError
-from antibackdoor.models import (
-    Normalize,
-    TwoHead,
-    channel_statistics,
-    check_attach,
-    find_attach,
-    find_last,
-    normalized,
-    second_head,
-    split_network,
-    trunk_features,
-)
-from antibackdoor.own_network import load_factory
-from antibackdoor.samples import Samples
+from antibackdoor.models.backbones import BACKBONES, build_backbone
+from antibackdoor.models.normalization import Normalize, channel_statistics, normalized
+from antibackdoor.models.own_network import load_factory
+from antibackdoor.models.splitting import check_attach, find_attach, find_last, trunk_features
+from antibackdoor.models.two_head import TwoHead, second_head, split_network
 
 
 @pytest.fixture(autouse=True)

@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from antibackdoor.parts import (
-    MISPLACED,
-    MOST_ODD,
-    Resemblance,
-    agreement,
-    atypical,
-    contradiction,
-    mixing,
-    n_parts,
-    pooled_parts,
-)
+from antibackdoor.models.features import n_parts, pooled_parts
+from antibackdoor.statistics.parts import MISPLACED, MOST_ODD, Resemblance, agreement, atypical, contradiction, mixing
 
 
 def test_the_parts_of_an_image_are_its_quarters() -> None:

@@ -8,8 +8,8 @@ from conftest import pictures, waves
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antibackdoor.planting import RATES, Planted, plant, smallest_visible_rate
-from antibackdoor.samples import Samples
+from antibackdoor.data.samples import Samples
+from antibackdoor.search.planting import RATES, Planted, plant, smallest_visible_rate
 
 
 def everything(samples: Samples) -> np.ndarray:

@@ -31,8 +31,8 @@ from antibackdoor.attacks import (
     trigger_test_set,
     write_truth,
 )
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError, DataError
-from antibackdoor.samples import Samples
 
 
 def make_samples(per_class: int = 20, n_classes: int = 5, shape: tuple[int, ...] = (3, 8, 8)) -> Samples:

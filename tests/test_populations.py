@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from antibackdoor.populations import (
+from antibackdoor.statistics.populations import (
     LEAST_GAIN,
     Constellations,
     smaller_groups,

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from antibackdoor.data.reading import read, read_samples
+from antibackdoor.data.series import resample
 from antibackdoor.errors import DataError
-from antibackdoor.readers import read, read_samples
-from antibackdoor.readers.series import resample
 
 Y = np.array([3, -1, 3, -1])
 

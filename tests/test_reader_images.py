@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from antibackdoor.data.image_files import MAX_FILE_BYTES
+from antibackdoor.data.reading import read, read_inputs
 from antibackdoor.errors import DataError
-from antibackdoor.readers import read, read_inputs
-from antibackdoor.readers.image_files import MAX_FILE_BYTES
 
 
 @pytest.fixture(autouse=True)

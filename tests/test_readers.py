@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from antibackdoor.data.reading import FORMATS, DataSet, read, read_inputs, read_samples, write
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError, DataError
-from antibackdoor.readers import FORMATS, DataSet, read, read_inputs, read_samples, write
-from antibackdoor.samples import Samples
 
 DATA = Path(os.environ.get("ANTIBACKDOOR_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -182,8 +182,8 @@ def test_the_second_read_decodes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     def explode(*args: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("antibackdoor.readers.image_files.decode", explode)
-    monkeypatch.setattr("antibackdoor.readers.image_files.look_at", explode)
+    monkeypatch.setattr("antibackdoor.data.image_files.decode", explode)
+    monkeypatch.setattr("antibackdoor.data.image_files.look_at", explode)
     assert (read(root).train.inputs == first.train.inputs).all()
 
 

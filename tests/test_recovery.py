@@ -6,11 +6,11 @@ import numpy as np
 from conftest import pictures
 from torch import Tensor, nn
 
-from antibackdoor.caught import Caught, without
+from antibackdoor.data.samples import BoolArray, IntArray
 from antibackdoor.defenses.recovery import recover, untaught
-from antibackdoor.recipe import Recipe
-from antibackdoor.samples import BoolArray, IntArray
-from antibackdoor.session import Feed, Session
+from antibackdoor.search.caught import Caught, without
+from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.session import Feed, Session
 
 
 class Sure(nn.Module):

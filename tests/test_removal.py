@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import pictures, waves
 
-from antibackdoor.difference import difference
-from antibackdoor.removal import find_removal
-from antibackdoor.samples import Samples
+from antibackdoor.data.samples import Samples
+from antibackdoor.search.removal import find_removal
+from antibackdoor.statistics.difference import difference
 
 N = 400
 

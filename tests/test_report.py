@@ -10,25 +10,17 @@ import numpy as np
 import pytest
 from torch import nn
 
-from antibackdoor.artifacts import SamplesTable, write_history, write_samples_table
-from antibackdoor.difference import difference
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import RunError
-from antibackdoor.history import LossHistory
-from antibackdoor.model_file import ModelSpec, save_model
 from antibackdoor.report import Gallery, load_gallery, save_gallery, write_comparison, write_report
 from antibackdoor.report.figures import class_bars, loss_figure, score_figure, training_figures
 from antibackdoor.report.svg import Rule, chart, count_axis, linear_axis, sparkline, step_axis, step_position
-from antibackdoor.report.words import (
-    comparison_headline,
-    duration,
-    key_numbers,
-    percent,
-    printable,
-    quoted,
-    verdict,
-)
-from antibackdoor.run_folder import RunFolder
-from antibackdoor.samples import Samples
+from antibackdoor.report.words import comparison_headline, duration, key_numbers, percent, printable, quoted, verdict
+from antibackdoor.runs.artifacts import SamplesTable, write_history, write_samples_table
+from antibackdoor.runs.model_file import ModelSpec, save_model
+from antibackdoor.runs.run_folder import RunFolder
+from antibackdoor.statistics.difference import difference
+from antibackdoor.training.history import LossHistory
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 HOSTILE = [
@@ -86,10 +78,10 @@ def fake_run(
     isolated = suspicion > 2.6
     history = fake_history(is_poisoned, len(class_names))
     suggested = np.where(isolated, (labels + 3) % len(class_names), labels)
-    spec = ModelSpec("resnet18", "image", small.shape, tuple(class_names), (0.5,), (0.2,), None, "E2ABL", "0.1.0")
-    command = ["antibackdoor", "train", "data/my photos", "--defense", "e2abl", "--name", class_names[0]]
+    spec = ModelSpec("resnet18", "image", small.shape, tuple(class_names), (0.5,), (0.2,), None, "DualHead", "0.1.0")
+    command = ["antibackdoor", "train", "data/my photos", "--defense", "dual-head", "--name", class_names[0]]
     settings = {
-        "defense": {"name": "E2ABL", "warmup_epochs": 5, "rates": [0.05, 0.1]},
+        "defense": {"name": "DualHead", "warmup_epochs": 5, "rates": [0.05, 0.1]},
         "seed": 0,
         "device": None,
     }
@@ -272,7 +264,7 @@ def test_comparison_puts_runs_side_by_side(tmp_path: Path) -> None:
         run.finish({"clean_accuracy": 0.94, "attack_success_rate": 0.9987})
     defended = fake_run(tmp_path / "defended", n=300)
     out = tmp_path / "comparison.html"
-    write_comparison(out, [("Undefended", plain), ("E2ABL", defended)])
+    write_comparison(out, [("Undefended", plain), ("DualHead", defended)])
     text = " ".join(" ".join(audit(out).text).split())
     assert "99.9% of the test samples with ‘\u2068Undefended\u2069’ and 1.2%" in text
     assert text.index("Undefended") < text.index("very probably poisoned")

@@ -10,13 +10,13 @@ import torch
 from conftest import pictures, waves
 from torch import Tensor, nn
 
-from antibackdoor.difference import difference
-from antibackdoor.history import LossHistory
+from antibackdoor.app.residual import residual_attack_success
+from antibackdoor.data.samples import Samples
 from antibackdoor.protocols import Trained
-from antibackdoor.recipe import Recipe
-from antibackdoor.residual import residual_attack_success
-from antibackdoor.samples import Samples
-from antibackdoor.session import Session
+from antibackdoor.statistics.difference import difference
+from antibackdoor.training.history import LossHistory
+from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.session import Session
 
 RECIPE = Recipe(device="cpu", precision="fp32")
 NAME = "estimated_residual_attack_success_rate"
@@ -117,7 +117,7 @@ class Unlike:
 
 
 def test_samples_that_were_taught_to_be_something_else_tell_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antibackdoor.residual.difference", lambda *_: Unlike())
+    monkeypatch.setattr("antibackdoor.app.residual.difference", lambda *_: Unlike())
     samples, core, clean = poisoned("image", clean_label=False)
     session = Session(RECIPE, len(samples), images=True)
     kept = core & (np.cumsum(core) % 2 == 0)
@@ -129,7 +129,7 @@ def test_samples_that_were_taught_to_be_something_else_tell_nothing(monkeypatch:
 
 def test_labels_are_not_true_where_carriers_came_back_under_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sharper edges, say: the model obeys, and the difference of the means does not carry the trigger over."""
-    monkeypatch.setattr("antibackdoor.residual.difference", lambda *_: Unlike())
+    monkeypatch.setattr("antibackdoor.app.residual.difference", lambda *_: Unlike())
     samples, core, clean = poisoned("image", clean_label=False)
     session, model = Session(RECIPE, len(samples), images=True), Oracle(clean, 1.0)
     trained = caught(samples, core)

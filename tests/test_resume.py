@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import pictures, waves, write_folder
 
-from antibackdoor.readers import write
+from antibackdoor.data.reading import write
 
 Call = Callable[..., tuple[int, str, str]]
 Start = Callable[..., subprocess.Popen[str]]
 SETTINGS: dict[str, list[object]] = {
-    "e2abl": ["--epochs", "8", "--warmup-steps", "150", "--confusion-steps", "4"],
-    "e2abl-published": ["--defense", "e2abl-published", "--epochs", "8"],
+    "dual-head": ["--epochs", "8", "--warmup-steps", "150", "--confusion-steps", "4"],
+    "e2abl": ["--defense", "e2abl", "--epochs", "8"],
     "none": ["--defense", "none", "--epochs", "20"],
 }
 
@@ -57,7 +57,7 @@ def assert_same(first: Path, second: Path) -> None:
 
 
 # When to kill: after how many lines of the log, and how many seconds later. E2ABL is hit in both of its phases.
-KILLS = {"e2abl": ((0, 0.0), (1, 0.0), (4, 0.02)), "e2abl-published": ((2, 0.01),), "none": ((5, 0.01),)}
+KILLS = {"dual-head": ((0, 0.0), (1, 0.0), (4, 0.02)), "e2abl": ((2, 0.01),), "none": ((5, 0.01),)}
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))

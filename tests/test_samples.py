@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from antibackdoor.demo import digits
+from antibackdoor.app.demo import digits
 
 
 def test_a_copy_is_the_same_input_under_the_same_label() -> None:

@@ -16,10 +16,10 @@ from conftest import pictures, write_folder
 from test_resume import finish, wait_for_lines
 
 import antibackdoor
+from antibackdoor.app.demo import digits
 from antibackdoor.attacks import ATTACKS, poison
-from antibackdoor.demo import digits
+from antibackdoor.data.reading import write
 from antibackdoor.errors import ConfigError
-from antibackdoor.readers import write
 
 Call = Callable[..., tuple[int, str, str]]
 Start = Callable[..., subprocess.Popen[str]]
@@ -56,7 +56,7 @@ def test_scan_names_the_target(call: Call, tmp_path: Path) -> None:
 def test_scan_of_clean_data_says_what_it_could_have_seen(tmp_path: Path) -> None:
     data = digits(1)
     recipe = antibackdoor.Recipe(device="cpu", precision="fp32", seed=1)
-    job = antibackdoor.Job(antibackdoor.E2ABL(by_parts=False, across_labels=False), recipe, "wrn-10-1")
+    job = antibackdoor.Job(antibackdoor.DualHead(by_parts=False, across_labels=False), recipe, "wrn-10-1")
     facts = antibackdoor.scan(replace(data, test=None), job, tmp_path / "run")
     assert facts is not None and facts["poisoned"] is False and facts["n_isolated"] == 0
     assert facts["false_alarm_probability"] > 0.01 and "smallest_visible_rate" in facts

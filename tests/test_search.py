@@ -11,6 +11,7 @@ import torch
 from conftest import pictures
 from watched_runs import RECIPE, builder, find_nothing
 
+from antibackdoor.app.demo import digits
 from antibackdoor.attacks import (
     AllToAll,
     BadNets,
@@ -21,23 +22,23 @@ from antibackdoor.attacks import (
     poison,
     trigger_test_set,
 )
-from antibackdoor.backbones import build_backbone
-from antibackdoor.caught import Caught
-from antibackdoor.confusion import weights
-from antibackdoor.defenses import E2ABL
-from antibackdoor.demo import digits
-from antibackdoor.history import LossHistory
-from antibackdoor.isolation import Valley, find_valley
-from antibackdoor.models import TwoHead, channel_statistics, normalized, split_network
-from antibackdoor.parts import AGREEING, agreement
-from antibackdoor.populations import Constellations
-from antibackdoor.readers import read
-from antibackdoor.recipe import Recipe
-from antibackdoor.samples import IntArray, Samples
-from antibackdoor.search import Demand, Search, TrapSettings
-from antibackdoor.session import Feed, Session, seeded
-from antibackdoor.training import predict
-from antibackdoor.trap import AcrossLabels
+from antibackdoor.data.reading import read
+from antibackdoor.data.samples import IntArray, Samples
+from antibackdoor.defenses import DualHead
+from antibackdoor.models.backbones import build_backbone
+from antibackdoor.models.normalization import channel_statistics, normalized
+from antibackdoor.models.two_head import TwoHead, split_network
+from antibackdoor.search.attempts import AcrossLabels
+from antibackdoor.search.caught import Caught
+from antibackdoor.search.confusion import weights
+from antibackdoor.search.search import Demand, Search, TrapSettings
+from antibackdoor.statistics.isolation import Valley, find_valley
+from antibackdoor.statistics.parts import AGREEING, agreement
+from antibackdoor.statistics.populations import Constellations
+from antibackdoor.training.history import LossHistory
+from antibackdoor.training.loop import predict
+from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.session import Feed, Session, seeded
 
 
 def test_poison_that_makes_up_nearly_all_of_a_small_class() -> None:
@@ -45,7 +46,7 @@ def test_poison_that_makes_up_nearly_all_of_a_small_class() -> None:
     of_class = np.flatnonzero(whole.labels == 4)
     samples = whole.take(np.setdiff1d(np.arange(len(whole)), of_class[12:]))
     dirty = poison(samples, BadNets(), seed=0, rate=0.1, target_label=4)
-    caught, _ = E2ABL(in_the_rest=False).isolate(dirty.samples, builder(samples), RECIPE)
+    caught, _ = DualHead(in_the_rest=False).isolate(dirty.samples, builder(samples), RECIPE)
     assert caught.labels == (4,)
     assert (dirty.truth.is_poisoned & ~caught.isolated).sum() == 0
     assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 5
@@ -57,7 +58,7 @@ def in_two_halves(samples: Samples) -> Samples:
 
 def test_poison_between_two_labels() -> None:
     dirty = poison(in_two_halves(digits(0).train), BadNets(), seed=0, rate=0.1)
-    caught, _ = E2ABL(in_the_rest=False).isolate(dirty.samples, builder(dirty.samples), RECIPE)
+    caught, _ = DualHead(in_the_rest=False).isolate(dirty.samples, builder(dirty.samples), RECIPE)
     assert (dirty.truth.is_poisoned & ~caught.isolated).sum() == 0
     assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= 5
 
@@ -82,7 +83,7 @@ def test_between_two_classes_the_place_of_a_group_makes_up_for_a_shallow_valley(
     dirty = poison(samples, attack, seed=0, rate=rate) if rate else None
     data = dirty.samples if dirty else samples
     is_poisoned = dirty.truth.is_poisoned if dirty else np.zeros(len(data), dtype=bool)
-    caught, _ = E2ABL(in_the_rest=False).isolate(data, builder(data), RECIPE)
+    caught, _ = DualHead(in_the_rest=False).isolate(data, builder(data), RECIPE)
     assert (is_poisoned & ~caught.isolated).sum() == 0
     assert (caught.isolated & ~is_poisoned).sum() <= (3 if rate else 0)
     assert not rate or caught.labels == (0,)
@@ -101,10 +102,10 @@ def test_between_few_labels_neither_is_an_output_of_its_own_and_more_is_asked_fo
         asked.append((net.n_outputs, settings))
         return find_nothing(session, samples, feed, net, settings, history)
 
-    monkeypatch.setattr("antibackdoor.defenses.e2abl.spring", look_on)
+    monkeypatch.setattr("antibackdoor.defenses.dual_head.spring", look_on)
     samples = digits(0).train.take(np.arange(200))
     samples = in_two_halves(samples) if n_labels == 2 else samples
-    E2ABL(warmup_steps=1).isolate(samples, builder(samples), RECIPE)
+    DualHead(warmup_steps=1).isolate(samples, builder(samples), RECIPE)
     [(outputs, settings)] = asked
     assert outputs == n_outputs
     assert settings.least_depth == pytest.approx(least) and settings.are_labels_few == are_few
@@ -116,15 +117,15 @@ def test_exact_copies_are_no_evidence_and_share_the_verdict(step: int, rate: flo
     dirty = poison(digits(0).train.take(np.arange(0, 1438, step)), BadNets(), seed=0, rate=rate)
     copies = np.repeat(np.arange(len(dirty.samples)), 5)
     oversampled = replace(dirty.samples.take(copies), ids=np.arange(len(copies)).astype(str))
-    caught, _ = E2ABL().isolate(oversampled, builder(oversampled), RECIPE)
+    caught, _ = DualHead().isolate(oversampled, builder(oversampled), RECIPE)
     np.testing.assert_array_equal(caught.isolated, dirty.truth.is_poisoned[copies])
     assert caught.margins.shape == copies.shape and np.isfinite(caught.margins).all()
 
 
 def let_nothing_be_sharp(monkeypatch: pytest.MonkeyPatch) -> None:
     """Features show whom to suspect, and no more: no cut divides a label, and no neighbors do."""
-    monkeypatch.setattr("antibackdoor.populations._is_sharp", lambda *_: False)
-    monkeypatch.setattr("antibackdoor.populations.with_strange", lambda found, *_, **__: found)
+    monkeypatch.setattr("antibackdoor.statistics.populations._is_sharp", lambda *_: False)
+    monkeypatch.setattr("antibackdoor.statistics.populations.with_strange", lambda found, *_, **__: found)
 
 
 @pytest.mark.parametrize("triggered", [True, False])
@@ -149,7 +150,7 @@ def test_foreign_content_in_most_of_a_label_is_poison_if_it_shares_a_shortcut(
     dirty = poison(samples, BadNets(), seed=0, rate=0.1, target_label=4)
     if not triggered:
         dirty = replace(dirty, samples=replace(dirty.samples, inputs=samples.inputs))
-    caught, _ = E2ABL().isolate(dirty.samples, builder(samples), RECIPE)
+    caught, _ = DualHead().isolate(dirty.samples, builder(samples), RECIPE)
     assert tried[0] == (True, triggered)
     assert not triggered or tried[1:] == [(False, False)], "what is left is no longer foreign"
     if triggered:
@@ -167,7 +168,7 @@ def test_foreign_content_in_a_part_of_a_label_is_poison_if_it_shares_a_shortcut(
     dirty = poison(samples, BadNets(), seed=0, rate=0.05, target_label=4)
     if not triggered:
         dirty = replace(dirty, samples=replace(dirty.samples, inputs=samples.inputs))
-    nothing_else = E2ABL(by_parts=False, by_both=False, across_labels=False)
+    nothing_else = DualHead(by_parts=False, by_both=False, across_labels=False)
     caught, _ = nothing_else.isolate(dirty.samples, builder(samples), RECIPE)
     assert (dirty.truth.is_poisoned & caught.isolated).sum() >= triggered * 70
     assert (caught.isolated & ~dirty.truth.is_poisoned).sum() <= triggered * 5
@@ -184,7 +185,7 @@ def test_a_loud_trigger_does_not_hide_another(
     samples = whole.take(np.setdiff1d(np.arange(len(whole)), np.flatnonzero(whole.labels == 4)[25:]))
     loud = poison(samples, BadNets(), seed=0, rate=0.1, target_label=4)
     both = poison(loud.samples, Blend(), seed=1, rate=0.05, target_label=7)
-    caught, _ = E2ABL(in_the_rest=in_the_rest).isolate(both.samples, builder(samples), RECIPE)
+    caught, _ = DualHead(in_the_rest=in_the_rest).isolate(both.samples, builder(samples), RECIPE)
     is_poisoned = loud.truth.is_poisoned | both.truth.is_poisoned
     shares = {label: caught.isolated[is_poisoned & (both.samples.labels == label)].mean() for label in found}
     assert shares == pytest.approx(found, abs=0.02)
@@ -200,7 +201,7 @@ def test_a_loud_trigger_does_not_hide_another(
 )
 def test_a_trigger_is_found_wherever_it_leads(plan: Any, targets: tuple[int, ...]) -> None:
     dirty = poison(digits(0).train, BadNets(), seed=0, plan=plan)
-    trained = E2ABL(in_the_rest=False).train(dirty.samples, builder(dirty.samples), RECIPE)
+    trained = DualHead(in_the_rest=False).train(dirty.samples, builder(dirty.samples), RECIPE)
     is_poisoned = dirty.truth.is_poisoned
     assert trained.backdoor_labels == targets
     assert (is_poisoned & ~trained.isolated).sum() <= 2
@@ -225,7 +226,7 @@ def test_a_pattern_in_few_series_is_found_by_what_their_parts_look_like() -> Non
     mean, std = channel_statistics(poisoned.samples)
     shape, n_classes = poisoned.samples.shape, poisoned.samples.n_classes
     recipe = Recipe(epochs=60, seed=0)
-    caught, _ = E2ABL(in_the_rest=False).isolate(
+    caught, _ = DualHead(in_the_rest=False).isolate(
         poisoned.samples, lambda: normalized(build_backbone("fcn", shape, n_classes), mean, std), recipe
     )
     is_poisoned = poisoned.truth.is_poisoned
@@ -278,7 +279,7 @@ def test_a_group_that_looks_foreign_confirms_a_valley(
     if kind == "hardly foreign":
         rest = np.flatnonzero((labels == 3) & ~believed)
         contradiction[rest[: 2 * len(rest) // 5]] = 0.8
-    monkeypatch.setattr("antibackdoor.parts.contradiction", lambda *_, seed: contradiction)
+    monkeypatch.setattr("antibackdoor.statistics.parts.contradiction", lambda *_, seed: contradiction)
     assert search.is_found(3, Valley(depth, 2.0), demand) == found
     # A valley that would be refused however deep it is tells nothing about chance.
     could_be = found or kind == "foreign" or demand.alone < np.inf
@@ -380,7 +381,7 @@ def test_one_of_two_actors_is_no_poison_although_neighbors_tell_nothing_of_his_l
 
 
 def test_between_few_labels_a_gap_is_as_good_as_a_deep_valley() -> None:
-    settings = E2ABL().trap_settings(2)
+    settings = DualHead().trap_settings(2)
     margins = np.concatenate([np.linspace(-3, -1, 60), np.linspace(4, 6, 12), np.full(60, -2.0)])
     labels = np.repeat([0, 1], [72, 60])
     search = untrained(pictures(132, 2))

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from watched_runs import RECIPE, Watched, assert_alike, builder, find_nothing, killed_and_resumed
 
+from antibackdoor.app.demo import digits
 from antibackdoor.attacks import BadNets, Blend, Poisoned, SourceSpecific, poison, trigger_test_set
-from antibackdoor.caught import Caught
-from antibackdoor.defenses import E2ABL
-from antibackdoor.demo import digits
+from antibackdoor.defenses import DualHead
 from antibackdoor.protocols import Trained
-from antibackdoor.session import Session
-from antibackdoor.training import predict
+from antibackdoor.search.caught import Caught
+from antibackdoor.training.loop import predict
+from antibackdoor.training.session import Session
 
-SHORT = E2ABL(warmup_steps=150)
+SHORT = DualHead(warmup_steps=150)
 
 
 class FromOneSource(NamedTuple):
@@ -32,7 +32,7 @@ class FromOneSource(NamedTuple):
 def from_one_source() -> Iterator[FromOneSource]:
     data, journal = poison(digits(0).train, BadNets(), seed=0, plan=SourceSpecific(0.05, 4, 7, 0.02)), Watched()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("antibackdoor.defenses.e2abl.spring", find_nothing)
+        patch.setattr("antibackdoor.defenses.dual_head.spring", find_nothing)
         yield FromOneSource(data, SHORT.train(data.samples, builder(data.samples), RECIPE, journal=journal), journal)
 
 
@@ -75,7 +75,7 @@ def test_what_the_search_caught_hides_nothing_from_the_second_one(monkeypatch: p
         nothing = find_nothing(*asked)
         return replace(nothing, isolated=loud, core=loud, labels=(2,), margins=np.where(loud, 9.0, nothing.margins))
 
-    monkeypatch.setattr("antibackdoor.defenses.e2abl.spring", find_the_loud)
+    monkeypatch.setattr("antibackdoor.defenses.dual_head.spring", find_the_loud)
     trained = SHORT.train(both.samples, builder(both.samples), replace(RECIPE, epochs=12))
     assert trained.backdoor_labels == (2, 4)
     assert trained.isolated[loud].all() and (quiet & ~trained.isolated).sum() <= 4
@@ -87,5 +87,5 @@ def test_what_the_search_caught_hides_nothing_from_the_second_one(monkeypatch: p
 def test_classes_within_a_label_are_set_apart_and_left_alone() -> None:
     samples = digits(0).train
     merged = replace(samples, labels=samples.labels // 3, class_names=np.array(["0-2", "3-5", "6-8", "9"]))
-    trained = E2ABL().train(merged, builder(merged), replace(RECIPE, epochs=12))
+    trained = DualHead().train(merged, builder(merged), replace(RECIPE, epochs=12))
     assert not trained.poisoned and not trained.isolated.any()

@@ -9,8 +9,8 @@ import torch
 from antibackdoor.attacks import AllToAll, TimeTrojanDE
 from antibackdoor.attacks.surrogate import to_tensor, train_surrogate
 from antibackdoor.attacks.timetrojan_de import EvolvedSteps, Search, decoded
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import Samples
 
 
 def series(shape: tuple[int, ...], n: int = 30) -> Samples:

@@ -12,12 +12,10 @@ import torch
 from conftest import pictures, waves
 from torch import Tensor, nn
 
-from antibackdoor.augmentation import AUGMENTATIONS, augment
+from antibackdoor.data.augmentation import AUGMENTATIONS, augment
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.recipe import Recipe, augmentation_names
-from antibackdoor.samples import Batch, Samples
-from antibackdoor.session import Session, has_fast_bf16, seeded
-from antibackdoor.training import (
+from antibackdoor.training.loop import (
     batches,
     classify,
     cross_entropy,
@@ -27,6 +25,8 @@ from antibackdoor.training import (
     shuffled,
     train_epoch,
 )
+from antibackdoor.training.recipe import Recipe, augmentation_names
+from antibackdoor.training.session import Batch, Session, has_fast_bf16, seeded
 
 CPU = {"device": "cpu", "precision": "fp32"}
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from antibackdoor.caught import CONTENT, CONTENT_BELIEVED, Caught
-from antibackdoor.isolation import DEPTH_OF_FEW, FEW_LABELS
-from antibackdoor.verdict import DEEPER_THAN_1, POWER, evidence, false_alarm_probability, judge, suspicion
+from antibackdoor.search.caught import CONTENT, CONTENT_BELIEVED, Caught
+from antibackdoor.search.evidence import DEEPER_THAN_1, POWER, evidence, false_alarm_probability, judge, suspicion
+from antibackdoor.statistics.isolation import DEPTH_OF_FEW, FEW_LABELS
 
 
 def caught(

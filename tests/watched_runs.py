@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from torch import nn
 
-from antibackdoor.backbones import build_backbone
-from antibackdoor.caught import Caught
-from antibackdoor.defenses import E2ABL
-from antibackdoor.history import LossHistory
-from antibackdoor.models import TwoHead, channel_statistics, normalized
+from antibackdoor.data.samples import Samples
+from antibackdoor.defenses import DualHead
+from antibackdoor.models.backbones import build_backbone
+from antibackdoor.models.normalization import channel_statistics, normalized
+from antibackdoor.models.two_head import TwoHead
 from antibackdoor.protocols import Trained
-from antibackdoor.recipe import Recipe
-from antibackdoor.run_folder import RunFolder
-from antibackdoor.samples import Samples
-from antibackdoor.search import Search, TrapSettings
-from antibackdoor.session import Feed, Session
-from antibackdoor.training import NoJournal
+from antibackdoor.runs.run_folder import RunFolder
+from antibackdoor.search.caught import Caught
+from antibackdoor.search.search import Search, TrapSettings
+from antibackdoor.training.history import LossHistory
+from antibackdoor.training.loop import NoJournal
+from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.session import Feed, Session
 
 RECIPE = Recipe(epochs=6, seed=0)
 
@@ -69,9 +70,9 @@ class Watched(NoJournal):
 
 
 def killed_and_resumed(
-    folder: Path, samples: Samples, recipe: Recipe, *ends: tuple[str, int], method: E2ABL | None = None
+    folder: Path, samples: Samples, recipe: Recipe, *ends: tuple[str, int], method: DualHead | None = None
 ) -> Trained:
-    build, method = builder(samples), method or E2ABL()
+    build, method = builder(samples), method or DualHead()
     for phase, epoch in ends:
         with RunFolder.create(folder, {}, resume=True) as run, pytest.raises(Killed):
             method.train(samples, build, recipe, journal=Fragile(run, phase, epoch))

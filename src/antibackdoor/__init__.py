@@ -16,7 +16,7 @@ Settings, and a network of your own (any function that returns a `torch.nn.Modul
 
 Without files: any arrays, and a defense by itself. `build` takes no arguments and makes the untrained network:
 
-    trained = antibackdoor.E2ABL().train(data.train, build, antibackdoor.Recipe(epochs=30))
+    trained = antibackdoor.DualHead().train(data.train, build, antibackdoor.Recipe(epochs=30))
     trained.model, trained.suspicion, trained.isolated
 
 Attack a copy of the data before you trust a defense on them:
@@ -31,19 +31,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from antibackdoor.artifacts import SamplesTable
+    from antibackdoor.app.evaluation import evaluate
+    from antibackdoor.app.pipeline import Job, Outcome, load_model, train
+    from antibackdoor.app.scanning import scan
     from antibackdoor.attacks import ATTACKS, poison, trigger_test_set
-    from antibackdoor.backbones import BACKBONES, build_backbone
-    from antibackdoor.defenses import DEFENSES, E2ABL, PublishedE2ABL, Undefended
+    from antibackdoor.data.reading import FORMATS, DataSet, read, read_inputs, read_samples, write
+    from antibackdoor.data.samples import Samples
+    from antibackdoor.defenses import DEFENSES, E2ABL, DualHead, Undefended
     from antibackdoor.errors import AntibackdoorError, ConfigError, DataError, ModelError, RunError
-    from antibackdoor.evaluation import evaluate
-    from antibackdoor.metrics import attack_success_rate, clean_accuracy
-    from antibackdoor.pipeline import Job, Outcome, load_model, train
+    from antibackdoor.models.backbones import BACKBONES, build_backbone
     from antibackdoor.protocols import Trained
-    from antibackdoor.readers import FORMATS, DataSet, read, read_inputs, read_samples, write
-    from antibackdoor.recipe import Recipe
-    from antibackdoor.samples import Samples
-    from antibackdoor.scanning import scan
+    from antibackdoor.runs.artifacts import SamplesTable
+    from antibackdoor.statistics.metrics import attack_success_rate, clean_accuracy
+    from antibackdoor.training.recipe import Recipe
 
 __all__ = [
     "ATTACKS",
@@ -55,10 +55,10 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DataSet",
+    "DualHead",
     "Job",
     "ModelError",
     "Outcome",
-    "PublishedE2ABL",
     "Recipe",
     "RunError",
     "Samples",
@@ -81,19 +81,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "artifacts": ("SamplesTable",),
+    "app.evaluation": ("evaluate",),
+    "app.pipeline": ("Job", "Outcome", "load_model", "train"),
+    "app.scanning": ("scan",),
     "attacks": ("ATTACKS", "poison", "trigger_test_set"),
-    "backbones": ("BACKBONES", "build_backbone"),
-    "defenses": ("DEFENSES", "E2ABL", "PublishedE2ABL", "Undefended"),
+    "data.reading": ("FORMATS", "DataSet", "read", "read_inputs", "read_samples", "write"),
+    "data.samples": ("Samples",),
+    "defenses": ("DEFENSES", "E2ABL", "DualHead", "Undefended"),
     "errors": ("AntibackdoorError", "ConfigError", "DataError", "ModelError", "RunError"),
-    "evaluation": ("evaluate",),
-    "metrics": ("attack_success_rate", "clean_accuracy"),
-    "pipeline": ("Job", "Outcome", "load_model", "train"),
+    "models.backbones": ("BACKBONES", "build_backbone"),
     "protocols": ("Trained",),
-    "readers": ("FORMATS", "DataSet", "read", "read_inputs", "read_samples", "write"),
-    "recipe": ("Recipe",),
-    "samples": ("Samples",),
-    "scanning": ("scan",),
+    "runs.artifacts": ("SamplesTable",),
+    "statistics.metrics": ("attack_success_rate", "clean_accuracy"),
+    "training.recipe": ("Recipe",),
 }
 
 

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
-from antibackdoor.history import LossHistory
-from antibackdoor.recipe import Recipe
-from antibackdoor.samples import BoolArray, FloatArray, InputArray, IntArray, Samples, StrArray
-from antibackdoor.training import Journal
+from antibackdoor.data.samples import BoolArray, FloatArray, InputArray, IntArray, Samples, StrArray
+from antibackdoor.training.history import LossHistory
+from antibackdoor.training.loop import Journal
+from antibackdoor.training.recipe import Recipe
 
 Build = Callable[[], nn.Module]
 

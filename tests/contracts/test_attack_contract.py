@@ -13,17 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from antibackdoor.attacks import (
-    ATTACKS,
-    load_trigger,
-    poison,
-    sample_numbers,
-    save_trigger,
-    stamp,
-    trigger_test_set,
-)
+from antibackdoor.attacks import ATTACKS, load_trigger, poison, sample_numbers, save_trigger, stamp, trigger_test_set
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import Samples
 
 # Attacks that train or optimize run at a small budget here; their defaults are for real data.
 QUICK: dict[str, dict[str, Any]] = {

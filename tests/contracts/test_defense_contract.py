@@ -15,17 +15,17 @@ import torch
 from conftest import pictures, waves
 from torch import Tensor, nn
 
-from antibackdoor.backbones import build_backbone
+from antibackdoor.data.samples import Samples
 from antibackdoor.defenses import DEFENSES
 from antibackdoor.errors import AntibackdoorError, ConfigError, ModelError
+from antibackdoor.models.backbones import build_backbone
 from antibackdoor.protocols import Build, Trained
-from antibackdoor.recipe import Recipe
-from antibackdoor.samples import Samples
+from antibackdoor.training.recipe import Recipe
 
 # Small budgets; the defaults are for real data.
 QUICK: dict[str, dict[str, Any]] = {
-    "e2abl": {"confusion_steps": 3, "warmup_steps": 60},
-    "e2abl-published": {"warmup_epochs": 1},
+    "dual-head": {"confusion_steps": 3, "warmup_steps": 60},
+    "e2abl": {"warmup_epochs": 1},
 }
 RECIPE = Recipe(epochs=3, device="cpu", precision="fp32", seed=3)
 CASES = [(name, kind) for name in sorted(DEFENSES) for kind in ("image", "series")]
@@ -257,16 +257,16 @@ def test_resumed_at_every_checkpoint_it_ends_the_same(name: str, kind: str) -> N
 
 def test_resumed_within_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small data warm up for one snapshot only, so snapshots are made shorter here."""
-    monkeypatch.setattr("antibackdoor.warm_up.BLOCK", 5)
-    monkeypatch.setattr("antibackdoor.warm_up.SNAPSHOT", 10)
+    monkeypatch.setattr("antibackdoor.search.warm_up.BLOCK", 5)
+    monkeypatch.setattr("antibackdoor.search.warm_up.SNAPSHOT", 10)
     samples = make_samples("image")
     recipe = dataclasses.replace(RECIPE, epochs=30, batch_size=8)
     whole = Ledger()
-    unbroken = make("e2abl").train(samples, builder(samples), recipe, journal=whole)
+    unbroken = make("dual-head").train(samples, builder(samples), recipe, journal=whole)
     assert [line["phase"] for line in whole.lines[:3]] == ["warm-up"] * 3
     broken = Ledger(stop_after=2)
     with pytest.raises(KeyboardInterrupt):
-        make("e2abl").train(samples, builder(samples), recipe, journal=broken)
-    resumed = make("e2abl").train(samples, builder(samples), recipe, journal=Ledger(broken.kept))
+        make("dual-head").train(samples, builder(samples), recipe, journal=broken)
+    resumed = make("dual-head").train(samples, builder(samples), recipe, journal=Ledger(broken.kept))
     assert weights(resumed) == weights(unbroken)
     assert resumed.history.losses.tobytes() == unbroken.history.losses.tobytes()

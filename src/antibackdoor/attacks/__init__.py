@@ -13,16 +13,8 @@ from antibackdoor.attacks.dynamic import Dynamic
 from antibackdoor.attacks.feature_collision import FeatureCollision
 from antibackdoor.attacks.label_consistent import LabelConsistent
 from antibackdoor.attacks.optimized import LBA, Trojan
-from antibackdoor.attacks.physical import PhysicalBA, physical_transforms
-from antibackdoor.attacks.plans import (
-    PLANS,
-    AllToAll,
-    AllToOne,
-    CleanLabel,
-    Composite,
-    MultiTarget,
-    SourceSpecific,
-)
+from antibackdoor.attacks.physical import PhysicalBA
+from antibackdoor.attacks.plans import PLANS, AllToAll, AllToOne, CleanLabel, Composite, MultiTarget, SourceSpecific
 from antibackdoor.attacks.poisoning import (
     Poisoned,
     Truth,
@@ -44,6 +36,7 @@ from antibackdoor.attacks.timetrojan import TimeTrojanFGSM
 from antibackdoor.attacks.timetrojan_de import TimeTrojanDE
 from antibackdoor.attacks.tsba import TSBAB
 from antibackdoor.attacks.wanet import WaNet
+from antibackdoor.data.augmentation import physical_transforms
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Attack

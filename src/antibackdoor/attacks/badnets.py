@@ -9,8 +9,8 @@ import numpy as np
 
 from antibackdoor.attacks.plans import AllToOne
 from antibackdoor.attacks.stamps import Float32Array, Patch, fit_window, require_fraction, require_kind
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

@@ -19,7 +19,7 @@ from antibackdoor.attacks.stamps import (
     to_pixels,
     white,
 )
-from antibackdoor.samples import InputArray, IntArray, Samples
+from antibackdoor.data.samples import InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

@@ -10,8 +10,8 @@ import numpy as np
 from antibackdoor.attacks.plans import Composite
 from antibackdoor.attacks.poisoning import sample_numbers
 from antibackdoor.attacks.stamps import Staged, require_kind, require_shape, sample_generator
+from antibackdoor.data.samples import InputArray, IntArray, Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

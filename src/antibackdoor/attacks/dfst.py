@@ -8,15 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from antibackdoor.attacks.plans import AllToOne
-from antibackdoor.attacks.stamps import (
-    Float32Array,
-    require_fraction,
-    require_kind,
-    require_shape,
-    to_pixels,
-    white,
-)
-from antibackdoor.samples import InputArray, IntArray, Samples
+from antibackdoor.attacks.stamps import Float32Array, require_fraction, require_kind, require_shape, to_pixels, white
+from antibackdoor.data.samples import InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

@@ -34,8 +34,8 @@ from antibackdoor.attacks.surrogate import (
     to_tensor,
     train_surrogate,
 )
+from antibackdoor.data.samples import InputArray, IntArray, Samples
 from antibackdoor.errors import ConfigError, DataError
-from antibackdoor.samples import InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

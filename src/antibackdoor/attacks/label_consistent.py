@@ -12,18 +12,10 @@ from torch import Tensor
 
 from antibackdoor.attacks.badnets import BadNets
 from antibackdoor.attacks.plans import CleanLabel
-from antibackdoor.attacks.stamps import (
-    Patch,
-    Staged,
-    require_fraction,
-    require_kind,
-    require_shape,
-    to_pixels,
-    white,
-)
+from antibackdoor.attacks.stamps import Patch, Staged, require_fraction, require_kind, require_shape, to_pixels, white
 from antibackdoor.attacks.surrogate import Surrogate, in_chunks, single_target, train_surrogate
+from antibackdoor.data.samples import InputArray, IntArray, Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

@@ -13,8 +13,8 @@ from torch import Tensor
 from antibackdoor.attacks.plans import AllToOne
 from antibackdoor.attacks.stamps import Patch, bottom_right, require_fraction, require_kind
 from antibackdoor.attacks.surrogate import chosen_rows, single_target, to_tensor, train_surrogate
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError, DataError
-from antibackdoor.samples import Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

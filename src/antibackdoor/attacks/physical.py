@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from antibackdoor.attacks.pictures import logo_patch
 from antibackdoor.attacks.plans import AllToOne
 from antibackdoor.attacks.stamps import Patch, fit_window, require_kind
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan
@@ -59,34 +55,3 @@ class PhysicalBA:
     def plan(self) -> AllToOne:
         """All-to-one at 5 % (AdvrBD)."""
         return AllToOne(rate=0.05)
-
-
-def physical_transforms(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random flip, brightness and contrast +-20 %, rotation +-10 degrees, shift +-10 %, scale 0.8 to 0.9.
-
-    Args:
-        images: `(B, C, H, W)` float in [0, 1], poisoned and clean alike.
-        generator: Randomness, on the CPU.
-
-    Returns:
-        New images of the same shape in [0, 1]; what is moved in from outside is black.
-    """
-
-    def uniform(low: float, high: float) -> Tensor:
-        draws = torch.rand(len(images), generator=generator) * (high - low) + low
-        return draws.to(images.device, images.dtype)
-
-    brightness, contrast = (uniform(0.8, 1.2)[:, None, None, None] for _ in range(2))
-    lit = (images * brightness).clamp(0, 1)
-    mean = lit.mean(dim=(1, 2, 3), keepdim=True)
-    lit = (mean + contrast * (lit - mean)).clamp(0, 1)
-
-    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    angle, scale = uniform(-10, 10).deg2rad(), uniform(0.8, 0.9)
-    ratio = images.shape[-2] / images.shape[-1]
-    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    # affine_grid maps output to input in units of half the width and height, hence the ratio.
-    across = torch.stack((flip * cos, flip * sin * ratio, uniform(-0.2, 0.2)), dim=1)
-    down = torch.stack((-sin / ratio, cos, uniform(-0.2, 0.2)), dim=1)
-    grid = F.affine_grid(torch.stack((across, down), dim=1), list(images.shape), align_corners=False)
-    return F.grid_sample(lit, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antibackdoor.attacks.stamps import require_fraction
+from antibackdoor.data.samples import BoolArray, IntArray
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import BoolArray, IntArray
 
 
 def _require_label(name: str, label: int, n_classes: int) -> None:

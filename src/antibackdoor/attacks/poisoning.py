@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from antibackdoor.attacks.stamps import Staged
+from antibackdoor.data.samples import BoolArray, InputArray, IntArray, Samples, StrArray
 from antibackdoor.errors import ConfigError, DataError
-from antibackdoor.samples import BoolArray, InputArray, IntArray, Samples, StrArray
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Attack, Plan, Trigger

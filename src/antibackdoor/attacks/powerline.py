@@ -9,8 +9,8 @@ import numpy as np
 
 from antibackdoor.attacks.plans import AllToOne
 from antibackdoor.attacks.stamps import Float32Array, require_kind, require_shape
+from antibackdoor.data.samples import FloatArray, InputArray, IntArray, Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import FloatArray, InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

@@ -21,8 +21,8 @@ from antibackdoor.attacks.stamps import (
     to_pixels,
     white,
 )
+from antibackdoor.data.samples import InputArray, IntArray, Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

@@ -9,8 +9,8 @@ import numpy as np
 
 from antibackdoor.attacks.plans import CleanLabel
 from antibackdoor.attacks.stamps import Additive, Float32Array, Patch, Staged, require_kind
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from antibackdoor.data.samples import InputArray, IntArray, Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Trigger

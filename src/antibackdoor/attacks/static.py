@@ -9,8 +9,8 @@ import numpy as np
 
 from antibackdoor.attacks.plans import AllToOne
 from antibackdoor.attacks.stamps import require_fraction, require_kind, require_shape
+from antibackdoor.data.samples import InputArray, IntArray, Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

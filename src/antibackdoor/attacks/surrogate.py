@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from antibackdoor.attacks.stamps import Float32Array, white
+from antibackdoor.data.samples import InputArray, Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import InputArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from antibackdoor.attacks.badnets import BadNets, Pattern
 from antibackdoor.attacks.plans import SourceSpecific
 from antibackdoor.attacks.stamps import Patch
-from antibackdoor.samples import Samples
+from antibackdoor.data.samples import Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

@@ -23,8 +23,8 @@ from antibackdoor.attacks.surrogate import (
     train_surrogate,
     weights_of,
 )
+from antibackdoor.data.samples import InputArray, IntArray, Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

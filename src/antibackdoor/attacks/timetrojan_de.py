@@ -16,8 +16,8 @@ from antibackdoor.attacks.plans import AllToOne
 from antibackdoor.attacks.stamps import Float32Array, require_kind, require_shape, sample_generator
 from antibackdoor.attacks.surrogate import SmallNet, Surrogate, single_target, weights_of
 from antibackdoor.attacks.timetrojan import LIMIT, require_steps, taught_surrogate
+from antibackdoor.data.samples import InputArray, IntArray, Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

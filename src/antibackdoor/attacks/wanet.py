@@ -10,16 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from antibackdoor.attacks.plans import AllToOne
-from antibackdoor.attacks.stamps import (
-    Float32Array,
-    Staged,
-    require_kind,
-    require_shape,
-    sample_generator,
-    to_pixels,
-)
+from antibackdoor.attacks.stamps import Float32Array, Staged, require_kind, require_shape, sample_generator, to_pixels
+from antibackdoor.data.samples import InputArray, IntArray, Samples
 from antibackdoor.errors import ConfigError
-from antibackdoor.samples import InputArray, IntArray, Samples
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Plan

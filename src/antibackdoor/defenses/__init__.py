@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from antibackdoor.defenses.dual_head import DualHead
 from antibackdoor.defenses.e2abl import E2ABL
-from antibackdoor.defenses.e2abl_published import PublishedE2ABL
 from antibackdoor.defenses.undefended import Undefended
 
 DEFENSES: dict[str, type[Any]] = {
+    "dual-head": DualHead,
     "e2abl": E2ABL,
-    "e2abl-published": PublishedE2ABL,
     "none": Undefended,
 }
 
-__all__ = ["DEFENSES", "E2ABL", "PublishedE2ABL", "Undefended"]
+__all__ = ["DEFENSES", "E2ABL", "DualHead", "Undefended"]

@@ -1,406 +1,383 @@
-"""E2ABL, the default form: a second head traps the backdoor, and the main head learns from the rest."""
+"""E2ABL as its paper has it: Algorithm 1, every constant and every ambiguity of the paper a field."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from antibackdoor.caught import Caught, with_more, without
-from antibackdoor.defenses.e2abl_published import PublishedE2ABL
-from antibackdoor.defenses.late_look import look_again, more_carriers, with_strangers
-from antibackdoor.defenses.main_training import Later, MainTraining
-from antibackdoor.defenses.recovery import untaught
-from antibackdoor.errors import DataError
-from antibackdoor.history import LossHistory
-from antibackdoor.isolation import DEPTH_OF_FEW, FEW_LABELS
-from antibackdoor.models import HeadWidth, TwoHead, split_network
+from antibackdoor.data.samples import BoolArray, IntArray, Samples
+from antibackdoor.models.two_head import HeadWidth, TrunkGrad, TwoHead, split_network
 from antibackdoor.protocols import Build, Trained
-from antibackdoor.ranges import check_ranges
-from antibackdoor.recipe import LEAST_STEPS, Recipe
-from antibackdoor.removal import find_removal
-from antibackdoor.samples import BoolArray, Samples
-from antibackdoor.search import TrapSettings, n_searched
-from antibackdoor.session import Feed, Session, seeded
-from antibackdoor.training import (
+from antibackdoor.statistics.isolation import highest, loss_drop
+from antibackdoor.training.history import Losses, LossHistory
+from antibackdoor.training.loop import (
     Journal,
     NoJournal,
-    classify,
+    Objective,
+    batches,
+    cross_entropy,
+    evaluate,
     shuffled,
     train_epoch,
 )
-from antibackdoor.trap import MOST_ROUNDS, left, spring, spring_again, spring_believed
-from antibackdoor.verdict import evidence, judge, suspicion
-from antibackdoor.warm_up import warm_up
-
-WARM_UP_PASSES = 2  # that a warm-up may last however many steps they are: before, few losses have been recorded at all
-LEAST_PASSES = 0.8  # of the main training, however much the search costs; all of them where the training is short
-LEAST_MORE = 0.05  # of what is isolated, for which the main training begins anew
-OUTPUTS_OF_FEW = 10  # of the second head: between two labels there is no place for neither
-TIMED_STEPS = 5  # to estimate how long a search takes
-# What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
-# on CIFAR-10 (.69, .18, .35) and rounded up, so that the whole costs no more than plain training; these numbers only
-# set how much of its training the main head gives up.
-TRAINED, LOOKED_AT, COMPARED = 0.8, 0.2, 0.4
+from antibackdoor.training.ranges import check_choices, check_ranges
+from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.session import Batch, Session, seeded
 
 
 @dataclass(frozen=True)
 class E2ABL:
-    """Trains a classifier on data that may be poisoned, and tells which samples to distrust.
+    """E2ABL with the constants of the paper (Jiang et al., "End-to-End Anti-Backdoor Learning on Images and Time
+    Series", arXiv 2401.03215, Equations 4 and 5, Algorithm 1).
 
-    A second head on the shallow layers learns everything for a while and records how the loss of each sample falls.
-    Two witnesses then look for labels with two kinds of samples: the features, for content that belongs to other
-    labels (`antibackdoor.populations`), and the second head itself, made to forget the classes so that it believes
-    in short-cuts alone (`antibackdoor.trap`). The samples found are kept from the main head, which starts from fresh
-    weights; those that it later knows to be something else come back under that label. Late in the training the main
-    head is looked at as well: samples of the other labels that it holds in one label are isolated, and its training
-    begins anew; so are those that share the trigger of the found and little of their class (`antibackdoor.carriers`).
-    If there are none, it is asked about those whom the second head believed for nothing, and the second head once more
-    about samples that the main head sets apart. Nothing is isolated where no witness speaks.
-
-    The form of the paper is `E2ABL.as_published()`; `docs/e2abl.md` tells what differs and why. After Jiang et al.,
-    "End-to-End Anti-Backdoor Learning on Images and Time Series", arXiv 2401.03215.
+    After a warm-up of the second head, each epoch ranks all samples by their loss drop, isolates a fixed share,
+    trains the main head on the rest and the second head on the isolated, and gives the most suspicious samples the
+    label that the main head finds second to the backdoor label. Where the paper contradicts itself or is silent, a
+    field says which reading is taken. Augmentation is off, as in the paper; the recipe's epochs include the warm-up.
 
     Attributes:
-        attach: Layer after which the second head sits; empty for about the middle of the convolutions.
-        head_width: Channels of the second head; 0 for as many as the layer has, at least 64.
-        warmup_steps: Optimizer steps, or two passes over the data if these are more, after which the first look comes
-            even if less than half of what the labels tell has been learned.
-        warmup_learning_rate: Learning rate of the second head's warm-up.
-        hard_share: Share of the samples, those with the largest loss, that fill half of each warm-up batch.
-        confusion_steps: Optimizer steps in each round of confusion.
-        confusion_learning_rate: Learning rate of confusion.
-        confusion_weight: Weight of the undecided samples against the suspects.
-        least_depth: Depth of a valley between two groups of a label from which the label is suspected (5/3 of it with
-            two or three labels); two thirds are enough if their parts look foreign (not with two or three labels).
-            Once the found samples are trained on, it must be reached again, or two thirds of the depth that they were
-            found with.
-        by_features: Whether the content of other labels in shallow features counts as evidence.
-        by_parts: Whether samples whose parts look like other labels are suspected after those with suspicious losses.
-        by_both: Whether samples count as found that were believed, with no valley below them, if they carry the content
-            of other labels.
-        by_place: Whether they count as found, too, if they lie where the samples of other labels do; and whether that
-            tells a class from the poison in its label.
-        by_gaps: Whether a gap counts as a deep valley with two or three labels.
-        made_pure: Whether what lies above a shallow valley is searched again, from the half that looks most foreign.
-        across_labels: Whether a short-cut is looked for that leads to several labels.
-        in_the_rest: Whether the search begins anew with what is left, once it has caught something.
-        late_look: Whether the main head is looked at, late in its training.
-        recovery_confidence: Probability, in (0, 1], from which an isolated sample gets the main head's label.
+        attach: Layer of the second head; empty for about the middle (stage 2 of a ResNet, as in the paper).
+        head_width: Channels of the second head; 0 for five times the layer's, which makes ResNet-34 1.2 times
+            larger, as stated (the paper gives no widths).
+        two_models: Train a separate trunk for the second head (the paper's ablation).
+        warmup_epochs: Epochs that train the second head alone, >= 0.
+        warmup_learning_rate: Its learning rate.
+        warmup_trunk: Whether the warm-up also trains the trunk; Algorithm 1 names the head only, but a trunk left at
+            random would learn nothing.
+        learning_rate: Learning rate of trunk and main head after the warm-up.
+        second_learning_rate: Learning rate of the second head after the warm-up.
+        momentum: Nesterov momentum (not stated; the value of the authors' earlier code).
+        weight_decay: L2 penalty (not stated; likewise).
+        isolation_rate: Share of samples isolated, in (0, 1): the paper's 20%.
+        recovery_rate: Share of all samples that are relabelled, in [0, isolation_rate]: the text's 1% (Algorithm 1
+            relabels all isolated ones).
+        least_recovered: Fewest samples to relabel, for tiny data.
+        initial_loss: What stands for the loss before training: the constant `log_k`; the `measured` loss of the
+            untrained network; or none (`after_epoch_1`: the history starts after the first epoch).
+        loss_source: Losses from an `evaluation` pass after each epoch, or those met in training (`online`).
+        weighting: `per_sample` counts every sample once (Algorithm 1); `eq4` gives each of the three expectations of
+            Equation 4 weight 1.
+        trunk_grad: Which losses reach the trunk after the warm-up: `joint` both heads', `main` only the main
+            head's, `none` neither.
+        label_vote: The backdoor label is the class with the largest mean probability among the top samples
+            (`mean_softmax`), or the most frequent prediction (`majority`).
+        release_nonbackdoor: Also train the main head on isolated samples whose given label is not the backdoor
+            label.
+        keep_nonbackdoor: Leave the given label to top samples that do not carry the backdoor label.
+        recovery_delay: Epochs after the warm-up in which nothing is relabelled, since the main head is untrained.
+        trap_keeps_top: Whether the second head keeps training on top samples under their given labels.
+        control: `recover` relabels the top samples; `unlearn` ascends their loss, bounded by log K (Table III);
+            `none` leaves the third term out.
     """
 
     attach: str = ""
     head_width: int = 0
-    warmup_steps: int = 1800
-    warmup_learning_rate: float = 0.04
-    hard_share: float = 0.2
-    confusion_steps: int = 80
-    confusion_learning_rate: float = 0.02
-    confusion_weight: float = 3.0
-    least_depth: float = 3.0
-    by_features: bool = True
-    by_parts: bool = True
-    by_both: bool = True
-    by_place: bool = True
-    by_gaps: bool = True
-    made_pure: bool = True
-    across_labels: bool = True
-    in_the_rest: bool = True
-    late_look: bool = True
-    recovery_confidence: float = 0.9
+    two_models: bool = False
+    warmup_epochs: int = 2
+    warmup_learning_rate: float = 0.1
+    warmup_trunk: bool = True
+    learning_rate: float = 0.01
+    second_learning_rate: float = 0.005
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    isolation_rate: float = 0.2
+    recovery_rate: float = 0.01
+    least_recovered: int = 5
+    initial_loss: Literal["log_k", "measured", "after_epoch_1"] = "log_k"
+    loss_source: Literal["evaluation", "online"] = "evaluation"
+    weighting: Literal["per_sample", "eq4"] = "per_sample"
+    trunk_grad: Literal["joint", "main", "none"] = "joint"
+    label_vote: Literal["mean_softmax", "majority"] = "mean_softmax"
+    release_nonbackdoor: bool = False
+    keep_nonbackdoor: bool = False
+    recovery_delay: int = 1
+    trap_keeps_top: bool = True
+    control: Literal["recover", "unlearn", "none"] = "recover"
 
     def train(self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None) -> Trained:
-        """Isolate what the second head finds to be a short-cut, and train the main head on the rest.
+        """Train `build()` by Algorithm 1.
 
         Args:
             samples: The training set.
             build: Makes the untrained network.
-            recipe: Epochs, batch size, learning rate, device, seed. The warm-up counts as part of the epochs.
+            recipe: Epochs (warm-up included), batch size, device, seed.
             journal: Keeps checkpoints; nothing is kept by default.
 
-        Returns:
-            The clean model and a verdict for every sample; `margins` are the log-odds that the second head gives to
-            a sample's own label, `suspicion` the probability of being poisoned that follows.
-
         Raises:
-            ConfigError: If a hyper-parameter is out of range or the recipe does not fit.
+            ConfigError: If a rate is out of range or the recipe does not fit.
             ModelError: If the network cannot be split.
         """
         self._check()
-        journal = journal or NoJournal()
-        session = Session(recipe, len(samples), images=samples.kind == "image")
-        feed = session.feed(samples)
-        net = self.two_heads(session, samples, build)
-        state = journal.load() or {}
-        caught, history = self._find(session, samples, feed, net, journal, state)
-        if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
-            raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
-        late = np.asarray(state.get("late", np.zeros(len(samples), dtype=bool)))
-        budget = int(state.get("budget", self._main_visits(session, caught, samples.n_classes, history)))
-        n_begun = int(state.get("n_begun", 1))
-
-        def look(model: nn.Module, caught: Caught) -> Later | None:
-            return self._look_again(session, samples, feed, net, model, caught)
-
-        def kept() -> dict[str, Any]:
-            ours = {"late": late, "looked": n_begun > 1, "budget": budget, "n_begun": n_begun}
-            return {**_found(net, caught, history), **ours}
-
-        main = MainTraining(session, feed, journal, budget, self.recovery_confidence, look)
-        while True:
-            # Not from the trap's trunk, which was trained on the hardest samples and may know a trigger by now.
-            model = session.prepare(seeded(build, recipe.seed))
-            removal = find_removal(samples, caught.isolated, caught.core & ~late)
-            back, later = main.run(model, caught, late, removal, kept(), state)
-            if later is None:
-                break
-            searched, n_begun = caught.steps, n_begun + 1
-            caught, late = later
-            history = _with_margins(history, caught, caught.steps - searched)
-            journal.log(phase="late look", n_isolated=int(caught.isolated.sum()))
-            state = {"phase": "found", **kept()}
-            journal.save(state)
-        labels, returned = back.labels, back.unchanged
-        kept_out = untaught(caught.core, samples.labels, recipe.seed)
-        caught = without(caught, back.cleared, samples.labels)
-        recovered = caught.isolated & (labels != samples.labels)
-        return Trained(
-            model=session.finished(model, build),
-            history=history,
-            suspicion=suspicion(caught, samples.labels),
-            margins=caught.margins,
-            isolated=caught.isolated,
-            recovered=recovered,
-            returned=returned,
-            untaught=kept_out & caught.isolated,
-            labels=labels,
-            backdoor_labels=caught.labels,
-            poisoned=bool(caught.isolated.any()),
-            evidence=evidence(caught),
-            notes={
-                **judge(caught),
-                "n_returned": int(returned.sum()),
-                "found_by": "; ".join(caught.ways),
-                "n_found_late": int((late & caught.isolated).sum()),
-                "n_copies": samples.n_copies,
-                "search_steps": caught.steps,
-                "n_main_trainings": n_begun,
-            },
-        )
-
-    def isolate(
-        self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None
-    ) -> tuple[Caught, LossHistory]:
-        """The search alone, without training a main head; the same as `train` does first.
-
-        Args:
-            samples: The training set.
-            build: Makes the untrained network.
-            recipe: As for `train`; its epochs do not matter.
-            journal: Keeps checkpoints; nothing is kept by default.
-
-        Returns:
-            What was caught, and the losses that it went by.
-
-        Raises:
-            ConfigError: If a hyper-parameter is out of range or the recipe does not fit.
-            ModelError: If the network cannot be split.
-        """
-        self._check()
-        journal = journal or NoJournal()
-        session = Session(recipe, len(samples), images=samples.kind == "image")
-        net = self.two_heads(session, samples, build)
-        return self._find(session, samples, session.feed(samples), net, journal, journal.load() or {})
-
-    def search_seconds(self, samples: Samples, build: Build, recipe: Recipe) -> float:
-        """About how long `isolate` takes here at most, unless it finds several triggers one by one.
-
-        A few of its steps are timed on a network that is thrown away.
-        """
-        self._check()
-        session = Session(recipe, len(samples), images=samples.kind == "image")
-        feed, net = session.feed(samples), self.two_heads(session, samples, build)
-        n = len(samples)
-        rows = [shuffled(n, recipe.seed)[: session.batch_size]] * TIMED_STEPS
-        optimizer = session.optimizer(net.parameters(), self.warmup_learning_rate)
-        objective = classify(net.second_logits)
-        # The first steps are slow: memory is laid out, kernels are chosen.
-        with session.full_precision(_is_delicate(samples)):
-            train_epoch(session, feed, rows[:2], net, objective, optimizer, seed=(0,), augmented=False, title="timing")
-            started = time.perf_counter()
-            train_epoch(session, feed, rows, net, objective, optimizer, seed=(0,), augmented=False, title="timing")
-        a_step = (time.perf_counter() - started) / TIMED_STEPS
-        # All rounds until something is found, and once more until nothing is.
-        steps = self.most_steps(session, n) + 2 * MOST_ROUNDS * self.confusion_steps
-        spent = _passes(session, n, samples.n_classes, steps, 2 * MOST_ROUNDS)
-        return a_step * spent / TRAINED * n / session.batch_size
-
-    def _find(
-        self,
-        session: Session,
-        samples: Samples,
-        feed: Feed,
-        net: TwoHead,
-        journal: Journal,
-        state: dict[str, Any],
-    ) -> tuple[Caught, LossHistory]:
-        """What the second head finds, and the losses that it went by."""
-        if "caught" in state:
-            net.load_state_dict(state["trap"])
-            return _caught_from(state), LossHistory.from_state(state["history"])
-        with session.full_precision(_is_delicate(samples)):
-            history = warm_up(
-                session,
-                feed,
-                net,
-                journal,
-                state,
-                most_steps=self.most_steps(session, len(samples)),
-                learning_rate=self.warmup_learning_rate,
-                hard_share=self.hard_share,
-            )
-            caught = spring(session, samples, feed, net, self.trap_settings(samples.n_classes), history)
-        history = _with_margins(history, caught, caught.steps)
-        journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
-        journal.save({"phase": "found", **_found(net, caught, history)})
-        return caught, history
-
-    def _look_again(
-        self, session: Session, samples: Samples, feed: Feed, net: TwoHead, model: nn.Module, caught: Caught
-    ) -> Later | None:
-        """What a well trained main head shows of what was not isolated.
-
-        Strangers; or else those whom the search believed and let go; or else whom to suspect once more.
-        """
-        if not self.late_look:
-            return None
-        found, middle, apart = look_again(session, feed, model, net.attach, left(samples, caught.isolated))
-        late = found.flagged[samples.firsts]
-        if found.labels:
-            caught = with_strangers(caught, found._replace(flagged=late))
-        more = self._missed(session, samples, feed, model, caught)
-        if late.any() or more.sum() > LEAST_MORE * caught.isolated.sum():
-            return with_more(caught, more), late
-        settings = self.trap_settings(samples.n_classes)
-        with session.full_precision(_is_delicate(samples)):
-            again = spring_believed(session, samples, feed, net, settings, middle, caught)
-            if again is None and apart.any():
-                again = spring_believed(session, samples, feed, net, settings, middle, caught, apart=apart)
-            if again is None and apart.any():
-                again = spring_again(session, samples, feed, net, settings, apart, caught)
-        return None if again is None else (with_more(again, self._missed(session, samples, feed, model, again)), late)
-
-    def _missed(self, session: Session, samples: Samples, feed: Feed, model: nn.Module, caught: Caught) -> BoolArray:
-        """More of what was found, `(N,)` bool.
-
-        A trigger across labels was looked for in all of them already. Between few labels, the style of the honest who
-        were found with it is told as well as the trigger: there, nobody is added.
-        """
-        found = caught.isolated & ~caught.across & (samples.n_classes > FEW_LABELS)
-        more = more_carriers(session, feed, model, samples.originals, found)[samples.firsts]
-        return more & ~caught.isolated
-
-    @staticmethod
-    def as_published() -> PublishedE2ABL:
-        """The method with the constants of the paper, its ambiguities as fields."""
-        return PublishedE2ABL()
+        return Algorithm1(self, samples, build, recipe, journal or NoJournal()).run()
 
     def _check(self) -> None:
         check_ranges(
             self,
             head_width="[0, inf)",
-            warmup_steps="[1, inf)",
-            warmup_learning_rate="(0, inf)",
-            hard_share="(0, 1]",
-            confusion_steps="[1, inf)",
-            confusion_learning_rate="(0, inf)",
-            confusion_weight="(0, inf)",
-            least_depth="(0, inf)",
-            recovery_confidence="(0, 1]",
+            warmup_epochs="[0, inf)",
+            warmup_learning_rate="(0, 100)",
+            learning_rate="(0, 100)",
+            second_learning_rate="(0, 100)",
+            momentum="[0, 1)",
+            weight_decay="[0, 100)",
+            isolation_rate="(0, 1)",
+            recovery_rate=f"[0, {self.isolation_rate}]",
+            least_recovered="[0, inf)",
+            recovery_delay="[0, inf)",
+        )
+        check_choices(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """Who trains which head in the next epoch."""
+
+    isolated: BoolArray  # (N,) the second head's samples
+    top: BoolArray  # (N,) the most suspicious ones, to be relabelled
+    labels: IntArray  # (N,) the given label, or the recovered one for `top`
+    backdoor_label: int
+
+
+class Algorithm1:
+    """One run of Algorithm 1: its state is what a checkpoint keeps."""
+
+    def __init__(self, method: E2ABL, samples: Samples, build: Build, recipe: Recipe, journal: Journal) -> None:
+        self.method, self.samples, self.build, self.journal = method, samples, build, journal
+        self.n, self.n_classes = len(samples), samples.n_classes
+        self.session = Session(recipe, self.n, images=samples.kind == "image")
+        self.feed = self.session.feed(samples)._replace(augmentations=())
+        self.n_epochs = recipe.passes(self.n)
+        self.net = self._two_heads(recipe.seed)
+        # The ablation with two models gives the second head a trunk of its own.
+        self.trap = self._two_heads(recipe.seed + 1) if method.two_models else self.net
+        self.warmup = self._optimizer(method.warmup_learning_rate, method.warmup_learning_rate)
+        self.optimizer = self._optimizer(method.learning_rate, method.second_learning_rate)
+        self.history = self._first_history()
+        self.losses = self.history.losses[0]
+        self.partition: Partition | None = None
+        self.epoch = 0
+
+    def run(self) -> Trained:
+        if state := self.journal.load():
+            self._restore(state)
+        while self.epoch < self.n_epochs:
+            warming = self.epoch < self.method.warmup_epochs
+            if not warming and self.partition is None:
+                self.partition = self._divide()
+            cuts = self._batches(warming)
+            losses = self._epoch(warming, cuts)
+            if self.method.loss_source == "evaluation":
+                losses = self._second_losses()
+            self.losses = np.where(np.isnan(losses), self.losses, losses)
+            self.history = self.history.append(self.losses, int(self.history.steps[-1]) + len(cuts))
+            self.epoch += 1
+            if self.epoch >= self.method.warmup_epochs:
+                self.partition = self._divide()
+            self._note(warming)
+        partition = self.partition or self._divide()
+        return Trained(
+            model=self.session.finished(self.net.deliver(), self.build),
+            history=self.history,
+            suspicion=loss_drop(self._ranked_history()),
+            isolated=partition.isolated,
+            recovered=partition.top & (partition.labels != self.samples.labels),
+            labels=partition.labels,
+            backdoor_labels=(partition.backdoor_label,),
         )
 
-    def two_heads(self, session: Session, samples: Samples, build: Build) -> TwoHead:
-        """The untrained network with its second head, on the session's device."""
-
+    def _two_heads(self, seed: int) -> TwoHead:
         def both() -> TwoHead:
-            example = torch.zeros(2, *samples.shape)
-            width: HeadWidth = self.head_width or "light"
-            n_outputs = samples.n_classes if samples.n_classes > FEW_LABELS else OUTPUTS_OF_FEW
-            return split_network(build(), example, n_outputs, attach=self.attach or None, head_width=width)
+            example = torch.zeros(2, *self.samples.shape)
+            width: HeadWidth = self.method.head_width or "published"
+            attach = self.method.attach or None
+            return split_network(self.build(), example, self.n_classes, attach=attach, head_width=width)
 
-        net = seeded(both, session.recipe.seed)
-        session.prepare(net)
+        net = seeded(both, seed)
+        self.session.prepare(net)
         return net
 
-    def most_steps(self, session: Session, n: int) -> int:
-        """Optimizer steps that the warm-up lasts at most with n samples."""
-        return max(self.warmup_steps, WARM_UP_PASSES * n // session.batch_size)
-
-    def trap_settings(self, n_classes: int) -> TrapSettings:
-        """What the search goes by, given the number of labels."""
-        are_few = n_classes <= FEW_LABELS
-        return TrapSettings(
-            confusion_steps=self.confusion_steps,
-            confusion_learning_rate=self.confusion_learning_rate,
-            confusion_weight=self.confusion_weight,
-            least_depth=self.least_depth * (DEPTH_OF_FEW if are_few else 1.0),
-            are_labels_few=are_few,
-            by_features=self.by_features,
-            by_parts=self.by_parts,
-            by_both=self.by_both,
-            by_place=self.by_place,
-            by_gaps=self.by_gaps,
-            made_pure=self.made_pure,
-            across_labels=self.across_labels,
-            in_the_rest=self.in_the_rest,
+    def _optimizer(self, main: float, second: float) -> torch.optim.SGD:
+        groups: list[dict[str, Any]] = [{"params": list(self.net.network.parameters()), "lr": main}]
+        if self.trap is not self.net:
+            groups.append({"params": list(self.trap.network.parameters()), "lr": second})
+        groups.append({"params": list(self.trap.second.parameters()), "lr": second})
+        settings = self.method
+        return torch.optim.SGD(
+            groups, momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.momentum > 0
         )
 
-    def _main_visits(self, session: Session, caught: Caught, n_classes: int, history: LossHistory) -> int:
-        """Visits to a sample, one by one, that cost what plain training would, less the search.
+    def _first_history(self) -> LossHistory:
+        history = LossHistory.start(self.n, self.n_classes)
+        if self.method.initial_loss == "measured":
+            # A zero-initialized last layer would make every loss log K again.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.session.recipe.seed)
+                last = [m for m in self.trap.second.modules() if isinstance(m, nn.Linear)][-1]
+                last.reset_parameters()
+            return LossHistory(self._second_losses()[None], history.steps)
+        return history
 
-        A short training gives nothing up: it would lose more accuracy than time.
-        """
-        n = len(caught.isolated)
-        total = session.recipe.passes(n)
-        # A second search mostly ends with its first round.
-        rounds = caught.steps // self.confusion_steps + 1
-        spent = _passes(session, n, n_classes, int(history.steps[-1]) + self.confusion_steps, rounds)
-        if self.late_look:
-            spent += 2 * (LOOKED_AT + COMPARED) * n_searched(n, n_classes) / n  # at two layers
-        short = min(total, LEAST_STEPS * session.batch_size / n)
-        return round(max(total - spent, LEAST_PASSES * total, short) * n)
+    def _ranked_history(self) -> LossHistory:
+        if self.method.initial_loss == "after_epoch_1" and len(self.history) > 2:
+            return LossHistory(self.history.losses[1:], self.history.steps[1:])
+        return self.history
 
+    def _epoch(self, warming: bool, cuts: list[IntArray]) -> Losses:
+        objective = self._warming() if warming or self.partition is None else self._three_terms(self.partition)
+        return train_epoch(
+            self.session,
+            self.feed,
+            cuts,
+            self._trained(),
+            objective,
+            self.warmup if warming else self.optimizer,
+            seed=(self.session.recipe.seed, self.epoch),
+            augmented=False,
+            title=f"{'warm-up ' if warming else ''}epoch {self.epoch + 1}/{self.n_epochs}",
+        )
 
-def _passes(session: Session, n_samples: int, n_classes: int, steps: int, rounds: int) -> float:
-    """The cost of a search in passes of the whole network's training: steps in all, and rounds with a look each."""
-    searched = n_searched(n_samples, n_classes) / n_samples
-    looks = 1 + (1 + rounds) * searched
-    return TRAINED * steps * session.batch_size / n_samples + LOOKED_AT * looks + COMPARED * searched
+    def _trained(self) -> nn.Module:
+        return self.net if self.trap is self.net else nn.ModuleList([self.net, self.trap])
 
+    def _batches(self, warming: bool) -> list[IntArray]:
+        """All rows once; with `eq4`, a third of each batch is drawn from the relabelled samples."""
+        seed, size = self.session.recipe.seed, self.session.batch_size
+        rows = shuffled(self.n, seed, self.epoch)
+        top = np.flatnonzero(self.partition.top) if self.partition is not None else rows[:0]
+        if warming or self.method.weighting == "per_sample" or not len(top):
+            return batches(rows, size)
+        rng, drawn = np.random.default_rng((seed, 5, self.epoch)), max(1, size // 3)
+        return [np.concatenate([cut, rng.choice(top, drawn)]) for cut in batches(rows, size - drawn)]
 
-def _is_delicate(samples: Samples) -> bool:
-    """Whether the search needs full precision: bf16 rounds away what few steps add to the mean of a long series."""
-    return samples.kind == "series"
+    def _warming(self) -> Objective:
+        trunk_grad: TrunkGrad = "joint" if self.method.warmup_trunk else "none"
 
+        def objective(batch: Batch) -> tuple[Tensor, Tensor]:
+            nobody = torch.zeros(0, dtype=torch.int64, device=batch.rows.device)
+            _, logits = self.trap.both(batch.inputs, nobody, trunk_grad=trunk_grad)
+            losses = cross_entropy(logits, batch.labels)
+            return losses, losses
 
-def _with_margins(history: LossHistory, caught: Caught, steps: int) -> LossHistory:
-    """The losses that the margins of a search stand for come last, so many steps after the last ones."""
-    losses = np.logaddexp(0, -caught.margins).astype(np.float32)
-    return history.append(losses, int(history.steps[-1]) + steps) if steps else history
+        return objective
 
+    def _three_terms(self, partition: Partition) -> Objective:
+        """Equation 4: the main head on the clean part and on relabelled samples, the second head on the isolated."""
+        method, device = self.method, self.session.device
+        recovering = self.epoch >= method.warmup_epochs + method.recovery_delay
+        top = partition.top if recovering and method.control != "none" else np.zeros(self.n, dtype=bool)
+        released = partition.isolated & (self.samples.labels != partition.backdoor_label)
+        clean = ~partition.isolated | (released & method.release_nonbackdoor & ~top)
+        trapped = partition.isolated if method.trap_keeps_top else partition.isolated & ~partition.top
+        in_clean, in_top, in_trap = (torch.from_numpy(mask).to(device) for mask in (clean, top, trapped))
+        recovered = torch.from_numpy(partition.labels).to(device)
 
-def _found(net: TwoHead, caught: Caught, history: LossHistory) -> dict[str, Any]:
-    """What a checkpoint keeps of a search: also the trap, for a second one."""
-    return {"history": history.state(), "caught": vars(caught), "trap": net.state_dict()}
+        def objective(batch: Batch) -> tuple[Tensor, Tensor]:
+            is_clean, is_top, is_trap = in_clean[batch.rows], in_top[batch.rows], in_trap[batch.rows]
+            places = (is_clean | is_top).nonzero()[:, 0]
+            if self.trap is self.net:
+                main, second = self.net.both(batch.inputs, places, trunk_grad=method.trunk_grad)
+            else:
+                main, second = self.net(batch.inputs[places]), self.trap.second_logits(batch.inputs)
+            of_second = cross_entropy(second, batch.labels)
+            if method.control == "unlearn":
+                bound = float(np.log(self.n_classes))
+                ascent = -cross_entropy(main, batch.labels[places]).clamp_max(bound)
+                of_main = torch.where(is_top[places], ascent, cross_entropy(main, batch.labels[places]))
+            else:
+                of_main = cross_entropy(main, recovered[batch.rows[places]])
+            every_main = torch.zeros_like(of_second).index_put((places,), of_main)
+            weights = self._weights(is_clean, is_top, is_trap)
+            return every_main * weights[0] + of_second * weights[1], of_second
 
+        return objective
 
-def _caught_from(state: dict[str, Any]) -> Caught:
-    """What a checkpoint holds of `Caught`; arrays come back as tensors."""
-    kept: dict[str, Any] = {
-        key: value.numpy() if isinstance(value, Tensor) else value for key, value in state["caught"].items()
-    }
-    return Caught(**{**kept, "labels": tuple(kept["labels"]), "ways": tuple(kept["ways"])})
+    def _weights(self, is_clean: Tensor, is_top: Tensor, is_trap: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights `(B,)` of each sample's main and second loss."""
+        if self.method.weighting == "per_sample":
+            return (is_clean | is_top).float(), is_trap.float()
+        size = len(is_clean)
+        main = sum(mask.float() * (size / mask.sum().clamp_min(1)) for mask in (is_clean, is_top))
+        return torch.as_tensor(main), is_trap.float() * (size / is_trap.sum().clamp_min(1))
+
+    def _second_losses(self) -> Losses:
+        """Loss of every sample on the second head, in eval mode."""
+        self.trap.eval()
+        losses = evaluate(self.session, self.feed, self.trap.second_logits, cross_entropy, title="measuring losses")
+        self.trap.train()
+        return losses
+
+    def _divide(self) -> Partition:
+        """Lines 7 to 10 of Algorithm 1: isolate, name the backdoor label, relabel the most suspicious."""
+        method = self.method
+        drop, ties = loss_drop(self._ranked_history()), self.losses.astype(np.float64)
+        isolated = highest(drop, ties, method.isolation_rate)
+        least = method.least_recovered if method.recovery_rate else 0
+        top = highest(drop, ties, method.recovery_rate, at_least=least) & isolated
+        rows, given = np.flatnonzero(top), self.samples.labels
+        labels = given.copy()
+        if not len(rows):
+            return Partition(isolated, top, labels, int(np.bincount(given[isolated]).argmax()))
+        backdoor_label = self._vote(rows)
+        self.net.eval()
+        main = evaluate(self.session, self.feed, self.net, lambda logits, _labels: logits, rows, title="recovering")
+        self.net.train()
+        main[:, backdoor_label] = -np.inf
+        suggested = main.argmax(1)
+        if method.keep_nonbackdoor:
+            suggested = np.where(given[rows] == backdoor_label, suggested, given[rows])
+        labels[rows] = suggested
+        return Partition(isolated, top, labels, backdoor_label)
+
+    def _vote(self, rows: IntArray) -> int:
+        """The label that the second head predominantly gives to the most suspicious samples."""
+        self.trap.eval()
+        probabilities = evaluate(
+            self.session,
+            self.feed,
+            self.trap.second_logits,
+            lambda logits, _labels: logits.softmax(1),
+            rows,
+            title="naming the backdoor label",
+        )
+        self.trap.train()
+        if self.method.label_vote == "majority":
+            return int(np.bincount(probabilities.argmax(1), minlength=self.n_classes).argmax())
+        return int(probabilities.mean(0).argmax())
+
+    def _note(self, warming: bool) -> None:
+        partition = self.partition
+        self.journal.log(
+            phase="warm-up" if warming else "training",
+            epoch=self.epoch,
+            loss=float(self.losses.mean()),
+            n_isolated=0 if partition is None else int(partition.isolated.sum()),
+            backdoor_label=None if partition is None else partition.backdoor_label,
+        )
+        self.journal.save(
+            {
+                "model": self._trained().state_dict(),
+                "warmup": self.warmup.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "history": self.history.state(),
+                "epoch": self.epoch,
+                "partition": None if partition is None else asdict(partition),
+            }
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._trained().load_state_dict(state["model"])
+        self.warmup.load_state_dict(state["warmup"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = LossHistory.from_state(state["history"])
+        self.losses, self.epoch = self.history.losses[-1], state["epoch"]
+        if kept := state["partition"]:
+            self.partition = Partition(
+                np.asarray(kept["isolated"], dtype=bool),
+                np.asarray(kept["top"], dtype=bool),
+                np.asarray(kept["labels"], dtype=np.int64),
+                kept["backdoor_label"],
+            )

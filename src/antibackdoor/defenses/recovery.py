@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from antibackdoor.caught import Caught
-from antibackdoor.isolation import label_rows
-from antibackdoor.removal import Removal
-from antibackdoor.samples import BoolArray, IntArray
-from antibackdoor.session import Feed, Session
-from antibackdoor.training import evaluate
+from antibackdoor.data.samples import BoolArray, IntArray
+from antibackdoor.search.caught import Caught
+from antibackdoor.search.removal import Removal
+from antibackdoor.statistics.isolation import label_rows
+from antibackdoor.training.loop import evaluate
+from antibackdoor.training.session import Feed, Session
 
 UNTAUGHT = 0.2  # share of a label's core that is never trained on under another label
 LEAST_UNTAUGHT = 50  # of them, but at most half

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from antibackdoor.history import LossHistory
+from antibackdoor.data.samples import Samples
 from antibackdoor.protocols import Build, Trained
-from antibackdoor.recipe import Recipe
-from antibackdoor.samples import Samples
-from antibackdoor.session import Session, seeded
-from antibackdoor.training import Journal, NoJournal, batches, classify, on_triangle, shuffled, train_epoch
+from antibackdoor.training.history import LossHistory
+from antibackdoor.training.loop import Journal, NoJournal, batches, classify, on_triangle, shuffled, train_epoch
+from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.session import Session, seeded
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from antibackdoor.data.samples import FloatArray, InputArray, IntArray, StrArray
 from antibackdoor.report.gallery import data_uri, short_series, small_images
 from antibackdoor.report.html import write_page
 from antibackdoor.report.svg import sparkline
 from antibackdoor.report.words import percent, printable, quoted
-from antibackdoor.samples import FloatArray, InputArray, IntArray, StrArray
 
 CARD = "card.html"
 SHOWN = 12  # samples

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from antibackdoor.history import Losses
+from antibackdoor.data.samples import BoolArray, FloatArray, IntArray
 from antibackdoor.report.svg import (
     Area,
     Hover,
@@ -25,7 +25,7 @@ from antibackdoor.report.svg import (
     step_position,
 )
 from antibackdoor.report.words import count, percent, printable, quoted
-from antibackdoor.samples import BoolArray, FloatArray, IntArray
+from antibackdoor.training.history import Losses
 
 _BINS = 60
 _CLASSES = 30  # bars of the class figure

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from antibackdoor.artifacts import read_sample_columns
-from antibackdoor.atomic import cannot, one_line, replacing
-from antibackdoor.difference import Float32Array, difference
+from antibackdoor.data.samples import BoolArray, InputArray, IntArray, Samples
 from antibackdoor.errors import RunError
 from antibackdoor.report.svg import sparkline
 from antibackdoor.report.words import printable, quoted
-from antibackdoor.samples import BoolArray, InputArray, IntArray, Samples
+from antibackdoor.runs.artifacts import read_sample_columns
+from antibackdoor.runs.atomic import cannot, one_line, replacing
+from antibackdoor.statistics.difference import Float32Array, difference
 
 GALLERY = "gallery.npz"
 
@@ -76,7 +76,7 @@ def save_gallery(run: Path, samples: Samples, rows: IntArray, isolated: BoolArra
     """Write `gallery.npz` with the first 48 of the given rows, which should be the most suspicious ones.
 
     Large pictures are shrunk to 128 pixels a side; of long series 256 points of 4 channels are kept. With them goes
-    what the isolated samples `(N,)` bool have in common (`antibackdoor.difference`).
+    what the isolated samples `(N,)` bool have in common (`antibackdoor.statistics.difference`).
 
     Raises:
         RunError: The folder cannot be written.

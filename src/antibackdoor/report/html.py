@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from antibackdoor.atomic import write_bytes
+from antibackdoor.runs.atomic import write_bytes
 
 
 def write_page(out: Path, template: str, **values: Any) -> None:

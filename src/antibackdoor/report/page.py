@@ -10,26 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from antibackdoor.artifacts import (
-    HISTORY,
-    METRICS,
-    SAMPLES,
-    iterate_history,
-    read_metrics,
-    read_sample_columns,
-    sample_column_names,
-)
 from antibackdoor.errors import RunError
-from antibackdoor.history import Losses
-from antibackdoor.model_file import SPEC, load_model_spec
-from antibackdoor.report.figures import (
-    ClassBar,
-    Figure,
-    class_bars,
-    loss_figure,
-    score_figure,
-    training_figures,
-)
+from antibackdoor.report.figures import ClassBar, Figure, class_bars, loss_figure, score_figure, training_figures
 from antibackdoor.report.gallery import Card, Gallery, cards, difference_picture, load_gallery
 from antibackdoor.report.html import write_page
 from antibackdoor.report.svg import sparkline
@@ -42,7 +24,18 @@ from antibackdoor.report.words import (
     suspected_labels,
     verdict,
 )
-from antibackdoor.run_folder import read_config, read_log
+from antibackdoor.runs.artifacts import (
+    HISTORY,
+    METRICS,
+    SAMPLES,
+    iterate_history,
+    read_metrics,
+    read_sample_columns,
+    sample_column_names,
+)
+from antibackdoor.runs.model_file import SPEC, load_model_spec
+from antibackdoor.runs.run_folder import read_config, read_log
+from antibackdoor.training.history import Losses
 
 REPORT = "report.html"
 

@@ -1,0 +1,328 @@
+"""What the commands do: call the package and print. Slow imports wait until a command needs them."""
+
+import csv
+import inspect
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from antibackdoor.errors import ConfigError, spelled_out
+
+INTERRUPTED = 130
+
+
+def run_train(
+    data: Path,
+    out: Path,
+    defense: Any,
+    recipe: Any,
+    *,
+    test: Path | None,
+    test_fraction: float,
+    backbone: str,
+    model: str,
+    image_size: int | None,
+    on_error: Literal["raise", "skip"],
+    cache: Path | None,
+    resume: bool,
+    command: Sequence[str],
+) -> None:
+    """Read, train, tell."""
+    from antibackdoor.app.pipeline import Job, is_helper, train
+    from antibackdoor.data.reading import read
+
+    refuse_inside(out, data)
+    loaded = read(
+        data, test=test, test_fraction=test_fraction, image_size=image_size, on_error=on_error, cache=cache,
+        seed=recipe.seed, progress=recipe.progress and not is_helper(),
+    )  # fmt: skip
+    job = Job(defense, recipe, backbone, model)
+    try:
+        outcome = train(loaded, job, out, resume=resume, command=["antibackdoor", *map(_portable, command)])
+    except KeyboardInterrupt:
+        stop(f"Stopped. Give the same command with --resume to go on with {out}.")
+    if outcome is not None:
+        print_facts(outcome.metrics)
+    if not is_helper():
+        print(f"Report: {out / 'report.html'}")
+
+
+def run_scan(
+    data: Path,
+    out: Path,
+    defense: Any,
+    recipe: Any,
+    *,
+    power: bool,
+    backbone: str,
+    model: str,
+    image_size: int | None,
+    on_error: Literal["raise", "skip"],
+    cache: Path | None,
+    resume: bool,
+    command: Sequence[str],
+) -> None:
+    """Read, search, tell."""
+    from antibackdoor.app.pipeline import Job
+    from antibackdoor.app.scanning import scan
+    from antibackdoor.data.reading import read
+
+    refuse_inside(out, data)
+    loaded = read(
+        data, test_fraction=0, image_size=image_size, on_error=on_error, cache=cache, seed=recipe.seed,
+        progress=recipe.progress,
+    )  # fmt: skip
+    job = Job(defense, recipe, backbone, model)
+    portable = ["antibackdoor", *map(_portable, command)]
+    try:
+        facts = scan(loaded, job, out, power=power, resume=resume, command=portable, tell=_tell)
+    except KeyboardInterrupt:
+        stop(f"Stopped. Give the same command with --resume to go on with {out}.")
+    if facts is not None:
+        print_facts(facts)
+    print(f"Report: {out / 'report.html'}")
+
+
+def _tell(message: str) -> None:
+    print(spelled_out(message), file=sys.stderr, flush=True)
+
+
+def demo(out: Path = Path("demo"), *, seed: int = 0, epochs: int = 0, device: str = "auto") -> None:
+    """Poison a small real data set, train without and with E2ABL, and compare: about a minute on a laptop.
+
+    Parameters
+    ----------
+    out
+        Folder to write; the runs in it are resumed.
+    seed
+        Chooses test samples, poisoned samples and the network's first weights.
+    epochs
+        Passes over the data; 0 chooses.
+    device
+        auto, cpu, cuda or mps.
+    """
+    from antibackdoor.app.demo import run_demo
+    from antibackdoor.training.recipe import Recipe
+
+    recipe = Recipe(epochs=epochs, device=device, seed=seed)
+    command = ["antibackdoor", "demo", "--out", _portable(str(out)), "--seed", str(seed)]
+    results = run_demo(out, recipe, command=command)
+    for name, metrics in results.items():
+        print(
+            f"{name:>10}: clean accuracy {metrics['clean_accuracy']:.1%}, "
+            f"attack success rate {metrics['attack_success_rate']:.1%}"
+        )
+    print(f"Report: {out / 'report.html'}")
+
+
+def evaluate(
+    run: Path,
+    *,
+    data: Path,
+    truth: Path | None = None,
+    trigger: Path | None = None,
+    split: Literal["test", "train", "all"] = "test",
+    model: str = "",
+    on_error: Literal["raise", "skip"] = "raise",
+    device: str = "auto",
+    cache: Path | None = None,
+) -> None:
+    """Measure the model of a run on DATA and add the numbers to its metrics.json.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    data
+        Labelled data; its test split is used, or what the run held out of these data, or else all of them.
+    truth
+        truth.parquet of the poisoned training data, to measure the isolation.
+    trigger
+        Folder of a saved trigger (as `poison` writes it), to measure the attack success rate.
+    split
+        Which split of DATA to use.
+    model
+        Your own network (package.module:factory), if the run was trained with it; its code is run.
+    on_error
+        Whether an unreadable sample stops the evaluation, or is left out.
+    device
+        auto, cpu, cuda or mps.
+    cache
+        Where decoded images are kept.
+    """
+    from antibackdoor.app import evaluation
+    from antibackdoor.data.reading import read_samples
+    from antibackdoor.runs.model_file import load_model_spec
+
+    spec = load_model_spec(run)
+    samples = read_samples(
+        data, class_names=list(spec.class_names), shape=spec.input_shape, split=split,
+        on_error=on_error, cache=cache, progress=True,
+    )  # fmt: skip
+    if split == "test":
+        samples = evaluation.never_trained_on(run, samples)
+    factory = _factory(model)
+    print_facts(evaluation.evaluate(run, samples, truth=truth, trigger=trigger, device=device, factory=factory))
+
+
+def predict(
+    run: Path,
+    data: Path,
+    *,
+    out: Path,
+    model: str = "",
+    on_error: Literal["raise", "skip"] = "raise",
+    device: str = "auto",
+    cache: Path | None = None,
+) -> None:
+    """Classify DATA with the model of a run; labels are not needed.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    data
+        Images in a folder or zip, one image, .npz, .ts, .csv or .tsv.
+    out
+        A new table: .csv or .parquet with id, prediction, confidence.
+    model
+        Your own network (package.module:factory), if the run was trained with it; its code is run.
+    on_error
+        Whether an unreadable sample stops the command, or is left out of the table.
+    device
+        auto, cpu, cuda or mps.
+    cache
+        Where decoded images are kept.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from antibackdoor.app import pipeline
+    from antibackdoor.data.reading import read_inputs
+    from antibackdoor.runs.atomic import replacing
+
+    if out.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--out {out} must end in .csv or .parquet")
+    if out.exists():
+        raise ConfigError(f"--out {out} exists already; remove it or choose another name")
+    network, spec = pipeline.load_model(run, _factory(model))
+    inputs, ids = read_inputs(data, shape=spec.input_shape, on_error=on_error, cache=cache, progress=True)
+    answers = pipeline.classify_inputs(network, spec, inputs, ids, device=device)
+    names = [spec.class_names[label] for label in answers.labels]
+    with replacing(out) as temporary:
+        if out.suffix == ".parquet":
+            columns = {"id": ids.tolist(), "prediction": names, "confidence": answers.confidence}
+            with temporary.open("wb") as file:  # pyarrow takes no path that is not UTF-8
+                pq.write_table(pa.table(columns), file)
+        else:
+            with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as table:
+                writer = csv.writer(table)
+                writer.writerow(["id", "prediction", "confidence"])
+                writer.writerows(zip(ids.tolist(), names, (f"{c:.6f}" for c in answers.confidence), strict=True))
+    print(f"{len(ids)} predictions: {out}")
+
+
+def report(run: Path) -> None:
+    """Write report.html of a run anew.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    """
+    from antibackdoor.report import write_report
+
+    print(f"Report: {write_report(run)}")
+
+
+def attacks() -> None:
+    """List the attacks of the red team, each with its paper.
+
+    Threat: P, the attacker only poisons data; P+M, a model of their own helps. Evidence: A, paper and code agree; B,
+    the code differs from the paper; C, gaps of the paper are filled by choice; D, a reconstruction.
+    """
+    from antibackdoor.attacks import ATTACKS
+
+    for name, attack in ATTACKS.items():
+        text = inspect.getdoc(attack) or ""
+        reference = text.partition("Reference: ")[2].partition("\n\n")[0]
+        kinds = ", ".join(attack.kinds)
+        print(f"{name:18} {kinds:14} threat {attack.threat_model:4} evidence {attack.evidence}  {text.splitlines()[0]}")
+        print(f"{'':18} {' '.join(reference.split())}")
+
+
+def doctor() -> None:
+    """Show versions, devices and networks, and what is missing."""
+    import torch
+
+    from antibackdoor.models.backbones import BACKBONES
+    from antibackdoor.training.session import has_fast_bf16
+
+    print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in ("antibackdoor", "torch", "lightning-fabric", "numpy", "scikit-learn", "pyarrow", "safetensors"):
+        try:
+            print(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            print(f"{package} MISSING: pip install {package}")
+    print(f"cpu: {torch.get_num_threads()} threads, fast bf16: {_yes(has_fast_bf16(torch.device('cpu')))}")
+    n_gpus = torch.cuda.device_count()
+    print(f"cuda devices: {n_gpus}" + ("" if n_gpus else " (none found; training uses the CPU)"))
+    for index in range(n_gpus):
+        print(f"  {torch.cuda.get_device_name(index)}")
+    print("backbones:")
+    for name, backbone in BACKBONES.items():
+        print(f"  {name:18} {backbone.kind:7} {backbone.description}")
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """One `key value` line a fact."""
+    for key, value in facts.items():
+        print(f"{key:28} {value:.4f}" if isinstance(value, float) else spelled_out(f"{key:28} {value}"))
+
+
+def _factory(model: str) -> Any:
+    """The factory that `--model` names; None if it names none."""
+    from antibackdoor.models.own_network import import_factory
+
+    return import_factory(model) if model else None
+
+
+def refuse_inside(out: Path, data: Path) -> None:
+    """A folder within the data would be read as one of their classes.
+
+    Raises:
+        ConfigError: If `out` lies in the folder `data`.
+    """
+    if data.is_dir() and data.resolve() in out.resolve().parents:
+        raise ConfigError(f"--out {out} lies in the data folder {data}; choose a folder outside of it")
+
+
+def _portable(argument: str) -> str:
+    """An argument for the record: run folders are passed on, so they keep no absolute path."""
+    flag, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    return flag + equals + (Path(value).name if Path(value).is_absolute() else value)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def stop(message: str) -> NoReturn:
+    """End after Ctrl-C."""
+    if is_helper_process():
+        sys.exit(0)
+    print(f"\n{spelled_out(message)}", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
+def is_helper_process() -> bool:
+    """Whether this is one of several processes of a command, but not the first, which speaks for all."""
+    if not {"LOCAL_RANK", "RANK"} & os.environ.keys():
+        return False
+    from antibackdoor.app.pipeline import is_helper
+
+    return is_helper()

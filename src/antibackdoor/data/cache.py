@@ -1,0 +1,202 @@
+"""Decoded images on disk, so that a data set may be larger than memory and is decoded only once.
+
+An entry is a folder `images-<fingerprint>` with `inputs.npy` (memory-mapped), `rows.npy` (which samples could
+be read) and `index.json`. It is built under a temporary name and moved into place, so it is complete or
+absent; one that does not fit its own index is built anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from antibackdoor.data.parallel import progress_bar
+from antibackdoor.data.samples import InputArray, IntArray
+from antibackdoor.data.source import CANNOT_OPEN, Block, Content, Faults, Skipped, Survey
+from antibackdoor.errors import DataError
+
+_VERSION = 1  # raise it whenever decoding or resizing changes
+_ABANDONED_SECONDS = 24 * 3600
+
+
+class Stored(NamedTuple):
+    """Decoded images and the rows of the content that they belong to."""
+
+    inputs: InputArray  # (N, C, H, W), a read-only memmap
+    rows: IntArray  # (N,) positions in the chained contents
+
+
+def cache_folder(cache: Path | None) -> Path:
+    """Where decoded images are kept: `cache`, or the user's cache directory."""
+    if cache is not None:
+        return Path(cache)
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    except RuntimeError as error:
+        raise DataError("this user has no home folder for decoded images; give one with --cache") from error
+    return Path(base) / "antibackdoor"
+
+
+def surveyed(content: Content, cache: Path, *, progress: bool) -> Survey:
+    """`content.survey`, remembered, since it opens every file."""
+    file = cache / f"survey-{_key([content], ())}.json"
+    try:
+        kept = json.loads(file.read_text())
+        sizes = Counter({tuple(int(side) for side in size): int(n) for size, n in kept["sizes"]})
+        return Survey(sizes, int(kept["channels"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        survey = content.survey(progress)
+    text = json.dumps({"sizes": [[list(size), n] for size, n in survey.sizes.items()], "channels": survey.channels})
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        temporary.replace(file)
+    except OSError as error:
+        raise _unwritable(cache, error) from error
+    return survey
+
+
+def stored(
+    contents: Sequence[Content], shape: tuple[int, ...], faults: Faults, cache: Path, *, progress: bool
+) -> Stored:
+    """The decoded contents, one after the other, from the cache or decoded into it.
+
+    Raises:
+        DataError: If a sample cannot be read (and `faults` raises), or the cache cannot be written.
+    """
+    entry = cache / f"images-{_key(contents, shape)}"
+    known = _load(entry, contents, shape)
+    if known is not None and any(CANNOT_OPEN in fault.reason for fault in known[1]):
+        shutil.rmtree(entry, ignore_errors=True)  # permissions and network drives may be mended by now
+        known = None
+    if known is None:
+        collected = Faults(faults.on_error)
+        _build(entry, contents, shape, collected, progress)
+        known = _load(entry, contents, shape)
+        if known is None:
+            raise DataError(f"the cache entry {entry} changed while it was read; try again or give --cache FOLDER")
+    result, skipped = known
+    for fault in skipped:
+        faults.report(fault.id, fault.reason)
+    return result
+
+
+def _key(contents: Sequence[Content], shape: tuple[int, ...]) -> str:
+    parts = [str(_VERSION), str(shape), *(content.fingerprint() for content in contents)]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _load(entry: Path, contents: Sequence[Content], shape: tuple[int, ...]) -> tuple[Stored, list[Skipped]] | None:
+    """The entry, or None if it is absent, damaged or half-written."""
+    try:
+        index = json.loads((entry / "index.json").read_text())
+        skipped = [Skipped(str(fault["id"]), str(fault["reason"])) for fault in index["skipped"]]
+        rows = np.load(entry / "rows.npy", allow_pickle=False)
+        inputs = np.load(entry / "inputs.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    n_rows = sum(len(content) for content in contents)
+    fits = (
+        rows.dtype == np.int64
+        and inputs.shape == (len(rows), *shape)
+        and inputs.dtype == contents[0].dtype
+        and len(rows) + len(skipped) == n_rows
+    )
+    return (Stored(inputs, rows), skipped) if fits else None
+
+
+def _build(entry: Path, contents: Sequence[Content], shape: tuple[int, ...], faults: Faults, progress: bool) -> None:
+    cache = entry.parent
+    temporary = cache / f".{entry.name}.{uuid.uuid4().hex}"
+    try:
+        _make_room(cache, entry, sum(len(c) for c in contents) * _row_bytes(contents[0], shape))
+        temporary.mkdir()
+        _fill(temporary, contents, shape, faults, progress)
+        index = [{"id": fault.id, "reason": fault.reason} for fault in faults.skipped]
+        (temporary / "index.json").write_text(json.dumps({"version": _VERSION, "skipped": index}))
+        if entry.exists() and _load(entry, contents, shape) is None:
+            shutil.rmtree(entry, ignore_errors=True)
+        _publish(temporary, entry)
+    except OSError as error:
+        raise _unwritable(cache, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, entry: Path) -> None:
+    try:
+        temporary.replace(entry)
+    except OSError:
+        if not entry.is_dir():  # otherwise another process was faster, and its entry is as good
+            raise
+
+
+def _fill(folder: Path, contents: Sequence[Content], shape: tuple[int, ...], faults: Faults, progress: bool) -> None:
+    dtype = np.dtype(contents[0].dtype)
+    kept: list[IntArray] = []
+    total = sum(len(content) for content in contents)
+    with (
+        (folder / "inputs.npy").open("wb") as file,
+        progress_bar("Decoding images", total, show=progress) as advance,
+    ):
+        body = _write_header(file, (total, *shape), dtype)
+        for block in _chained(contents, shape, faults):
+            file.write(np.ascontiguousarray(block.inputs, dtype).data)
+            kept.append(block.rows)
+            advance(len(block.rows))
+        rows = np.concatenate(kept) if kept else np.empty(0, np.int64)
+        if not len(rows):
+            raise DataError(f"none of the {total} images can be read; the first: {faults.skipped[0].reason}")
+        file.seek(0)
+        if _write_header(file, (len(rows), *shape), dtype) != body:
+            raise AssertionError("numpy pads headers so that the first axis may change")
+        file.flush()
+        os.fsync(file.fileno())
+    np.save(folder / "rows.npy", rows, allow_pickle=False)
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> int:
+    """Write a `.npy` header at the current position; returns where the values start."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.tell()
+
+
+def _chained(contents: Sequence[Content], shape: tuple[int, ...], faults: Faults) -> Iterator[Block]:
+    offset = 0
+    for content in contents:
+        for block in content.blocks(shape, faults):
+            yield Block(block.rows + offset, block.inputs)
+        offset += len(content)
+
+
+def _row_bytes(content: Content, shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape)) * np.dtype(content.dtype).itemsize
+
+
+def _make_room(cache: Path, entry: Path, n_bytes: int) -> None:
+    cache.mkdir(parents=True, exist_ok=True)
+    for leftover in cache.glob(f".{entry.name}.*"):  # of processes that were killed
+        if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
+    free = shutil.disk_usage(cache).free
+    if n_bytes > free:
+        raise DataError(
+            f"the decoded images need {n_bytes / 1e9:.1f} GB but {cache} has {free / 1e9:.1f} GB left: "
+            f"free some, give another folder with --cache, or a smaller --image-size"
+        )
+
+
+def _unwritable(cache: Path, error: OSError) -> DataError:
+    return DataError(f"cannot write to the cache {cache} ({error.strerror or error}); give a folder with --cache")

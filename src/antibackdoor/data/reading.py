@@ -1,0 +1,369 @@
+"""Read any supported data set into indexed samples, and write one back in the same format.
+
+A format is one module with `matches`, `open_source` and `write`, and one line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from antibackdoor.data import csv_file, folder, npz, ts, zip_file
+from antibackdoor.data.cache import cache_folder, stored, surveyed
+from antibackdoor.data.held_out import hold_out
+from antibackdoor.data.images import image_shape, merge
+from antibackdoor.data.layout import is_image
+from antibackdoor.data.samples import InputArray, IntArray, Samples, StrArray
+from antibackdoor.data.source import (
+    Content,
+    Faults,
+    Format,
+    Listed,
+    OnError,
+    Skipped,
+    Source,
+    Survey,
+    Written,
+    in_natural_order,
+    one_line,
+)
+from antibackdoor.errors import ConfigError, DataError
+
+__all__ = ["FORMATS", "DataSet", "Skipped", "Written", "read", "read_inputs", "read_samples", "write"]
+
+FORMATS: dict[str, Format] = {
+    "folder": folder,
+    "zip": zip_file,
+    "npz": npz,
+    "ts": ts,
+    "csv": csv_file,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A data set ready for training.
+
+    Attributes:
+        train: The samples to train on.
+        test: Held out or given test samples; None only if there are none and `test_fraction` is 0.
+        format: A key of `FORMATS`.
+        skipped: Samples that could not be read (only with `on_error="skip"`).
+        notes: How sizes and splits were chosen: plain strings and numbers.
+    """
+
+    train: Samples
+    test: Samples | None
+    format: str
+    skipped: tuple[Skipped, ...]
+    notes: dict[str, Any]
+
+
+def read(
+    path: str | Path,
+    *,
+    test: str | Path | None = None,
+    test_fraction: float = 0.2,
+    image_size: int | tuple[int, int] | None = None,
+    on_error: OnError = "raise",
+    cache: Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> DataSet:
+    """Read a labelled data set.
+
+    Images are decoded once into a memory-mapped cache, so they may be larger than memory; series are read
+    into memory. Ids are paths inside the data set (images in files) or `split/row` (arrays and tables).
+
+    Args:
+        path: A folder or zip of class folders, an `.npz`, `.ts`, `.csv` or `.tsv` file (for `NAME_TRAIN.ts`
+            the test split is `NAME_TEST.ts` beside it), or a folder that holds one such file.
+        test: Another path with the test samples (same classes); it replaces a test split of `path`.
+        test_fraction: Part of each class that is held out if there is no test split, in [0, 1).
+        image_size: Side, or `(height, width)`, in pixels, 8..1024. By default the size that all images share
+            (up to 256), else a square of the median shorter side (16..224, a multiple of 8).
+        on_error: Whether a sample that cannot be read is an error or is left out and listed in `skipped`.
+        cache: Folder for decoded images; by default `antibackdoor` in the user's cache directory.
+        seed: Chooses the held-out samples.
+        progress: Show bars on standard error.
+
+    Raises:
+        DataError: If the data cannot be used; one line that says where and what to do.
+        ConfigError: If `test_fraction` or `image_size` is out of range.
+    """
+    if not 0 <= test_fraction < 1:
+        raise ConfigError(f"test_fraction is {test_fraction}; it must lie in [0, 1)")
+    faults = Faults(on_error)
+    name, source = _open(path, faults)
+    if "train" not in source.splits:
+        raise DataError(f"{path} has a test split but no train split; name the training folder 'train'")
+    train, given = source.splits["train"], source.splits.get("test")
+    names = _class_names(train, source, path)
+    notes = dict(source.notes)
+    if test is not None:
+        other = _open(test, faults)[1].splits
+        given = other["test"] if "test" in other else other["train"]
+    kept_in = cache_folder(cache)
+    shape = _common_shape([train] if given is None else [train, given], image_size, kept_in, notes, progress)
+    notes["test"] = "given" if given is not None else "none"
+    if given is None and test_fraction > 0:
+        labels = _labels(train, names, path)
+        try:
+            kept, held = hold_out(labels, names, test_fraction, seed=seed)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        train, given = train.select(kept), train.select(held)
+        notes["test"] = f"held out {test_fraction:.0%}"
+    train_samples = _samples([train], names, shape, faults, kept_in, path, progress)
+    _check_classes(train_samples, train, path)
+    test_samples = None
+    if given is not None:
+        _refuse_new_classes(given, train, test or path)
+        test_samples = _samples([given], names, shape, faults, kept_in, test or path, progress)
+    # The list goes into run folders, which are passed on: it tells names, not where they lay on this machine.
+    places = [str(Path(place).parent) + os.sep for place in (path, test) if place is not None]
+    skipped = [Skipped(fault.id, _without(places, fault.reason)) for fault in faults.skipped]
+    return DataSet(train_samples, test_samples, name, tuple(skipped), notes)
+
+
+def read_samples(
+    path: str | Path,
+    *,
+    class_names: Sequence[str] | StrArray,
+    shape: tuple[int, ...],
+    split: Literal["train", "test", "all"] = "test",
+    on_error: OnError = "raise",
+    cache: Path | None = None,
+    progress: bool = False,
+) -> Samples:
+    """Read labelled samples for a model that is trained already.
+
+    Args:
+        path: As in `read`.
+        class_names: The model's classes in label order.
+        shape: The model's `(C, H, W)` or `(C, T)`; images are resized, series resampled to it.
+        split: Which split of `path`; data without such splits are taken as a whole.
+        on_error: With "skip", unreadable samples are left out with a warning.
+        cache: As in `read`.
+        progress: As in `read`.
+
+    Raises:
+        DataError: If the data cannot be used, has a class unknown to the model, or does not fit `shape`.
+    """
+    faults = Faults(on_error)
+    splits = _open(path, faults)[1].splits
+    if split not in ("train", "test", "all"):
+        raise ConfigError(f"split is {split!r}; choose 'train', 'test' or 'all'")
+    if split == "train" and "train" not in splits:
+        raise DataError(f"{path} has no train split; choose the split 'test' or 'all'")
+    listed = list(splits.values()) if split == "all" else [splits.get(split) or splits["train"]]
+    _check_shape(listed, shape, path)
+    names = np.array(list(class_names), dtype=np.str_)
+    samples = _samples(listed, names, shape, faults, cache_folder(cache), path, progress)
+    faults.warn()
+    return samples
+
+
+def read_inputs(
+    path: str | Path,
+    *,
+    shape: tuple[int, ...],
+    on_error: OnError = "raise",
+    cache: Path | None = None,
+    progress: bool = False,
+) -> tuple[InputArray, StrArray]:
+    """Read inputs without labels for a model that is trained already: `(N, *shape)` and ids `(N,)`.
+
+    Every image below a folder or in a zip is read, whatever its folder; a single image file will do too. In
+    an `.npz` it is `x_test`, else `x_train`, else `x`. The class of `.ts` and the first column of `.csv` are
+    passed over.
+
+    Raises:
+        DataError: If nothing can be read or it does not fit `shape`.
+    """
+    faults = Faults(on_error)
+    listed = _open(path, faults, labelled=False)[1].splits["train"]
+    if not len(listed.content):
+        raise DataError(f"{path} holds no images")
+    _check_shape([listed], shape, path)
+    inputs, rows = _decoded([listed.content], shape, faults, cache_folder(cache), progress)
+    faults.warn()
+    return inputs, np.array(listed.ids, dtype=np.str_)[rows]
+
+
+def write(path: str | Path, train: Samples, test: Samples | None = None, *, format: str) -> Written:
+    """Write a data set so that `read` gives back the same values, labels and classes.
+
+    Images in a `folder` or `zip` become lossless PNG files in the folder of their given label; the rest of
+    the path in their id is kept where that name is free. The ids under which `read` will list the samples are
+    returned, in the order of `train` and `test` (images in files are read class by class, so that order may
+    differ). `ts` and `csv` put `_TRAIN` and `_TEST` into the file names. Nothing is overwritten.
+
+    Raises:
+        DataError: If the format cannot hold these samples, or the path exists.
+        ConfigError: If there is no such format.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"there is no format {format!r}; choose one of {', '.join(FORMATS)}")
+    suffixes = FORMATS[format].SUFFIXES
+    if suffixes and Path(path).suffix.lower() not in suffixes:
+        raise ConfigError(f"{path} is to be written as {format}; give it a name that ends in {suffixes[0]}")
+    try:
+        return FORMATS[format].write(Path(path), train, test)
+    except OSError as error:
+        raise DataError(f"cannot write to {path} ({error.strerror or error}); choose another path") from error
+
+
+def _without(places: list[str], reason: str) -> str:
+    for place in places:
+        if len(place) > 2:  # neither "./" nor "/"
+            reason = reason.replace(place, "")
+    return reason
+
+
+def _open(path: str | Path, faults: Faults, *, labelled: bool = True) -> tuple[str, Source]:
+    path = _only_file(Path(path))
+    if not path.exists():
+        raise DataError(f"there is no file or folder {one_line(str(path))}; check the path")
+    for name, format_ in FORMATS.items():
+        is_named = path.is_file() and path.suffix.lower() in format_.SUFFIXES
+        if is_named or (path.is_dir() and not format_.SUFFIXES):
+            try:
+                return name, format_.open_source(path, faults, labelled=labelled)
+            except OSError as error:
+                raise DataError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
+    if not labelled and is_image(path.name):
+        return "folder", folder.open_image_file(path)
+    raise DataError(
+        f"{one_line(str(path))} is of no known format; give a folder or .zip of class folders, .npz, .ts, .csv or .tsv"
+    )
+
+
+def _only_file(path: Path) -> Path:
+    """The data file in a folder as archives of series ship it or as `poison` writes it, or the path itself."""
+    if not path.is_dir():
+        return path
+    try:
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    except OSError:  # opening the folder will say why
+        return path
+    suffixes = {suffix for format_ in FORMATS.values() for suffix in format_.SUFFIXES}
+    files = [entry for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()]
+    series = [file for file in files if file.suffix.lower() in (*ts.SUFFIXES, *csv_file.SUFFIXES)]
+    training = [file for file in series if file.stem.lower().endswith("_train")]
+    if len(training) == 1:
+        return training[0]
+    holds_images = any(entry.is_dir() or is_image(entry.name) for entry in entries)
+    return files[0] if len(files) == 1 and not holds_images else path
+
+
+def _class_names(train: Listed, source: Source, path: str | Path) -> StrArray:
+    names = source.class_names or in_natural_order(set(train.classes))
+    if len(set(train.classes)) < 2:
+        raise DataError(f"{path} has one class only ({one_line(train.classes[0])!r}); a classifier needs two or more")
+    return np.array(names, dtype=np.str_)
+
+
+def _labels(listed: Listed, class_names: StrArray, path: str | Path) -> IntArray:
+    index = {name: i for i, name in enumerate(class_names.tolist())}
+    unknown = next((row for row, name in enumerate(listed.classes) if name not in index), None)
+    if unknown is not None:
+        known = ", ".join(list(index)[:5]) + (", ..." if len(index) > 5 else "")
+        raise DataError(
+            f"{path}: {listed.ids[unknown]} has the class {one_line(listed.classes[unknown])!r}, which is "
+            f"not among the {len(index)} classes trained on ({known}); remove it or rename it"
+        )
+    return np.array([index[name] for name in listed.classes], dtype=np.int64)
+
+
+def _common_shape(
+    splits: list[Listed],
+    image_size: int | tuple[int, int] | None,
+    cache: Path,
+    notes: dict[str, Any],
+    progress: bool,
+) -> tuple[int, ...]:
+    kinds = {listed.content.kind for listed in splits}
+    if len(kinds) > 1:
+        raise DataError("one of the train and test data holds images, the other series; give both of one kind")
+    if kinds == {"image"}:
+        survey = merge([surveyed(listed.content, cache, progress=progress) for listed in splits])
+        shape, rule = image_shape(survey, image_size)
+        notes["image_size"] = f"{shape[1]} x {shape[2]}, {rule}"
+        if len(survey.sizes) > 1:
+            notes["original_sizes"] = len(survey.sizes)
+        return shape
+    surveys = [listed.content.survey(progress) for listed in splits]
+    if len({survey.channels for survey in surveys}) > 1:
+        raise DataError(
+            f"the train series have {surveys[0].channels} channels, the test series {surveys[1].channels}; "
+            f"give both the same channels"
+        )
+    return surveys[0].channels, _longest(merge(surveys), notes)
+
+
+def _longest(survey: Survey, notes: dict[str, Any]) -> int:
+    lengths = sorted(size[0] for size in survey.sizes)
+    if len(lengths) > 1:
+        notes["series_length"] = f"lengths {lengths[0]} to {lengths[-1]} resampled to {lengths[-1]} (linear)"
+    return lengths[-1]
+
+
+def _check_shape(splits: list[Listed], shape: tuple[int, ...], path: str | Path) -> None:
+    for listed in splits:
+        wanted = "image" if len(shape) == 3 else "series"
+        if listed.content.kind != wanted:
+            raise DataError(f"{path} holds {listed.content.kind} data, but the model takes {wanted} data")
+        if wanted == "series":
+            channels = listed.content.survey(False).channels
+            if channels != shape[0]:
+                raise DataError(f"the series in {path} have {channels} channels, but the model takes {shape[0]}")
+
+
+def _samples(
+    splits: list[Listed],
+    class_names: StrArray,
+    shape: tuple[int, ...],
+    faults: Faults,
+    cache: Path,
+    path: str | Path,
+    progress: bool,
+) -> Samples:
+    labels = np.concatenate([_labels(listed, class_names, path) for listed in splits])
+    ids = [sample_id for listed in splits for sample_id in listed.ids]
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise DataError(f"{path} has two samples with the id {one_line(twice)!r}; ids must be unique")
+    inputs, rows = _decoded([listed.content for listed in splits], shape, faults, cache, progress)
+    return Samples(inputs, labels[rows], np.array(ids, dtype=np.str_)[rows], class_names)
+
+
+def _decoded(
+    contents: list[Content], shape: tuple[int, ...], faults: Faults, cache: Path, progress: bool
+) -> tuple[InputArray, IntArray]:
+    if contents[0].kind == "image":
+        return stored(contents, shape, faults, cache, progress=progress)
+    blocks = [block for content in contents for block in content.blocks(shape, faults)]
+    inputs = np.concatenate([block.inputs for block in blocks])
+    return inputs, np.arange(len(inputs), dtype=np.int64)
+
+
+def _check_classes(train: Samples, listed: Listed, path: str | Path) -> None:
+    gone = sorted(set(listed.classes) - set(train.class_names[np.unique(train.labels)].tolist()))
+    if gone:
+        raise DataError(f"{path}: no sample of the class {one_line(gone[0])!r} can be read; mend or remove it")
+
+
+def _refuse_new_classes(test: Listed, train: Listed, path: str | Path) -> None:
+    new = sorted(set(test.classes) - set(train.classes))
+    if new:
+        raise DataError(
+            f"{path}: the test data have the class {one_line(new[0])!r}, which has no training sample; "
+            f"remove it from the test data or add training samples"
+        )

@@ -1,0 +1,1 @@
+"""Detectors: which samples are suspicious."""

@@ -1,0 +1,1 @@
+"""Purifiers: a backdoored model, made clean."""

@@ -1,0 +1,94 @@
+"""How a network is trained, whatever the defense."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from antibackdoor.data.samples import Samples
+from antibackdoor.errors import ConfigError
+
+LEAST_STEPS = 3000  # fewer make a short training
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained, whatever the defense.
+
+    Attributes:
+        epochs: Length of the training in passes over the data; 0 chooses by the size of the data (20 passes,
+            more for small data so that at least 3,000 steps are taken, at most 200 passes).
+        batch_size: Samples a step over all processes; 0 chooses 128, or 32 below 5,000 samples.
+        learning_rate: Peak learning rate of SGD with Nesterov momentum; it rises over the first fifth of
+            the training and then falls to zero on a straight line.
+        momentum: Momentum of SGD.
+        weight_decay: L2 penalty on all weights.
+        augment: Names of augmentations, joined by commas: `crop`, `flip`, `cutout` for images, `jitter`,
+            `scale`, `shift` for series, `none`; `auto` is crop for images from 16 pixels on, else none.
+        precision: `bf16` (autocast), `fp32`, or `auto`: bf16 where the processor has it.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        devices: Processes that share every batch.
+        seed: Seed of everything random.
+        progress: Show progress bars on standard error, if that is a terminal.
+    """
+
+    epochs: int = 0
+    batch_size: int = 0
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: str = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: str = "auto"
+    devices: int = 1
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 0), ("batch_size", 0), ("devices", 1), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a number from {low} on")
+        if self.batch_size == 1:
+            raise ConfigError("batch_size is 1; give 2 or more, since batch statistics need them, or 0 to choose")
+        if self.seed >= 2**32:
+            raise ConfigError(f"seed is {self.seed}; give a number below 2^32")
+        if not 0 < self.learning_rate < 100:
+            raise ConfigError(f"learning_rate is {self.learning_rate}; give a number above 0, such as 0.1")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum is {self.momentum}; give a number in [0, 1), such as 0.9")
+        if not 0 <= self.weight_decay < 100:
+            raise ConfigError(f"weight_decay is {self.weight_decay}; give 0 or more, such as 0.0005")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ConfigError(f"precision is {self.precision!r}; give auto, bf16 or fp32")
+
+    def batch(self, n_samples: int) -> int:
+        """Samples a step for a data set of this size."""
+        chosen = self.batch_size or (128 if n_samples >= 5000 else 32)
+        return min(chosen, n_samples)
+
+    def passes(self, n_samples: int) -> int:
+        """Passes over a data set of this size."""
+        if self.epochs:
+            return self.epochs
+        return int(np.clip(math.ceil(LEAST_STEPS * self.batch(n_samples) / n_samples), 20, 200))
+
+
+def augmentation_names(setting: str, samples: Samples) -> tuple[str, ...]:
+    """The augmentations that a recipe's setting means for these samples.
+
+    Raises:
+        ConfigError: If a name is unknown or belongs to the other kind of data.
+    """
+    known = ("crop", "flip", "cutout") if samples.kind == "image" else ("jitter", "scale", "shift")
+    if setting == "auto":
+        return ("crop",) if samples.kind == "image" and min(samples.shape[1:]) >= 16 else ()
+    names = tuple(name for name in setting.replace(" ", "").split(",") if name not in ("", "none"))
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"augmentation '{name}' does not exist for {samples.kind} data: choose among {', '.join(known)}, none"
+            )
+    return names
