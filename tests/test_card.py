@@ -14,6 +14,7 @@ from antibackdoor.attacks import ATTACKS
 from antibackdoor.data.reading import DataSet
 from antibackdoor.data.samples import Samples
 from antibackdoor.report import Changes, visibility, write_card
+from antibackdoor.report.card import structural_similarity
 
 
 def changes(clean: Samples, poisoned: np.ndarray) -> Changes:
@@ -29,6 +30,30 @@ def test_visibility_of_a_known_change() -> None:
     assert same.psnr == float("inf") and same.ssim == pytest.approx(1) and same.largest == 0
     floats = visibility((clean / 255).astype(np.float32), ((clean + 10) / 255).astype(np.float32))
     assert floats.psnr == pytest.approx(seen.psnr, rel=1e-5) and floats.largest == pytest.approx(10, rel=1e-5)
+
+
+def test_similarity_by_hand() -> None:
+    # Flat pictures have no variance: (2 ma mb + c1) / (ma^2 + mb^2 + c1) with c1 = 2.55^2.
+    flat = np.full((1, 8, 8), 100.0)
+    assert structural_similarity(flat, flat + 10, reach=255, window=7) == pytest.approx(22006.5025 / 22106.5025)
+    # One window, two pictures of mean 0 with opposite signs: only (c2 - 2 v) / (c2 + 2 v) is left, c2 = 0.03^2.
+    signs = np.array([[[1.0, -1, 0], [-1, 1, 0], [0, 0, 0]]])
+    v = 4 / 8  # four squares of 1, over n - 1
+    value = structural_similarity(signs, -signs, reach=1, window=3)
+    assert value == pytest.approx((0.0009 - 2 * v) / (0.0009 + 2 * v))
+
+
+# Of scikit-image 0.26 with its defaults, over channels; in the smaller picture with windows of 3 pixels.
+@pytest.mark.parametrize(
+    ("height", "width", "ssim", "psnr"),
+    [(9, 11, -0.1774246228242666, 7.495110426001851), (4, 6, 0.3973943577565712, 10.677127535773314)],
+)
+def test_visibility_is_that_of_scikit_image(height: int, width: int, ssim: float, psnr: float) -> None:
+    channel, row, column = np.ogrid[:2, :height, :width]
+    before = 37 * row + 11 * column**2 + 60 * channel
+    after = before + 7 * (row + column) * (channel + 1)
+    seen = visibility((before % 256).astype(np.uint8)[None], (after % 256).astype(np.uint8)[None])
+    assert seen.ssim == pytest.approx(ssim, abs=1e-12) and seen.psnr == pytest.approx(psnr, abs=1e-12)
 
 
 def test_visibility_of_series_is_in_their_units() -> None:

@@ -67,6 +67,7 @@ def test_auroc_by_hand() -> None:
     assert metrics.auroc([1, 1, 1], [True, False, False]) == 0.5
     assert math.isnan(metrics.auroc([1, 2], [True, True]))
     assert math.isnan(metrics.auroc([1, np.nan], [True, False]))
+    assert metrics.auroc([np.inf, 3, -np.inf], [True, False, False]) == 1.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
@@ -86,6 +87,8 @@ def test_true_positive_rate_keeps_ties_together() -> None:
     assert metrics.true_positive_rate_at(scores, poisoned, max_fpr=0.0) == 2 / 3
     assert metrics.true_positive_rate_at(scores, poisoned, max_fpr=0.5) == 1.0
     assert metrics.true_positive_rate_at([1, 1], [True, False], max_fpr=0.0) == 0.0
+    assert math.isnan(metrics.true_positive_rate_at([1, np.nan], [True, False]))
+    assert math.isnan(metrics.true_positive_rate_at([1, 2], [True, True]))
     with pytest.raises(ConfigError, match="max_fpr"):
         metrics.true_positive_rate_at(scores, poisoned, max_fpr=2)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from scipy.special import ndtri
-
 from antibackdoor.errors import ConfigError, DataError
 
 
@@ -33,9 +31,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
         raise DataError(f"{successes} successes of {n} are impossible")
     if n == 0:
         return Interval(float("nan"), float("nan"))
-    z = float(ndtri((1 + confidence) / 2))
-    p = successes / n
-    center = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    # At the ends the interval touches 0 or 1 exactly; floating point would miss it by 1e-17.
-    return Interval(0.0 if successes == 0 else center - half, 1.0 if successes == n else center + half)
+    from scipy.stats import binomtest  # slow to import
+
+    low, high = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Interval(float(low), float(high))

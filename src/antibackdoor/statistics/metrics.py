@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
-from antibackdoor.data.samples import BoolArray, FloatArray, IntArray
+from antibackdoor.data.samples import BoolArray, IntArray
 from antibackdoor.errors import ConfigError, DataError
 
 
@@ -126,19 +125,15 @@ def recovered_label_precision(
 def auroc(suspicion: ArrayLike, is_poisoned: ArrayLike) -> float:
     """Probability that a poisoned sample is more suspicious than another one, ties counted half.
 
-    The Mann-Whitney statistic with average ranks: `(R_P - n_P (n_P + 1) / 2) / (n_P n_C)`. Nan if there is
-    only one of the two kinds, or a score is nan.
+    Nan if there is only one of the two kinds, or a score is nan.
 
     >>> auroc([0.9, 0.4, 0.4, 0.1], [True, True, False, False])
     0.875
     """
-    scores, poisoned = _scores(suspicion, is_poisoned)
-    n_poisoned = int(poisoned.sum())
-    n_others = len(poisoned) - n_poisoned
-    if n_poisoned == 0 or n_others == 0 or bool(np.isnan(scores).any()):
-        return float("nan")
-    rank_sum = float(rankdata(scores)[poisoned].sum())
-    return (rank_sum - n_poisoned * (n_poisoned + 1) / 2) / (n_poisoned * n_others)
+    from sklearn.metrics import roc_auc_score  # slow to import
+
+    ranks, poisoned = _ranks(suspicion, is_poisoned)
+    return float(roc_auc_score(poisoned, ranks)) if len(ranks) else float("nan")
 
 
 def true_positive_rate_at(suspicion: ArrayLike, is_poisoned: ArrayLike, *, max_fpr: float = 0.01) -> float:
@@ -146,15 +141,16 @@ def true_positive_rate_at(suspicion: ArrayLike, is_poisoned: ArrayLike, *, max_f
 
     Samples of equal suspicion are flagged together. Nan where `auroc` is.
     """
-    scores, poisoned = _scores(suspicion, is_poisoned)
+    from sklearn.metrics import roc_curve  # slow to import
+
     if not 0 <= max_fpr <= 1:
         raise ConfigError(f"max_fpr is {max_fpr}; it must lie in [0, 1]")
-    if poisoned.all() or not poisoned.any() or bool(np.isnan(scores).any()):
+    ranks, poisoned = _ranks(suspicion, is_poisoned)
+    if not len(ranks):
         return float("nan")
-    thresholds, group = np.unique(-scores, return_inverse=True)  # most suspicious first
-    hits = np.cumsum(np.bincount(group[poisoned], minlength=len(thresholds))) / poisoned.sum()
-    alarms = np.cumsum(np.bincount(group[~poisoned], minlength=len(thresholds))) / (~poisoned).sum()
-    return float(hits[alarms <= max_fpr].max(initial=0.0))
+    # Without drop_intermediate the curve would lack thresholds on its straight parts.
+    false_positives, true_positives, _ = roc_curve(poisoned, ranks, drop_intermediate=False)
+    return float(true_positives[false_positives <= max_fpr].max())
 
 
 def class_accuracy(predictions: ArrayLike, labels: ArrayLike, n_classes: int) -> list[ClassRow]:
@@ -214,6 +210,13 @@ def _masks(**arrays: ArrayLike) -> tuple[BoolArray, ...]:
     return tuple(values.astype(np.bool_) for values in _same_length(**arrays))
 
 
-def _scores(suspicion: ArrayLike, is_poisoned: ArrayLike) -> tuple[FloatArray, BoolArray]:
-    scores, poisoned = _same_length(suspicion=suspicion, is_poisoned=is_poisoned)
-    return scores.astype(np.float64), poisoned.astype(np.bool_)
+def _ranks(suspicion: ArrayLike, is_poisoned: ArrayLike) -> tuple[IntArray, BoolArray]:
+    """Dense ranks of the scores and the truth; both empty where no curve is defined.
+
+    Ranks, for scores may be infinite, which scikit-learn refuses.
+    """
+    scores, truth = _same_length(suspicion=suspicion, is_poisoned=is_poisoned)
+    poisoned = truth.astype(np.bool_)
+    if poisoned.all() or not poisoned.any() or bool(np.isnan(scores.astype(np.float64)).any()):
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_)
+    return np.unique(scores, return_inverse=True)[1], poisoned
