@@ -1,4 +1,4 @@
-"""What each idea of E2ABL is worth: the published isolation, then one idea of the search added to the other.
+"""What each idea of the search is worth: the isolation of E2ABL, then one idea of the search added to the other.
 
     python benchmarks/ablation.py                                   all cells; goes on where it was stopped
     python benchmarks/ablation.py --cells 'ecg5000/*'               some of them
@@ -18,9 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import isolation
-import unseen
 
-# Each variant adds to the one before it. Confusion and valleys are what the trap is made of, and come first.
+from antibackdoor.benchmark import Measured, data_hash
+from antibackdoor.data.samples import BoolArray
+from antibackdoor.defenses import E2ABL, DualHead
+from antibackdoor.detectors import ConfusionTraining
+from antibackdoor.training.recipe import Recipe
+
+# Each variant adds to the one before it. Confusion training and its two-group test come first.
 IDEAS = (
     *("by_features", "across_labels", "by_parts", "in_the_rest"),
     *("by_both", "by_place", "by_gaps", "made_pure"),
@@ -32,15 +37,24 @@ PUBLISHED_EPOCHS = 3  # its warm-up of two, and one that isolates
 
 
 @dataclass(frozen=True)
-class Cell(isolation.Cell):
+class Cell:
     """One search with one variant."""
 
+    data: str
+    attack: str  # empty for clean data
+    rate: float
+    seed: int
     variant: str
 
     @property
     def name(self) -> str:
         """For `--cells`: data/attack/rate/seed/variant."""
-        return f"{super().name}/{self.variant}"
+        return f"{self.data}/{self.attack or 'clean'}/{self.rate:g}/{self.seed}/{self.variant}"
+
+    @property
+    def form(self) -> str:
+        """The name, which no two cells share."""
+        return self.name
 
 
 def all_cells(n_seeds: int) -> Iterable[Cell]:
@@ -70,25 +84,25 @@ def all_cells(n_seeds: int) -> Iterable[Cell]:
                 yield from (Cell(data, attack, rate, seed, variant) for variant in variants)
 
 
-def measure(cell: Cell, folder: Path) -> dict[str, Any]:
+def measure(cell: Cell, folder: Path) -> Measured:
     """Search with a variant, compare with the truth."""
-    from antibackdoor.defenses import E2ABL, DualHead
-    from antibackdoor.training.recipe import Recipe
-
-    searched = (unseen if cell.attack in unseen.TRIGGERS else isolation).prepare(cell, folder)
+    searched = isolation.prepare(cell.data, cell.attack, cell.rate, cell.seed, folder)
     started = time.perf_counter()
-    if cell.variant == PUBLISHED:
-        published = E2ABL()
-        recipe = Recipe(epochs=PUBLISHED_EPOCHS, seed=cell.seed)
-        isolated = published.train(searched.samples, searched.build, recipe).isolated
-    elif cell.variant in TRAINED:
-        method = DualHead(late_look=cell.variant == TRAINED[1])
-        isolated = method.train(searched.samples, searched.build, Recipe(seed=cell.seed)).isolated
-    else:
-        kept = NAMES.index(cell.variant) - NAMES.index(NAMES[1])
-        method = DualHead(**{idea: number < kept for number, idea in enumerate(IDEAS)})
-        isolated = method.isolate(searched.samples, searched.build, Recipe(seed=cell.seed))[0].isolated
-    return {**isolation.found(searched, isolated), "seconds": round(time.perf_counter() - started, 1)}
+    isolated = isolated_by(cell.variant, searched, Recipe(seed=cell.seed))
+    metrics = {**isolation.found(searched, isolated), "seconds": round(time.perf_counter() - started, 1)}
+    return Measured(metrics, data_hash(searched.samples))
+
+
+def isolated_by(variant: str, searched: isolation.Searched, recipe: Recipe) -> BoolArray:
+    """What a variant isolates, `(N,)`."""
+    data = searched.samples, searched.build, recipe
+    if variant == PUBLISHED:
+        return E2ABL(epochs=PUBLISHED_EPOCHS).train(*data).verdict.isolated
+    if variant in TRAINED:
+        return DualHead(post_training_check=variant == TRAINED[1]).train(*data).verdict.isolated
+    kept = NAMES.index(variant) - NAMES.index(NAMES[1])
+    search = ConfusionTraining(power=False, **{idea: number < kept for number, idea in enumerate(IDEAS)})
+    return search.search(*data)[0].isolated
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -105,4 +119,4 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    isolation.run(__doc__ or "", "ablation", all_cells, measure, table)
+    isolation.run(__doc__ or "", "ablation", all_cells, measure, table, methods=("variant",))

@@ -25,6 +25,10 @@ from typing import Any, NamedTuple
 import cells
 import numpy as np
 
+from antibackdoor.attacks import ATTACKS, sample_numbers, stamp
+from antibackdoor.benchmark import Mean, append_line, command, grid, identity, mean, provenance, read_lines
+from antibackdoor.data.samples import Samples
+
 SEED = 0  # of the throughput
 
 
@@ -150,8 +154,6 @@ def first_forms(attacks: Sequence[Planted]) -> tuple[cells.Probe, ...]:
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """One row a data set, attack and published row, with 95% intervals; differences in percentage points."""
-    from antibackdoor.attacks import ATTACKS
-
     groups: dict[tuple[str, str, float, str], list[dict[str, Any]]] = {}
     for line in lines:
         data, attack, _, _ = line["name"].split("/")
@@ -166,10 +168,8 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     for (data, attack, rate, settings), metrics in sorted(groups.items(), key=lambda group: group[0]):
         probed = [m.get("attack_success_without_poison", {}) for m in groups.get((data, "clean", 0.0, ""), [])]
         is_probed = probes.get((data, attack)) == settings
-        unearned = cells.mean(success.get(attack) if is_probed else None for success in probed)
-        accuracy, success = (
-            cells.mean(m.get(key) for m in metrics) for key in ("clean_accuracy", "attack_success_rate")
-        )
+        unearned = mean(success.get(attack) if is_probed else None for success in probed)
+        accuracy, success = (mean(m.get(key) for m in metrics) for key in ("clean_accuracy", "attack_success_rate"))
         for paper in PAPERS.get((data, attack), (Paper("-", float("nan"), None),)):
             values = [
                 *(_percent(value) for value in paper[1:]),
@@ -186,7 +186,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 def _measured(metrics: Sequence[dict[str, Any]], key: str) -> str:
     """Mean over seeds and its interval; of one seed, the interval that the number of test samples leaves."""
     if len(metrics) > 1 or f"{key}_low" not in metrics[0]:
-        return str(cells.mean(m.get(key) for m in metrics))
+        return str(mean(m.get(key) for m in metrics))
     share, low, high = (_percent(100 * metrics[0][name]) for name in (key, f"{key}_low", f"{key}_high"))
     return f"{share} ({low} to {high})"
 
@@ -199,7 +199,7 @@ def _percent(value: float | None) -> str:
     return "-" if value is None or np.isnan(value) else f"{value:.1f}"
 
 
-def _difference(measured: cells.Mean, published: float | None) -> str:
+def _difference(measured: Mean, published: float | None) -> str:
     if published is None or np.isnan(published) or np.isnan(measured.value):
         return "-"
     return f"{100 * measured.value - published:+.1f}"
@@ -210,31 +210,26 @@ def _difference(measured: cells.Mean, published: float | None) -> str:
 
 def throughput(options: argparse.Namespace, n_images: int) -> None:
     """Stamp random images of CIFAR's size with every trigger that no training precedes."""
-    from antibackdoor.attacks import ATTACKS
-
     rng = np.random.default_rng(SEED)
     images, labels = rng.integers(0, 256, (n_images, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, n_images)
-    rows = ["| attack | images | s | images/s |", "| --- | ---: | ---: | ---: |"]
-    done = {cells.identity(line["cell"]): line for line in cells.read_lines(options.out)}
+    rows = []
+    done = {identity(line["cell"]): line for line in read_lines(options.out)}
     for name, attack in ATTACKS.items():
         if "image" not in attack.kinds or attack.threat_model != "P":
             continue
         cell = {"throughput": name, "n_images": n_images, "seed": SEED}
-        line = None if options.again else done.get(cells.identity(cell))
+        line = None if options.again else done.get(identity(cell))
         if line is None:
             metrics = {"seconds": _seconds(attack(), images, labels)}
-            line = {"name": f"throughput/{name}", "cell": cell, "metrics": metrics, **cells.provenance()}
-            cells.append_line(options.out, {**line, "command": cells.command()})
+            line = {"name": f"throughput/{name}", "cell": cell, "metrics": metrics, **provenance()}
+            append_line(options.out, {**line, "command": command()})
         seconds = line["metrics"]["seconds"]
-        rows.append(f"| {name} | {n_images:,} | {seconds:.2f} | {n_images / seconds:,.0f} |")
-    print("\n".join(rows))
+        rows.append([name, f"{n_images:,}", f"{seconds:.2f}", f"{n_images / seconds:,.0f}"])
+    print(grid(("attack", "images", "s", "images/s"), rows))
 
 
 def _seconds(attack: Any, images: Any, labels: Any) -> float:
     """Median of three; making the trigger is not counted."""
-    from antibackdoor.attacks import sample_numbers, stamp
-    from antibackdoor.data.samples import Samples
-
     classes = np.array([f"class {k}" for k in range(10)])
     samples = Samples(images, labels, np.arange(len(labels)).astype(str), classes)
     trigger, numbers = attack.trigger(samples, seed=SEED), sample_numbers(samples.ids)

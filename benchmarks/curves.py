@@ -17,7 +17,18 @@ from typing import Any
 
 import isolation
 import numpy as np
-import unseen
+
+from antibackdoor.benchmark import Measured, data_hash
+from antibackdoor.data.samples import BoolArray
+from antibackdoor.detectors import ConfusionTraining
+from antibackdoor.report.svg import HEIGHT, WIDTH, Area, Axis, Line, Rule, chart, linear_axis
+from antibackdoor.search.confusion import weights
+from antibackdoor.search.search import Demand, Search
+from antibackdoor.search.warm_up import warm_up
+from antibackdoor.statistics.isolation import find_valley
+from antibackdoor.statistics.metrics import auroc
+from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.trainer import Trainer
 
 DATA = "cifar10-10000"
 TITLES = {
@@ -53,49 +64,40 @@ def all_cells(n_seeds: int) -> Iterable[isolation.Cell]:
         yield from (isolation.Cell(DATA, name, RATES.get(name, 0.05), seed) for name in TITLES)
 
 
-def measure(cell: isolation.Cell, folder: Path) -> dict[str, Any]:
-    """Warm up, make all rounds of both attempts, keep what the samples of the target label did."""
-    from antibackdoor.defenses import DualHead
-    from antibackdoor.search.confusion import weights
-    from antibackdoor.search.search import Demand, Search
-    from antibackdoor.search.warm_up import warm_up
-    from antibackdoor.statistics.isolation import find_valley
-    from antibackdoor.statistics.metrics import auroc
-    from antibackdoor.training.loop import NoJournal
-    from antibackdoor.training.recipe import Recipe
-    from antibackdoor.training.session import Session
+def watched(groups: dict[str, BoolArray], given: BoolArray, rounds: list[dict[str, Any]]) -> type[Search]:
+    """A search that keeps what the margins of the target label were in each round; no valley ends its rounds."""
 
-    started, method = time.perf_counter(), DualHead()
-    searched = (unseen if cell.attack in unseen.OF_PICTURES else isolation).prepare(cell, folder)
+    class Watched(Search):
+        def find_valleys(self, margins: Any, labels: Any, wanted: set[int]) -> Any:
+            if margins is self.margins:  # not those of a trial
+                kept = {name: np.quantile(margins[rows], QUANTILES).tolist() for name, rows in groups.items()}
+                score = auroc(margins[given], groups["poisoned"][given])
+                rounds.append({**kept, "auroc": score, "depth": find_valley(margins[given]).depth})
+            return super().find_valleys(margins, labels, wanted)
+
+    return Watched
+
+
+def measure(cell: isolation.Cell, folder: Path) -> Measured:
+    """Warm up, make all rounds of both attempts, keep what the samples of the target label did."""
+    started, method = time.perf_counter(), ConfusionTraining(power=False)
+    searched = isolation.prepare(cell.data, cell.attack, cell.rate, cell.seed, folder)
     samples, given = searched.samples, searched.samples.labels == searched.target
     groups = {"poisoned": given & searched.is_poisoned, "rest": given & ~searched.is_poisoned}
     rounds: list[dict[str, Any]] = []
-
-    class Watched(Search):
-        """Keeps what the margins of the target label were in each round; no valley ends them."""
-
-        def find_valleys(self, margins: Any, labels: Any, wanted: set[int]) -> Any:
-            if margins is self.margins:  # not those of a trial
-                rounds.append({name: np.quantile(margins[rows], QUANTILES).tolist() for name, rows in groups.items()})
-                rounds[-1]["auroc"] = auroc(margins[given], searched.is_poisoned[given])
-                rounds[-1]["depth"] = find_valley(margins[given]).depth
-            return super().find_valleys(margins, labels, wanted)
-
-    session = Session(Recipe(seed=cell.seed), len(samples), images=True)
-    feed = session.feed(samples)
-    net = method.two_heads(session, samples, searched.build)
+    trainer = Trainer(samples, Recipe(seed=cell.seed))
+    session, feed = trainer.session, trainer.feed._replace(augmentations=())
+    net = trainer.network(lambda: method.two_heads(samples, searched.build))
     history = warm_up(
-        session,
+        trainer,
         feed,
         net,
-        NoJournal(),
-        {},
         most_steps=method.most_steps(session, len(samples)),
         learning_rate=method.warmup_learning_rate,
         hard_share=method.hard_share,
     )
-    settings = method.trap_settings(samples.n_classes)
-    search, before, kept = Watched(session, feed, net, settings, samples.originals), weights(net), {}
+    settings, made = method.settings(samples.n_classes), watched(groups, given, rounds)
+    search, before, kept = made(session, feed, net, settings, samples.originals), weights(net), {}
     search.first_look()
     suspicions = {"losses": search.by_losses(history), "parts": search.resemblance.contradiction}
     for name, suspicion in suspicions.items():
@@ -104,11 +106,12 @@ def measure(cell: isolation.Cell, folder: Path) -> dict[str, Any]:
         search.narrow(suspicion, ROUNDS[name], Demand(np.inf, np.inf), 0.0)
         kept[name] = list(rounds)
     losses = {name: np.quantile(history.losses[:, rows], QUANTILES, axis=1).T for name, rows in groups.items()}
-    return {
+    metrics = {
         "warm_up": {"steps": history.steps.tolist()} | {name: found.tolist() for name, found in losses.items()},
         **kept,
         "seconds": round(time.perf_counter() - started, 1),
     }
+    return Measured(metrics, data_hash(samples))
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -127,8 +130,6 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 def figure(lines: list[dict[str, Any]]) -> str:
     """An SVG file: a row for each attack (first seed), the warm-up on the left, the rounds on the right."""
-    from antibackdoor.report.svg import HEIGHT, WIDTH
-
     runs = {line["cell"]["attack"]: line["metrics"] for line in lines if line["cell"]["seed"] == 0}
     shown = [name for name in TITLES if name in runs]
     names = ", ".join(f'<tspan fill="{color}">{name}</tspan>' for name, color in COLORS.items())
@@ -140,16 +141,14 @@ def figure(lines: list[dict[str, Any]]) -> str:
     for number, name in enumerate(shown):
         top = HEAD + number * (HEAD + HEIGHT)
         parts.append(f'<text class="title" x="20" y="{top + 26}">{TITLES[name]}</text>')
-        for column, chart in enumerate((warm_up_chart(runs[name]), rounds_chart(runs[name]))):
+        for column, drawn in enumerate((warm_up_chart(runs[name]), rounds_chart(runs[name]))):
             box = f'x="{column * WIDTH}" y="{top + HEAD}" width="{WIDTH}" height="{HEIGHT}"'
-            parts.append(f"<svg {box}>{chart}</svg>")
+            parts.append(f"<svg {box}>{drawn}</svg>")
     return "\n".join([*parts, "</svg>", ""])
 
 
 def warm_up_chart(run: dict[str, Any]) -> str:
     """Losses while the second head learns the labels."""
-    from antibackdoor.report.svg import chart, linear_axis
-
     found, at = run["warm_up"], np.array(run["warm_up"]["steps"], dtype=float)
     bands = {name: np.array(found[name]) for name in COLORS}
     x = linear_axis("steps of the warm-up", 0, at[-1])
@@ -159,8 +158,6 @@ def warm_up_chart(run: dict[str, Any]) -> str:
 
 def rounds_chart(run: dict[str, Any]) -> str:
     """Margins after each round of confusion; where an attempt begins anew, the curves are broken."""
-    from antibackdoor.report.svg import Axis, Rule, chart, linear_axis
-
     rounds, at = [*run["losses"], None, *run["parts"]], np.arange(1.0, len(run["losses"]) + len(run["parts"]) + 2)
     gap = [np.nan] * len(QUANTILES)
     bands = {name: np.array([seen[name] if seen else gap for seen in rounds]) for name in COLORS}
@@ -176,8 +173,6 @@ def rounds_chart(run: dict[str, Any]) -> str:
 
 def marks(at: Any, bands: dict[str, Any]) -> list[Any]:
     """A band and its median for each group."""
-    from antibackdoor.report.svg import Area, Line
-
     areas, lines = [], []
     for style, band in bands.items():
         lines.append(Line(at, band[:, 1], style))
@@ -193,4 +188,4 @@ def told(metrics: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    isolation.run(__doc__ or "", "curves", all_cells, measure, table, told)
+    isolation.run(__doc__ or "", "curves", all_cells, measure, table, told=told)

@@ -1,28 +1,38 @@
-"""What E2ABL isolates, by data, attack, rate and seed; no main head is trained, so a cell takes seconds to minutes.
+"""What the default's search isolates, by data, attack, rate and seed; no network is trained to the end, so a cell takes
+seconds to minutes.
 
     python benchmarks/isolation.py                                  all cells; goes on where it was stopped
     python benchmarks/isolation.py --cells 'digits/*'               some of them
     python benchmarks/isolation.py --table                          the table of what is there
 
-Digits and the data of `benchmarks/drawn.py` need no files; the others are read from ANTIBACKDOOR_DATA, and cells whose
-file is not there are skipped.
+Digits and the data of `benchmarks/synthetic.py` need no files; the others are read from ANTIBACKDOOR_DATA, and cells
+whose file is not there are passed over.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import cells
-import drawn
+import folders
 import numpy as np
+import synthetic
+import triggers
+
+import antibackdoor.benchmark
+from antibackdoor.app.demo import digits
+from antibackdoor.app.pipeline import Job, builder, describe_model
+from antibackdoor.attacks import ATTACKS, poison
+from antibackdoor.benchmark import Matrix, Measured, data_hash
+from antibackdoor.data.reading import read
+from antibackdoor.data.samples import BoolArray, Samples
+from antibackdoor.detectors import ConfusionTraining
+from antibackdoor.protocols import NEARBY, Build, Given
+from antibackdoor.statistics.metrics import auroc
+from antibackdoor.training.recipe import Recipe
 
 RATES = (0.0, 0.1, 0.05, 0.02, 0.01, 0.2, 0.005)
 # The other attacks of `benchmarks/attacks.py`, but feature collision, whose success is not measured yet.
@@ -55,7 +65,7 @@ DATA = (
     ("mnist-rare", "mnist5k.npz", 0, "wrn-16-1", ("badnets", "blend")),
     ("arabicdigits-tail", "arabicdigits.npz", 0, "series-resnet", ("static", "powerline")),
     ("arabicdigits-rare", "arabicdigits.npz", 0, "series-resnet", ("static", "powerline")),
-    *((name, "", 0, kind.network, kind.attacks) for name, kind in drawn.KINDS.items()),
+    *((name, "", 0, kind.network, kind.attacks) for name, kind in synthetic.KINDS.items()),
     ("digits-by2", "", 0, "wrn-16-1", ("badnets", "blend")),
     ("digits-by3", "", 0, "wrn-16-1", ("badnets", "blend")),
     ("digits-by5", "", 0, "wrn-16-1", ("badnets", "blend")),
@@ -88,6 +98,14 @@ class Cell:
         """For `--cells`: data/attack/rate/seed."""
         return f"{self.data}/{self.attack or 'clean'}/{self.rate:g}/{self.seed}"
 
+    @property
+    def form(self) -> str:
+        """The name, which no two cells share."""
+        return self.name
+
+
+C = TypeVar("C", bound=antibackdoor.benchmark.Cell)
+
 
 def all_cells(n_seeds: int) -> list[Cell]:
     """Seed by seed, common rates first, small data first: a fair picture early."""
@@ -103,85 +121,80 @@ def all_cells(n_seeds: int) -> list[Cell]:
 class Searched(NamedTuple):
     """What a cell searches, and the truth about it."""
 
-    samples: Any
-    is_poisoned: Any  # (N,) bool
+    samples: Samples
+    is_poisoned: BoolArray  # (N,)
     target: int | None
-    build: Any
+    build: Build
 
 
-def file_of(cell: Any) -> str:
-    """The file that a cell needs; empty where it needs none."""
-    return next(row[1] for row in DATA if row[0] == cell.data)
+def file_of(data: str) -> str:
+    """The file that the data of this name need; empty where they need none."""
+    return next(row[1] for row in DATA if row[0] == data)
 
 
-def prepare(cell: Cell, folder: Path) -> Searched:
-    """Read and poison."""
-    from antibackdoor.app.demo import digits
-    from antibackdoor.app.pipeline import Job, builder, describe_model
-    from antibackdoor.attacks import ATTACKS, poison
-    from antibackdoor.data.reading import read
-    from antibackdoor.defenses import DualHead
-    from antibackdoor.training.recipe import Recipe
-
-    _, file, size, network, _ = next(row for row in DATA if row[0] == cell.data)
-    if cell.data in drawn.KINDS:
-        train = drawn.draw(cell.data, cell.seed)
+def clean(name: str, folder: Path, seed: int) -> Samples:
+    """The data of a name, before poisoning."""
+    _, file, size, _, _ = next(row for row in DATA if row[0] == name)
+    if name in synthetic.KINDS:
+        train = synthetic.draw(name, seed)
     else:
-        data = read(folder / file, seed=cell.seed) if file else digits(cell.seed)
-        train = joined(data.train, data.test) if "-all" in cell.data else data.train
-    if cell.data.endswith("-tracks"):
+        data = read(folder / file, seed=seed) if file else digits(seed)
+        train = joined(data.train, data.test) if "-all" in name and data.test is not None else data.train
+    if name.endswith("-tracks"):
         train = by_track(train)
     if size:
-        train = train.take(np.sort(np.random.default_rng(cell.seed).permutation(len(train))[:size]))
-    if cell.data.endswith(("-tail", "-rare")):
-        train = long_tailed(train, cell.seed, is_first_rare=cell.data.endswith("-rare"))
-    if "-by" in cell.data:
-        train = merged(train, int(cell.data.rpartition("-by")[2]))
-    if "-only" in cell.data:
-        train = only(train, sorted(map(int, cell.data.rpartition("-only")[2])))
+        train = train.take(np.sort(np.random.default_rng(seed).permutation(len(train))[:size]))
+    if name.endswith(("-tail", "-rare")):
+        train = long_tailed(train, seed, is_first_rare=name.endswith("-rare"))
+    if "-by" in name:
+        train = merged(train, int(name.rpartition("-by")[2]))
+    if "-only" in name:
+        train = only(train, sorted(map(int, name.rpartition("-only")[2])))
+    return train
+
+
+def prepare(data: str, attack: str, rate: float, seed: int, folder: Path) -> Searched:
+    """Read and poison: the attack is a key of `ATTACKS` or of those in `triggers.py`, or empty."""
+    train = clean(data, folder, seed)
     is_poisoned, target = np.zeros(len(train), dtype=bool), None
-    if cell.attack:
-        poisoned = poison(train, ATTACKS[cell.attack](), seed=cell.seed, rate=cell.rate)
+    if attack:
+        kind = ATTACKS[attack]() if attack in ATTACKS else triggers.written(attack)
+        poisoned = poison(train, kind, seed=seed, rate=rate)
         train, is_poisoned = poisoned.samples, poisoned.truth.is_poisoned
         target = getattr(poisoned.plan, "target_label", None)
-    if "-x" in cell.data:
-        copies = np.repeat(np.arange(len(train)), int(cell.data.rpartition("-x")[2]))
+    if "-x" in data:
+        copies = np.repeat(np.arange(len(train)), int(data.rpartition("-x")[2]))
         train, is_poisoned = train.take(copies), is_poisoned[copies]
         train = replace(train, ids=np.arange(len(train)).astype(str))
-    job = Job(DualHead(), Recipe(seed=cell.seed), backbone=network)
+    network = next(row[3] for row in DATA if row[0] == data)
+    job = Job(recipe=Recipe(seed=seed), backbone=network)
     return Searched(train, is_poisoned, target, builder(describe_model(train, job, None)))
 
 
-def measure(cell: Cell, folder: Path) -> dict[str, Any]:
+def measure(cell: Cell, folder: Path) -> Measured:
     """Poison, search, compare with the truth."""
-    return search(prepare(cell, folder), cell.seed)
-
-
-def search(searched: Searched, seed: int) -> dict[str, Any]:
-    """Search, compare with the truth."""
-    from antibackdoor.defenses import DualHead
-    from antibackdoor.search.evidence import judge
-    from antibackdoor.statistics.metrics import auroc
-    from antibackdoor.training.recipe import Recipe
-
+    searched = prepare(cell.data, cell.attack, cell.rate, cell.seed, folder)
+    given, recipe = Given(build=searched.build), Recipe(seed=cell.seed)
     started = time.perf_counter()
-    caught, _ = DualHead().isolate(searched.samples, searched.build, Recipe(seed=seed))
-    return {
-        **found(searched, caught.isolated),
-        "n_added": int((caught.isolated & ~caught.core).sum()),  # near the found, and above no cut
-        "n_added_false": int((caught.isolated & ~caught.core & ~searched.is_poisoned).sum()),
-        "labels": list(caught.labels),
+    detection = ConfusionTraining(power=False).detect(searched.samples, given, recipe)
+    seconds = time.perf_counter() - started
+    verdict, facts = detection.verdict, asdict(detection.facts)
+    added = verdict.isolated & (verdict.criterion == NEARBY)  # near the found, and above no cut
+    metrics = {
+        **facts,
+        **found(searched, verdict.isolated),
+        "n_added": int(added.sum()),
+        "n_added_false": int((added & ~searched.is_poisoned).sum()),
+        "labels": list(verdict.target_labels),
         "target": searched.target,
-        "found_by": list(caught.ways),
-        "auroc": auroc(caught.margins, searched.is_poisoned),
-        "deepest": [round(depth, 2) for depth in caught.depths.tolist()],
-        "carried": [round(nats, 2) for nats in caught.carried.tolist()],
-        **judge(caught),
-        "seconds": round(time.perf_counter() - started, 1),
+        "found_by": facts["found_by"].split("; ") if facts["found_by"] else [],
+        "auroc": auroc(verdict.suspicion if verdict.margin is None else verdict.margin, searched.is_poisoned),
+        "seconds": round(seconds, 1),
     }
+    return Measured(metrics, data_hash(searched.samples))
 
 
-def found(searched: Searched, isolated: Any) -> dict[str, int]:
+def found(searched: Searched, isolated: BoolArray) -> dict[str, int]:
     """Counts of what was missed, and of what was taken wrongly."""
     return {
         "n_train": len(searched.samples),
@@ -191,25 +204,24 @@ def found(searched: Searched, isolated: Any) -> dict[str, int]:
     }
 
 
-def joined(first: Any, second: Any) -> Any:
+def joined(first: Samples, second: Samples) -> Samples:
     """Two splits as one data set."""
-    from antibackdoor.data.samples import Samples
-
     return Samples(
-        *(np.concatenate([getattr(first, part), getattr(second, part)]) for part in ("inputs", "labels")),
+        np.concatenate([first.inputs, second.inputs]),
+        np.concatenate([first.labels, second.labels]),
         np.concatenate([np.char.add("train/", first.ids), np.char.add("test/", second.ids)]),
         first.class_names,
     )
 
 
-def merged(samples: Any, n: int) -> Any:
+def merged(samples: Samples, n: int) -> Samples:
     """The same data with one label for every n classes: classes within a label are honest groups."""
     names = samples.class_names
     joined = ["+".join(names[k : k + n]) for k in range(0, len(names), n)]
     return replace(samples, labels=samples.labels // n, class_names=np.array(joined))
 
 
-def by_track(samples: Any) -> Any:
+def by_track(samples: Samples) -> Samples:
     """A label for each sign that was filmed, 1,307 of them: file names begin with the number of its track."""
     names, labels = np.unique(
         [
@@ -221,7 +233,7 @@ def by_track(samples: Any) -> Any:
     return replace(samples, labels=labels.astype(np.int64), class_names=names)
 
 
-def long_tailed(samples: Any, seed: int, *, is_first_rare: bool) -> Any:
+def long_tailed(samples: Samples, seed: int, *, is_first_rare: bool) -> Samples:
     """The same data with classes that get rarer one by one, the rarest a hundred times rarer than the others were."""
     sizes = np.bincount(samples.labels, minlength=samples.n_classes)
     shares = 100.0 ** -np.linspace(0, 1, samples.n_classes)
@@ -231,7 +243,7 @@ def long_tailed(samples: Any, seed: int, *, is_first_rare: bool) -> Any:
     return samples.take(np.sort(np.concatenate(rows)))
 
 
-def only(samples: Any, classes: list[int]) -> Any:
+def only(samples: Samples, classes: list[int]) -> Samples:
     """The samples of some classes, as if there were no others."""
     kept = samples.take(np.flatnonzero(np.isin(samples.labels, classes)))
     return replace(kept, labels=np.searchsorted(classes, kept.labels), class_names=samples.class_names[classes])
@@ -287,7 +299,7 @@ def by_attempt(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         if line["metrics"]["n_poisoned"] and "found_by" in line["metrics"]:
             groups.setdefault(" + ".join(line["metrics"]["found_by"]) or "none", []).append(line["metrics"])
-    rows = ["| caught by | searches | missed, all together | false | most false in one |", "| --- |" + " ---: |" * 4]
+    rows = ["| found by | searches | missed, all together | false | most false in one |", "| --- |" + " ---: |" * 4]
     for name, runs in sorted(groups.items(), key=lambda group: -len(group[1])):
         missed, poisoned, false = (sum(m[key] for m in runs) for key in ("n_missed", "n_poisoned", "n_false"))
         most = max(m["n_false"] for m in runs)
@@ -304,35 +316,19 @@ def inside(m: dict[str, Any]) -> bool:
 def run(
     description: str,
     name: str,
-    every: Callable[[int], Iterable[Any]],
-    measure: Callable[[Any, Path], dict[str, Any]],
+    every: Callable[[int], Iterable[C]],
+    measure: Callable[[C, Path], Measured],
     table: Callable[[list[dict[str, Any]]], str],
-    told: Callable[[dict[str, Any]], str] = lambda metrics: f"{brief(metrics)} missed / false",
+    *,
+    told: Callable[[dict[str, Any]], str] = lambda m: f"{brief(m)} missed / false, {m['seconds']} s",
+    methods: tuple[str, ...] = (),
 ) -> None:
-    """A benchmark that only searches: measure what has no line yet, write one for each cell, print the table."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cells", default="*", help="only these, such as 'digits/*,*/clean/*'")
-    parser.add_argument("--table", action="store_true", help="measure nothing")
-    parser.add_argument("--out", type=Path, default=cells.RESULTS / f"{name}.jsonl")
-    parser.add_argument("--data", type=Path, default=cells.data_folder())
-    options = parser.parse_args()
-    patterns = options.cells.split(",")
-    chosen = [c for c in every(options.seeds) if any(fnmatchcase(c.name, pattern) for pattern in patterns)]
-    done = {json.dumps(line["cell"], sort_keys=True) for line in cells.read_lines(options.out)}
-    for cell in [] if options.table else chosen:
-        if json.dumps(asdict(cell), sort_keys=True) in done:
-            continue
-        file = file_of(cell)
-        if file and not (options.data / file).exists():
-            print(f"{cell.name}: skipped, there is no {file} in {options.data}", file=sys.stderr)
-            continue
-        metrics = measure(cell, options.data)
-        line = {"name": cell.name, "cell": asdict(cell), "metrics": metrics, **cells.provenance()}
-        cells.append_line(options.out, {**line, "command": cells.command()})
-        print(f"{cell.name}: {told(metrics)}, {metrics['seconds']} s", file=sys.stderr, flush=True)
-    names = {cell.name for cell in chosen}
-    print(table([line for line in cells.read_lines(options.out) if line["name"] in names]))
+    """Parse, measure, print: a benchmark that only searches. Its cells have a field `data`, a name of `DATA`."""
+    out = folders.RESULTS / f"{name}.jsonl"
+    options = antibackdoor.benchmark.arguments(description, out=out, data=folders.data(), seeds=3).parse_args()
+    cells = list(every(options.seeds))
+    matrix = Matrix(cells, measure, table, told, lambda cell: file_of(asdict(cell)["data"]), methods)
+    antibackdoor.benchmark.run(matrix, options)
 
 
 if __name__ == "__main__":

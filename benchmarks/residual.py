@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cells
+import folders
+
+from antibackdoor.benchmark import read_lines
 
 ESTIMATE, TRUE = "estimated_residual_attack_success_rate", "attack_success_rate"
 CLOSE = 0.05  # the goal: estimated minus true within five points in 95% of runs
@@ -33,7 +35,7 @@ class Pair(NamedTuple):
 def pairs(folder: Path) -> Iterator[Pair]:
     """All trainings that have both numbers."""
     for path in sorted(folder.glob("*.jsonl")):
-        for line in cells.read_lines(path):
+        for line in read_lines(path):
             yield from _pair(line["name"], line["metrics"])
     demo = folder / "demo.json"
     if demo.exists():
@@ -64,7 +66,7 @@ def table(found: list[Pair]) -> str:
 def main() -> None:
     """Parse, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=cells.RESULTS, help="folder of the results")
+    parser.add_argument("--results", type=Path, default=folders.RESULTS, help="folder of the results")
     print(table(list(pairs(parser.parse_args().results))))
 
 

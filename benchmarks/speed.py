@@ -6,8 +6,8 @@
 
 The contestants take turns for several rounds, because a shared machine is never equally fast twice; the table
 shows medians. `bare loop` is the floor: forward, backward, step on batches of a float tensor that is ready, in the
-same precision and memory layout. E2ABL's figure counts its whole run against the plain passes that it replaces; it
-takes a fixed number of steps to set its trap, so that a short training makes it look slow. A fair figure needs
+same precision and memory layout. The default's figure counts its whole run against the plain passes that it
+replaces; its search takes a fixed number of steps, so that a short training makes it look slow. A fair figure needs
 `--epochs 20 --rounds 3 --only bare,none,dual-head`.
 skorch and ART (`pip install .[bench]`) are left out with a reason where they are not installed.
 """
@@ -23,18 +23,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cells
+import folders
 import numpy as np
 import torch
 from memory import measure_memory
 from torch import Tensor, nn
 
+from antibackdoor.benchmark import command, provenance
 from antibackdoor.data.reading import read
 from antibackdoor.data.samples import Samples
 from antibackdoor.defenses import DualHead, Undefended
 from antibackdoor.models.backbones import build_backbone
 from antibackdoor.models.normalization import channel_statistics, normalized
-from antibackdoor.training.loop import shuffled
+from antibackdoor.runs.atomic import write_json
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Session, seeded
 
@@ -123,7 +124,12 @@ CONTESTANTS: dict[str, Contestant] = {
     "skorch": skorch,
     "art": art,
 }
-TITLES = {"bare": "bare loop", "none": "antibackdoor, no defense", "dual-head": "antibackdoor, E2ABL", "art": "ART"}
+TITLES = {
+    "bare": "bare loop",
+    "none": "antibackdoor, no defense",
+    "dual-head": "antibackdoor, default (dual-head)",
+    "art": "ART",
+}
 NEEDS = {"skorch": "skorch", "art": "art.estimators.classification"}
 
 
@@ -172,7 +178,7 @@ def race(samples: Samples, options: argparse.Namespace, present: dict[str, Conte
         print(f"warmed up {name}", file=sys.stderr, flush=True)
     for turn in range(options.rounds):
         # Another order each time: what one leaves behind (heat, caches) must not always hit the same one.
-        for place in shuffled(len(present), 0, turn):
+        for place in np.random.default_rng(turn).permutation(len(present)).tolist():
             name = list(present)[place]
             started = time.perf_counter()
             present[name](samples, recipe, build)
@@ -210,7 +216,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, nargs="+", default=[], help="measure peak memory at these sizes instead")
     parser.add_argument("--defense", default="dual-head", help="for --memory")
     parser.add_argument("--out", type=Path, help="default: speed.json or memory.json in benchmarks/results")
-    parser.add_argument("--data", type=Path, default=cells.data_folder(), help="folder of cifar10.zip")
+    parser.add_argument("--data", type=Path, default=folders.data(), help="folder of cifar10.zip")
     options = parser.parse_args()
     if options.memory:
         with tempfile.TemporaryDirectory() as folder:
@@ -229,8 +235,8 @@ def main() -> None:
             "images_per_second": summary, "seconds": seconds, "left_out": absent,
         }  # fmt: skip
     packages = ("antibackdoor", "torch", "numpy", "skorch", "adversarial-robustness-toolbox")
-    result |= {"seed": 0, **cells.provenance(packages), "command": cells.command()}
-    cells.write(options.out or cells.RESULTS / ("memory.json" if options.memory else "speed.json"), result)
+    result |= {"seed": 0, **provenance(packages), "command": command()}
+    write_json(options.out or folders.RESULTS / ("memory.json" if options.memory else "speed.json"), result)
     print(text)
 
 

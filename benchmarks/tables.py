@@ -21,20 +21,23 @@ import attacks
 import calibration
 import cells
 import curves
-import drawn
+import folders
 import isolation
 import residual
+import synthetic
 
-REPOSITORY = cells.HERE.parent
-DOCUMENTS = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
+from antibackdoor.benchmark import grid, mean, read_lines
+
+DOCUMENTS = (folders.REPOSITORY / "README.md", *sorted((folders.REPOSITORY / "docs").glob("*.md")))
 PLACE = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 Metrics = dict[str, Any]
+DEFAULT = "default (dual-head)"
 DEFENSES = {
     "none": "none",
     cells.CLEAN_PART: "none, clean part alone",
-    "e2abl": "E2ABL as published",
-    "dual-head": "DualHead",
+    "e2abl": "E2ABL",
+    "dual-head": DEFAULT,
 }
 ATTACKS = {
     "badnets": "BadNets",
@@ -58,15 +61,9 @@ PLANS = {"all_to_all": "each class to the next", "multi_target": "two targets", 
 ATTACKS |= {f"{a}-{p}": f"{ATTACKS[a]}, {PLANS[p]}," for p in PLANS for a in ("badnets", "blend", "static")}
 
 
-def grid(names: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
-    """A Markdown table whose first column is words and whose others are numbers."""
-    lines = [names, ["---", *["---:"] * (len(names) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def lines_of(name: str) -> list[dict[str, Any]]:
     """The lines of a result."""
-    return cells.read_lines(cells.RESULTS / name)
+    return read_lines(folders.RESULTS / name)
 
 
 def of_variants(names: Sequence[str]) -> list[dict[str, Any]]:
@@ -76,7 +73,7 @@ def of_variants(names: Sequence[str]) -> list[dict[str, Any]]:
 
 def whole(name: str) -> dict[str, Any]:
     """A result that is one object."""
-    result: dict[str, Any] = json.loads((cells.RESULTS / name).read_text(encoding="utf-8"))
+    result: dict[str, Any] = json.loads((folders.RESULTS / name).read_text(encoding="utf-8"))
     return result
 
 
@@ -106,11 +103,9 @@ def demo() -> str:
     def rows() -> Iterator[Sequence[str]]:
         for title in runs[0]:
             found = [run[title] for run in runs]
-            shares = [
-                str(cells.mean(run.get(key) for run in found)) for key in ("clean_accuracy", "attack_success_rate")
-            ]
-            defended = "DualHead" in title
-            missed = by_seed(found, "n_missed", count) if defended else "-"
+            shares = [str(mean(run.get(key) for run in found)) for key in ("clean_accuracy", "attack_success_rate")]
+            defended = DEFAULT in title
+            missed = by_seed(found, "n_missed", count) if defended and found[0].get("n_poisoned") else "-"
             yield [title, *shares, by_seed(found, "n_isolated", count) if defended else "-", missed]
 
     return grid(("training", "clean accuracy %", "attack success %", "isolated", "missed"), rows())
@@ -141,7 +136,7 @@ def trainings(file: str, *data: str) -> str:
 
 
 def cost() -> str:
-    """Processor time of a whole E2ABL run on clean data against plain training, of seeds that have both."""
+    """Processor time of the default on clean data against plain training, of seeds that have both."""
     seconds = {line["name"]: line["metrics"].get("cpu_seconds") for line in lines_of("cifar10.jsonl")}
 
     def rows() -> Iterator[Sequence[str]]:
@@ -150,7 +145,7 @@ def cost() -> str:
             if plain and defended:
                 yield [str(seed), f"{plain:,.0f}", f"{defended:,.0f}", f"{defended / plain:.2f}"]
 
-    return grid(("seed", "plain training, processor s", "E2ABL, processor s", "ratio"), rows())
+    return grid(("seed", "plain training, processor s", f"{DEFAULT}, processor s", "ratio"), rows())
 
 
 def speed() -> str:
@@ -159,7 +154,7 @@ def speed() -> str:
     titles = {
         "bare": "bare loop (forward, backward, step)",
         "none": "antibackdoor, no defense",
-        "dual-head": "antibackdoor, E2ABL",
+        "dual-head": f"antibackdoor, {DEFAULT}",
         "skorch": "skorch (fp32)",
         "art": "ART (fp32)",
     }
@@ -202,7 +197,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "soft": lambda: trainings("soft.jsonl", "cifar10"),
     "plans-cifar10": lambda: trainings("plans.jsonl", "cifar10"),
     "plans-arabicdigits": lambda: trainings("plans.jsonl", "arabicdigits"),
-    "drawn": lambda: trainings("drawn.jsonl", *drawn.KINDS),
+    "drawn": lambda: trainings("drawn.jsonl", *synthetic.KINDS),
     "cost": cost,
     "goals": lambda: isolation.goals(lines_of("isolation.jsonl")),
     "calibration": lambda: calibration.table(calibration.clean_lines()),
@@ -211,7 +206,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attempts": lambda: isolation.by_attempt(lines_of("isolation.jsonl")),
     "unseen": lambda: isolation.table(lines_of("unseen.jsonl")),
     "isolation": lambda: isolation.table(lines_of("isolation.jsonl")),
-    "residual": lambda: residual.table(list(residual.pairs(cells.RESULTS))),
+    "residual": lambda: residual.table(list(residual.pairs(folders.RESULTS))),
     "attacks": lambda: attacks.table([line for line in lines_of("attacks.jsonl") if "attack" in line["cell"]]),
     "throughput": throughput,
     "speed": speed,
@@ -232,7 +227,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is not up to date")
     options = parser.parse_args()
     wanted = {path: filled(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
-    wanted |= {REPOSITORY / "docs" / name: draw() for name, draw in FIGURES.items()}
+    wanted |= {folders.REPOSITORY / "docs" / name: draw() for name, draw in FIGURES.items()}
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in [] if options.check else stale:
         path.write_text(wanted[path], encoding="utf-8")

@@ -1,0 +1,137 @@
+"""What is measured, by the truth: of a trained model on clean and triggered test samples, and of a verdict."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from antibackdoor.attacks import Truth, trigger_test_set
+from antibackdoor.data.samples import Samples
+from antibackdoor.errors import ConfigError, DataError
+from antibackdoor.protocols import CLEANED, RELABELED, Plan, Trigger, Verdict
+from antibackdoor.statistics import metrics
+from antibackdoor.statistics.intervals import wilson_interval
+from antibackdoor.training.loop import predict
+from antibackdoor.training.session import Session
+
+BLOCK = 4096  # samples that are hashed at a time: a mapped file may be larger than memory
+
+
+def data_hash(samples: Samples) -> str:
+    """Hash of inputs and given labels, 32 hex digits (blake2b); ids and names of classes do not count.
+
+    Methods with the same hash were trained on the same bytes, so with the same attack, rate and poisoned rows.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for array in (samples.inputs, samples.labels):
+        digest.update(f"{array.dtype.str} {array.shape};".encode("ascii"))
+        for start in range(0, len(array), BLOCK):
+            digest.update(np.ascontiguousarray(array[start : start + BLOCK]).data)
+    return digest.hexdigest()
+
+
+def measure_model(
+    session: Session, model: nn.Module, test: Samples, *, trigger: Trigger | None = None, plan: Plan | None = None
+) -> dict[str, float | int]:
+    """Measure one trained model.
+
+    Args:
+        session: Device and precision.
+        model: The model, prepared by the session.
+        test: Clean labelled test samples.
+        trigger: The trigger as shown at test time; None for a model that nobody attacked.
+        plan: The fitted plan of the attack, given together with the trigger.
+
+    Returns:
+        Fractions in [0, 1]: `clean_accuracy` with `_low` and `_high` (Wilson's 95% interval), and `n_test`. With a
+        trigger those of `attack_success` as well, and `clean_accuracy_nontarget`, without the samples of the target
+        class, if the plan has a single one (the clean accuracy that the code of ABL and NAD reports).
+
+    Raises:
+        ConfigError: If only one of trigger and plan is given.
+        DataError: If no test sample counts for the attack.
+    """
+    if (trigger is None) != (plan is None):
+        raise ConfigError("a trigger is measured by its plan: give both, or neither")
+    answers = predict(session, model, test).labels
+    low, high = wilson_interval(int((answers == test.labels).sum()), len(test))
+    measured: dict[str, float | int] = {
+        "clean_accuracy": metrics.clean_accuracy(answers, test.labels),
+        "clean_accuracy_low": low,
+        "clean_accuracy_high": high,
+        "n_test": len(test),
+    }
+    target = getattr(plan, "target_label", None)
+    if isinstance(target, int):
+        measured["clean_accuracy_nontarget"] = metrics.clean_accuracy_nontarget(answers, test.labels, target)
+    if trigger is not None and plan is not None:
+        measured |= attack_success(session, model, test, trigger, plan)
+    return measured
+
+
+def attack_success(
+    session: Session, model: nn.Module, test: Samples, trigger: Trigger, plan: Plan
+) -> dict[str, float | int]:
+    """How often a trigger works on the test samples that the plan counts (those of the target class are none of them).
+
+    Returns:
+        `attack_success_rate` with `_low` and `_high` (Wilson's 95% interval), `robust_accuracy` (the share of the same
+        samples that are classified by their true labels), and `n_triggered`, the number of these samples.
+
+    Raises:
+        DataError: If no test sample counts.
+    """
+    triggered = trigger_test_set(test, trigger, plan)
+    if not len(triggered):
+        raise DataError("the attack aims at none of the test samples; give test data of all classes")
+    answers = predict(session, model, triggered).labels
+    goal, everyone = plan.goal(triggered.labels), np.ones(len(triggered), dtype=bool)
+    low, high = wilson_interval(int((answers == goal).sum()), len(triggered))
+    return {
+        "attack_success_rate": metrics.attack_success_rate(answers, everyone, goal),
+        "attack_success_rate_low": low,
+        "attack_success_rate_high": high,
+        "robust_accuracy": metrics.robust_accuracy(answers, everyone, triggered.labels),
+        "n_triggered": len(triggered),
+    }
+
+
+def measure_verdict(verdict: Verdict, truth: Truth | None = None) -> dict[str, Any]:
+    """Compare a verdict with the truth.
+
+    Args:
+        verdict: About N samples.
+        truth: Of the same samples; None if none of them is poisoned.
+
+    Returns:
+        Counts of samples: `n_poisoned`, `n_isolated`, `n_missed` (poisoned, not isolated), `n_false` (isolated, not
+        poisoned), `n_relabeled`, `n_cleaned`. Fractions, nan where there is nothing to count: `isolation_precision`,
+        `isolation_recall`, `false_positive_rate`, `suspicion_auroc`, and with a truth `recovered_label_precision`. Of
+        the verdict itself: `poisoned`, `target_labels`, `p_value`.
+    """
+    isolated = verdict.isolated
+    is_poisoned = np.zeros(len(isolated), dtype=bool) if truth is None else truth.is_poisoned
+    relabeled = verdict.status == RELABELED
+    measured: dict[str, Any] = {
+        "n_poisoned": int(is_poisoned.sum()),
+        "n_isolated": int(isolated.sum()),
+        "n_missed": int((is_poisoned & ~isolated).sum()),
+        "n_false": int((isolated & ~is_poisoned).sum()),
+        "n_relabeled": int(relabeled.sum()),
+        "n_cleaned": int((verdict.status == CLEANED).sum()),
+        "isolation_precision": metrics.isolation_precision(isolated, is_poisoned),
+        "isolation_recall": metrics.isolation_recall(isolated, is_poisoned),
+        "false_positive_rate": metrics.false_positive_rate(isolated, is_poisoned),
+        "suspicion_auroc": metrics.auroc(verdict.suspicion, is_poisoned),
+        "poisoned": verdict.poisoned,
+        "target_labels": list(verdict.target_labels),
+        "p_value": verdict.p_value,
+    }
+    if truth is not None:
+        measured["recovered_label_precision"] = metrics.recovered_label_precision(
+            verdict.suggested_label, truth.true_labels, relabeled, is_poisoned
+        )
+    return measured
