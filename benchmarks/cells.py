@@ -17,7 +17,7 @@ import triggers
 from torch import nn
 
 import antibackdoor.benchmark
-from antibackdoor.app.pipeline import Job, builder, describe_model
+from antibackdoor.app.networks import NetworkChoice, builder, describe_model
 from antibackdoor.app.residual import residual_attack_success
 from antibackdoor.attacks import ATTACKS, PLANS, Poisoned, make_trigger, poison
 from antibackdoor.benchmark import (
@@ -162,13 +162,13 @@ def measure(cell: Cell, folder: Path) -> Measured:
     hashed = data_hash(train)
     if cell.defense == CLEAN_PART and truth is not None:
         train, truth = train.take(np.flatnonzero(~truth.is_poisoned & ~truth.is_cover)), None
-    job = Job(defense_of(cell), Recipe(epochs=cell.epochs, seed=cell.seed), backbone=cell.backbone)
-    build = builder(describe_model(train, job, None))
+    defense, recipe = defense_of(cell), Recipe(epochs=cell.epochs, seed=cell.seed)
+    build = builder(describe_model(train, NetworkChoice(cell.backbone), recipe, cell.defense))
     started, worked = time.perf_counter(), time.process_time()
-    trained = job.defense.train(train, build, job.recipe)
+    trained = defense.train(train, build, recipe)
     seconds = time.perf_counter() - started
     cpu_seconds = time.process_time() - worked  # all threads; hardly depends on what else runs
-    session = Session(job.recipe, len(test), images=test.kind == "image")
+    session = Session(recipe, len(test), images=test.kind == "image")
     model = session.prepare(trained.model)
     trigger, plan = (None, None) if poisoned is None else (poisoned.trigger, poisoned.plan)
     metrics = {
@@ -179,7 +179,7 @@ def measure(cell: Cell, folder: Path) -> Measured:
         "facts": asdict(trained.facts),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
-        "epochs_run": getattr(job.defense, "epochs", 0) or job.recipe.passes(len(train)),
+        "epochs_run": getattr(defense, "epochs", 0) or recipe.passes(len(train)),
         "n_train": len(train),
         "threads": torch.get_num_threads(),
         "device": session.device.type,

@@ -18,7 +18,7 @@ from typing import Any
 import folders
 
 from antibackdoor.app.demo import BACKBONE, digits
-from antibackdoor.app.pipeline import Job, builder, describe_model
+from antibackdoor.app.networks import NetworkChoice, builder, describe_model
 from antibackdoor.benchmark import command, grid, mean, measure_model, measure_verdict, provenance
 from antibackdoor.defenses import DualHead, Undefended
 from antibackdoor.runs.atomic import write_json
@@ -44,7 +44,7 @@ def clean(seed: int, epochs: int) -> dict[str, dict[str, Any]]:
     recipe = Recipe(epochs=epochs, seed=seed)
     measured = {}
     for name, defense in (("undefended", Undefended()), ("dual-head", DualHead())):
-        build = builder(describe_model(data.train, Job(defense, recipe, backbone=BACKBONE), None))
+        build = builder(describe_model(data.train, NetworkChoice(BACKBONE), recipe, name))
         started = time.perf_counter()
         trained = defense.train(data.train, build, recipe)
         seconds = time.perf_counter() - started

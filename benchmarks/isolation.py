@@ -24,7 +24,7 @@ import triggers
 
 import antibackdoor.benchmark
 from antibackdoor.app.demo import digits
-from antibackdoor.app.pipeline import Job, builder, describe_model
+from antibackdoor.app.networks import NetworkChoice, builder, describe_model
 from antibackdoor.attacks import ATTACKS, poison
 from antibackdoor.benchmark import Matrix, Measured, data_hash
 from antibackdoor.data.reading import read
@@ -167,8 +167,8 @@ def prepare(data: str, attack: str, rate: float, seed: int, folder: Path) -> Sea
         train, is_poisoned = train.take(copies), is_poisoned[copies]
         train = replace(train, ids=np.arange(len(train)).astype(str))
     network = next(row[3] for row in DATA if row[0] == data)
-    job = Job(recipe=Recipe(seed=seed), backbone=network)
-    return Searched(train, is_poisoned, target, builder(describe_model(train, job, None)))
+    spec = describe_model(train, NetworkChoice(network), Recipe(seed=seed), "confusion")
+    return Searched(train, is_poisoned, target, builder(spec))
 
 
 def measure(cell: Cell, folder: Path) -> Measured:

@@ -17,6 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from antibackdoor.app.networks import NetworkChoice, builder, describe_model
+from antibackdoor.data.samples import Samples
+from antibackdoor.defenses import DEFENSES
+from antibackdoor.training.recipe import Recipe
+
 CHUNK = 10_000
 EVERY = 0.05  # seconds between two looks at the memory
 
@@ -60,23 +65,18 @@ def _write_images(path: Path, n: int) -> None:
 
 def _train(path: Path, defense: str, network: str) -> dict[str, float]:
     """Train one pass here, and watch."""
-    from antibackdoor.app.pipeline import Job, builder, describe_model
-    from antibackdoor.data.samples import Samples
-    from antibackdoor.defenses import DEFENSES
-    from antibackdoor.training.recipe import Recipe
-
     inputs = np.load(path, mmap_mode="r")
     n = len(inputs)
     names = np.array([str(k) for k in range(10)])
     samples = Samples(inputs, np.arange(n, dtype=np.int64) % 10, np.arange(n).astype(np.str_), names)
-    job = Job(DEFENSES[defense](), Recipe(epochs=1), backbone=network)
-    build = builder(describe_model(samples, job, None))
+    method, recipe = DEFENSES[defense](), Recipe(epochs=1)
+    build = builder(describe_model(samples, NetworkChoice(network), recipe, defense))
     peaks = {"peak_mib": 0.0, "peak_without_files_mib": 0.0}
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(peaks, over), daemon=True)
     watcher.start()
     started = time.perf_counter()
-    job.defense.train(samples, build, job.recipe)
+    method.train(samples, build, recipe)
     seconds = time.perf_counter() - started
     over.set()
     watcher.join()
