@@ -32,16 +32,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from antibackdoor.app.evaluation import evaluate
-    from antibackdoor.app.pipeline import Job, Outcome, load_model, train
-    from antibackdoor.app.scanning import scan
+    from antibackdoor.app.networks import load_model
+    from antibackdoor.app.pipeline import Job, Outcome, train
+    from antibackdoor.app.scanning import Scan, scan
     from antibackdoor.attacks import ATTACKS, poison, trigger_test_set
     from antibackdoor.data.reading import FORMATS, DataSet, read, read_inputs, read_samples, write
     from antibackdoor.data.samples import Samples
     from antibackdoor.defenses import DEFENSES, E2ABL, DualHead, Undefended
+    from antibackdoor.detectors import DETECTORS, ConfusionTraining, LossDrop, SpectralSignatures
     from antibackdoor.errors import AntibackdoorError, ConfigError, DataError, ModelError, RunError
     from antibackdoor.models.backbones import BACKBONES, build_backbone
-    from antibackdoor.protocols import Trained
-    from antibackdoor.runs.artifacts import SamplesTable
+    from antibackdoor.protocols import Detection, Given, Purified, Trained, Verdict
+    from antibackdoor.purifiers import PURIFIERS
+    from antibackdoor.runs.samples_table import SamplesTable, read_samples_table
     from antibackdoor.statistics.metrics import attack_success_rate, clean_accuracy
     from antibackdoor.training.recipe import Recipe
 
@@ -49,22 +52,32 @@ __all__ = [
     "ATTACKS",
     "BACKBONES",
     "DEFENSES",
+    "DETECTORS",
     "E2ABL",
     "FORMATS",
+    "PURIFIERS",
     "AntibackdoorError",
     "ConfigError",
+    "ConfusionTraining",
     "DataError",
     "DataSet",
+    "Detection",
     "DualHead",
+    "Given",
     "Job",
+    "LossDrop",
     "ModelError",
     "Outcome",
+    "Purified",
     "Recipe",
     "RunError",
     "Samples",
     "SamplesTable",
+    "Scan",
+    "SpectralSignatures",
     "Trained",
     "Undefended",
+    "Verdict",
     "attack_success_rate",
     "build_backbone",
     "clean_accuracy",
@@ -74,6 +87,7 @@ __all__ = [
     "read",
     "read_inputs",
     "read_samples",
+    "read_samples_table",
     "scan",
     "train",
     "trigger_test_set",
@@ -82,17 +96,20 @@ __all__ = [
 
 _HOMES = {
     "app.evaluation": ("evaluate",),
-    "app.pipeline": ("Job", "Outcome", "load_model", "train"),
-    "app.scanning": ("scan",),
-    "attacks": ("ATTACKS", "poison", "trigger_test_set"),
-    "data.reading": ("FORMATS", "DataSet", "read", "read_inputs", "read_samples", "write"),
+    "app.networks": ("load_model",),
+    "app.pipeline": ("Job", "Outcome", "train",),
+    "app.scanning": ("Scan", "scan",),
+    "attacks": ("ATTACKS", "poison", "trigger_test_set",),
+    "data.reading": ("FORMATS", "DataSet", "read", "read_inputs", "read_samples", "write",),
     "data.samples": ("Samples",),
-    "defenses": ("DEFENSES", "E2ABL", "DualHead", "Undefended"),
-    "errors": ("AntibackdoorError", "ConfigError", "DataError", "ModelError", "RunError"),
-    "models.backbones": ("BACKBONES", "build_backbone"),
-    "protocols": ("Trained",),
-    "runs.artifacts": ("SamplesTable",),
-    "statistics.metrics": ("attack_success_rate", "clean_accuracy"),
+    "defenses": ("DEFENSES", "E2ABL", "DualHead", "Undefended",),
+    "detectors": ("DETECTORS", "ConfusionTraining", "LossDrop", "SpectralSignatures",),
+    "errors": ("AntibackdoorError", "ConfigError", "DataError", "ModelError", "RunError",),
+    "models.backbones": ("BACKBONES", "build_backbone",),
+    "protocols": ("Detection", "Given", "Purified", "Trained", "Verdict",),
+    "purifiers": ("PURIFIERS",),
+    "runs.samples_table": ("SamplesTable", "read_samples_table",),
+    "statistics.metrics": ("attack_success_rate", "clean_accuracy",),
     "training.recipe": ("Recipe",),
 }
 

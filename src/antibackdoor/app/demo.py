@@ -41,7 +41,7 @@ def digits(seed: int) -> DataSet:
 def run_demo(
     out: Path, recipe: Recipe, *, rate: float = 0.1, target_label: int = 0, command: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Poison the digits, train without and with E2ABL, and compare.
+    """Poison the digits, train without and with the default defense, and compare.
 
     Args:
         out: A new folder; gets `undefended/`, `dual-head/` (run folders) and `report.html`.
@@ -76,6 +76,6 @@ def run_demo(
     write_truth(out / "truth.parquet", poisoned.samples.ids, poisoned.truth)
     places: dict[str, Any] = {"truth": out / "truth.parquet", "trigger": out / "trigger", "device": recipe.device}
     results = {name: evaluate(out / name, data.test, **places) for name in methods}
-    titles = [("Plain training", out / "undefended"), ("DualHead", out / "dual-head")]
+    titles = [("Plain training", out / "undefended"), ("With the default defense", out / "dual-head")]
     write_comparison(out / "report.html", titles)
     return results

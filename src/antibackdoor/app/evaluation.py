@@ -8,48 +8,53 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from antibackdoor.app.pipeline import Factory, fingerprint, load_model
+from antibackdoor.app.measuring import accuracy_metrics, success_metrics
+from antibackdoor.app.networks import Factory, load_model
+from antibackdoor.app.pipeline import fingerprint
 from antibackdoor.attacks import load_trigger, read_truth, trigger_test_set
-from antibackdoor.data.samples import IntArray, Samples
+from antibackdoor.data.samples import BoolArray, IntArray, Samples
 from antibackdoor.errors import DataError
+from antibackdoor.protocols import RELABELED
 from antibackdoor.report import write_report
-from antibackdoor.runs.artifacts import CLASSES, read_metrics, read_sample_columns, write_classes, write_metrics
+from antibackdoor.runs.artifacts import CLASSES, read_metrics, write_classes, write_metrics
 from antibackdoor.runs.run_folder import read_config
+from antibackdoor.runs.samples_table import MIDWAY, SamplesTable, read_sample_columns, read_samples_table
 from antibackdoor.statistics.intervals import wilson_interval
+from antibackdoor.statistics.isolation import highest
 from antibackdoor.statistics.metrics import (
     ClassRow,
-    attack_success_rate,
     auroc,
     class_accuracy,
     class_attack_success,
-    clean_accuracy,
     clean_accuracy_nontarget,
     isolation_precision,
     isolation_recall,
     recovered_label_precision,
+    true_positive_rate_at,
 )
 from antibackdoor.training.loop import predict
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Session
 
+TOP = 0.01  # share of the samples that the papers isolate or relabel
 ClassColumns = dict[str, list[float | int | None]]
 
 
 def evaluate(
     run: str | Path,
-    samples: Samples,
+    samples: Samples | None = None,
     *,
     truth: Path | None = None,
     trigger: Path | None = None,
     device: str = "auto",
     factory: Factory | None = None,
 ) -> dict[str, Any]:
-    """Measure the model of a run; the numbers go into its `metrics.json`, those of each class into `classes.csv`.
+    """Measure a run; the numbers go into its `metrics.json`, those of each class into `classes.csv`.
 
     Args:
-        run: The run folder.
-        samples: Clean labelled test samples, mapped to the run's classes.
-        truth: `truth.parquet` of the poisoned training data, to measure the isolation.
+        run: The run folder, of a training or of a scan.
+        samples: Clean labelled test samples, mapped to the run's classes; None measures the verdict alone.
+        truth: `truth.parquet` of the poisoned training data, to measure the verdict.
         trigger: Folder of a saved trigger, to measure the attack success rate.
         device: Where to compute.
         factory: Of the user's own network, where it cannot be imported by its name.
@@ -58,31 +63,36 @@ def evaluate(
         The new metrics.
 
     Raises:
-        ModelError: If the run has no model, or it cannot be loaded.
-        DataError: If data, trigger and truth do not fit each other.
+        ModelError: If there are samples and the run has no model, or it cannot be loaded.
+        DataError: If data, trigger and truth do not fit each other, or nothing is to be measured.
     """
     run = Path(run)
+    if samples is None and (truth is None or trigger is not None):
+        raise DataError("nothing to measure: give --data for the model, or --truth for the verdict")
+    measured: dict[str, Any] = {}
+    if samples is not None:
+        measured, classes = _model_metrics(run, samples, trigger, device, factory)
+        write_classes(run, samples.class_names, classes)
+    if truth is not None:
+        measured |= _truth_metrics(run, truth)
+    write_metrics(run, {**read_metrics(run), **measured})
+    write_report(run)
+    return measured if samples is None else {**measured, "by_class": CLASSES}
+
+
+def _model_metrics(
+    run: Path, samples: Samples, trigger: Path | None, device: str, factory: Factory | None
+) -> tuple[dict[str, Any], ClassColumns]:
     model, spec = load_model(run, factory)
     session = Session(Recipe(device=device), len(samples), images=spec.kind == "image")
     model = session.prepare(model)
     predicted = predict(session, model, samples).labels
-    low, high = wilson_interval(int((predicted == samples.labels).sum()), len(samples))
-    measured: dict[str, Any] = {
-        "clean_accuracy": clean_accuracy(predicted, samples.labels),
-        "n_test": len(samples),
-        "clean_accuracy_low": low,
-        "clean_accuracy_high": high,
-    }
+    measured: dict[str, Any] = accuracy_metrics(predicted, samples.labels)
     classes = _columns("clean_accuracy", class_accuracy(predicted, samples.labels, samples.n_classes))
-    if trigger is not None:
-        attacked, by_class = _attack_metrics(session, model, samples, predicted, trigger)
-        measured, classes = {**measured, **attacked}, {**classes, **by_class}
-    if truth is not None:
-        measured |= _truth_metrics(run, truth)
-    write_classes(run, samples.class_names, classes)
-    write_metrics(run, {**read_metrics(run), **measured})
-    write_report(run)
-    return {**measured, "by_class": CLASSES}
+    if trigger is None:
+        return measured, classes
+    attacked, by_class = _attack_metrics(session, model, samples, predicted, trigger)
+    return {**measured, **attacked}, {**classes, **by_class}
 
 
 def never_trained_on(run: str | Path, samples: Samples) -> Samples:
@@ -115,14 +125,8 @@ def _attack_metrics(
     if not len(triggered):
         raise DataError("the data hold no sample that the attack aims at; give test data of all classes")
     answers = predict(session, model, triggered).labels
+    measured: dict[str, Any] = success_metrics(answers, triggered.labels, saved.plan)
     goal, everyone = saved.plan.goal(triggered.labels), np.ones(len(triggered), dtype=bool)
-    low, high = wilson_interval(int((answers == goal).sum()), len(triggered))
-    measured: dict[str, Any] = {
-        "attack_success_rate": attack_success_rate(answers, everyone, goal),
-        "attack_success_rate_low": low,
-        "attack_success_rate_high": high,
-        "n_triggered": len(triggered),
-    }
     target = getattr(saved.plan, "target_label", None)
     if isinstance(target, int):
         measured["clean_accuracy_nontarget"] = clean_accuracy_nontarget(predicted, samples.labels, target)
@@ -143,27 +147,50 @@ def _columns(name: str, rows: list[ClassRow]) -> ClassColumns:
 
 
 def _truth_metrics(run: Path, path: Path) -> dict[str, Any]:
-    columns, _ = read_sample_columns(
-        run, ["id", "isolated", "recovered", "suggested_label", "suspicion", "given_label"]
-    )
+    """What a verdict is worth, by the truth; also that of the middle of the training, where the run has one."""
+    table = read_samples_table(run)
+    is_poisoned, true_labels = _truth_of(table, path)
+    measured = _verdict_metrics(table, is_poisoned, true_labels)
+    if (run / MIDWAY).exists():
+        midway = read_samples_table(run, MIDWAY)
+        relabeled = midway.verdict.status == RELABELED
+        top = _verdict_metrics(midway, is_poisoned, true_labels)
+        measured |= {
+            "midway_top_precision": isolation_precision(relabeled, is_poisoned),
+            "midway_clean_precision": isolation_precision(~midway.isolated, ~is_poisoned),
+            "midway_recall": top["isolation_recall"],
+            "midway_true_label_precision": top["recovered_label_precision"],
+        }
+    return measured
+
+
+def _truth_of(table: SamplesTable, path: Path) -> tuple[BoolArray, IntArray]:
+    """Which samples of a table are poisoned, and their true labels."""
     ids, truth = read_truth(path)
     place = {name: row for row, name in enumerate(ids.tolist())}
-    missing = next((name for name in columns["id"] if name not in place), None)
+    missing = next((name for name in table.ids.tolist() if name not in place), None)
     if missing is not None:
         raise DataError(f"{path} says nothing of the sample {missing!r}; give the truth of the data trained on")
-    rows = np.array([place[name] for name in columns["id"]], dtype=np.int64)
+    rows = np.array([place[name] for name in table.ids.tolist()], dtype=np.int64)
     is_poisoned, true_labels = truth.is_poisoned[rows], truth.true_labels[rows]
-    other = np.flatnonzero(~is_poisoned & (columns["given_label"] != true_labels))
+    other = np.flatnonzero(~is_poisoned & (table.given_label != true_labels))
     if len(other):
-        name = columns["id"][other[0]]
+        name = table.ids[other[0]]
         raise DataError(f"{path} is the truth of other data: it says that {name!r} is clean, but of another label")
+    return is_poisoned, true_labels
+
+
+def _verdict_metrics(table: SamplesTable, is_poisoned: BoolArray, true_labels: IntArray) -> dict[str, Any]:
+    verdict, isolated = table.verdict, table.isolated
     return {
-        "isolation_precision": isolation_precision(columns["isolated"], is_poisoned),
-        "isolation_recall": isolation_recall(columns["isolated"], is_poisoned),
+        "isolation_precision": isolation_precision(isolated, is_poisoned),
+        "isolation_recall": isolation_recall(isolated, is_poisoned),
         "recovered_label_precision": recovered_label_precision(
-            columns["suggested_label"], true_labels, columns["recovered"], is_poisoned
+            verdict.suggested_label, true_labels, verdict.status == RELABELED, is_poisoned
         ),
-        "suspicion_auroc": auroc(columns["suspicion"], is_poisoned),
+        "suspicion_auroc": auroc(verdict.suspicion, is_poisoned),
+        "suspicion_tpr_at_1_fpr": true_positive_rate_at(verdict.suspicion, is_poisoned),
+        "precision_of_top_1_percent": isolation_precision(highest(verdict.suspicion, TOP), is_poisoned),
         "n_poisoned": int(is_poisoned.sum()),
-        "n_missed": int((is_poisoned & ~columns["isolated"]).sum()),
+        "n_missed": int((is_poisoned & ~isolated).sum()),
     }

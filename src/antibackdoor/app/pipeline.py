@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
+from antibackdoor.app.methods import hyper_parameters, method_name
+from antibackdoor.app.networks import Factory, NetworkChoice, builder, describe_model
 from antibackdoor.app.residual import residual_attack_success
 from antibackdoor.data.reading import DataSet
 from antibackdoor.data.samples import InputArray, IntArray, Samples, StrArray
-from antibackdoor.defenses import DEFENSES, DualHead
-from antibackdoor.errors import ConfigError, ModelError
-from antibackdoor.models.backbones import build_backbone, default_backbone
-from antibackdoor.models.normalization import channel_statistics, normalized
-from antibackdoor.models.own_network import adapt_factory, load_factory
-from antibackdoor.protocols import Trained, TrainingDefense
+from antibackdoor.defenses import DualHead
+from antibackdoor.errors import ModelError
+from antibackdoor.protocols import CLEANED, ISOLATED, RELABELED, Given, Trained, TrainingDefense, Verdict
 from antibackdoor.report import save_gallery, write_report
-from antibackdoor.runs.artifacts import SamplesTable, write_history, write_samples_table, write_skipped
-from antibackdoor.runs.model_file import ModelSpec, load_model_spec, load_weights, save_model
+from antibackdoor.runs.artifacts import write_history, write_skipped
+from antibackdoor.runs.model_file import ModelSpec, save_model
 from antibackdoor.runs.run_folder import RunFolder, read_checkpoint
+from antibackdoor.runs.samples_table import MIDWAY, SamplesTable, write_samples_table
 from antibackdoor.statistics.metrics import clean_accuracy
 from antibackdoor.training.loop import Predictions, predict
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Session
-
-Factory = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Job:
     """What to train, apart from the data.
 
     Attributes:
-        defense: The defense with its hyper-parameters; E2ABL by default.
+        defense: The defense with its hyper-parameters; `DualHead` by default.
         recipe: How to train.
         backbone: A key of `BACKBONES`; empty chooses by data and machine.
         model: The user's own network in place of a backbone: `package.module:factory`, or the factory itself (it
@@ -51,6 +47,11 @@ class Job:
     recipe: Recipe = field(default_factory=Recipe)
     backbone: str = ""
     model: str | Factory = ""
+
+    @property
+    def network(self) -> NetworkChoice:
+        """Which network to train."""
+        return NetworkChoice(self.backbone, self.model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +79,12 @@ class _Reader:
 
     def __init__(self, run: Path) -> None:
         self.run = run
+        self.folder: Path | None = None
 
     def log(self, **fields: float | int | str | bool | None) -> None:
+        """Leave it to the first process."""
+
+    def tell(self, message: str) -> None:
         """Leave it to the first process."""
 
     def save(self, state: dict[str, Any]) -> None:
@@ -100,6 +105,7 @@ def train(
     job: Job | None = None,
     out: str | Path = "run",
     *,
+    given: Given | None = None,
     resume: bool = False,
     command: Sequence[str] = (),
 ) -> Outcome | None:
@@ -107,8 +113,9 @@ def train(
 
     Args:
         data: Training samples, and test samples if there are any.
-        job: Defense, recipe, network; E2ABL with its defaults if not given.
+        job: Defense, recipe, network; `DualHead` with its defaults if not given.
         out: The run folder.
+        given: What the defense may know beside the data, such as the verdict of a scan on the same samples.
         resume: Go on with the run in `out` from its last checkpoint.
         command: The command line, for the report.
 
@@ -118,19 +125,19 @@ def train(
     Raises:
         AntibackdoorError: If settings, data or folder do not fit.
     """
-    job, out = job or Job(), Path(out)
-    spec = describe_model(data.train, job, data.notes.get("image_size"))
-    build = builder(spec, None if isinstance(job.model, str) else job.model)
+    job, out, given = job or Job(), Path(out), given or Given()
+    spec = describe_model(data.train, job.network, job.recipe, method_name(job.defense), data.notes.get("image_size"))
+    build = builder(spec, job.network.factory)
     if is_helper():
-        job.defense.train(data.train, build, job.recipe, journal=_Reader(out))
+        job.defense.train(data.train, build, job.recipe, given=given, journal=_Reader(out))
         return None
-    settings = describe(data, job, spec)
+    settings = describe(data, job.defense, job.recipe, spec, given)
     with RunFolder.create(out, settings, resume=resume, command=command) as run:
         if run.finished:
             write_report(out)
             return None
         try:
-            trained = job.defense.train(data.train, build, job.recipe, journal=run)
+            trained = job.defense.train(data.train, build, job.recipe, given=given, journal=run)
         except RuntimeError as error:
             if "loading state_dict" not in str(error):
                 raise
@@ -144,78 +151,20 @@ def train(
     return Outcome(trained, table, metrics)
 
 
-def describe_model(samples: Samples, job: Job, image_size: str | None) -> ModelSpec:
-    """Which network is to be trained on these samples."""
-    if job.backbone and job.model:
-        raise ConfigError("--backbone and --model exclude each other: give one of them")
-    own = job.model if isinstance(job.model, str) else _factory_name(job.model)
-    if own and ":" not in own:
-        raise ConfigError(f"--model {job.model} names no factory: write package.module:factory, without a path or .py")
-    gpu = job.recipe.device in ("auto", "cuda") and torch.cuda.is_available()
-    name = own or job.backbone or default_backbone(samples.kind, samples.shape, len(samples), gpu)
-    mean, std = channel_statistics(samples)
-    own_name = type(job.defense).__name__  # of a defense that is in no table
-    defense = next((key for key, kind in DEFENSES.items() if type(job.defense) is kind), own_name)
-    return ModelSpec(
-        backbone=name,
-        kind=samples.kind,
-        input_shape=samples.shape,
-        class_names=tuple(samples.class_names.tolist()),
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
-        image_size=image_size,
-        defense=defense,
-        package_version=version("antibackdoor"),
-    )
-
-
-def _factory_name(factory: Factory) -> str:
-    return f"{factory.__module__}:{getattr(factory, '__qualname__', type(factory).__name__)}"
-
-
-def builder(spec: ModelSpec, factory: Factory | None = None) -> Callable[[], nn.Module]:
-    """Makes the untrained network of a description, its normalization inside; `factory` is the user's, if given."""
-    n_classes = len(spec.class_names)
-    if factory is not None:
-        make = adapt_factory(factory, spec.input_shape, n_classes, name=spec.backbone)
-        return lambda: normalized(make(), spec.mean, spec.std)
-    if ":" in spec.backbone:
-        factory = load_factory(spec.backbone, spec.input_shape, n_classes)
-        return lambda: normalized(factory(), spec.mean, spec.std)
-    return lambda: normalized(build_backbone(spec.backbone, spec.input_shape, n_classes), spec.mean, spec.std)
-
-
-def load_model(run: str | Path, factory: Factory | None = None) -> tuple[nn.Module, ModelSpec]:
-    """The delivered model of a run, in eval mode on the CPU, and its description.
-
-    Args:
-        run: The run folder.
-        factory: Of the user's own network. The folder only names it: nothing that it names is ever run.
-
-    Raises:
-        ModelError: If the files are missing, damaged or do not fit each other, or an own network is not given.
-    """
-    run = Path(run)
-    spec = load_model_spec(run)
-    if ":" in spec.backbone and factory is None:
-        raise ModelError(
-            f"{run} was trained with an own network, {spec.backbone!r}: if you trust that code, name it "
-            "with --model (from Python, give the factory)"
-        )
-    model = builder(spec, factory)()
-    load_weights(run, model)
-    return model.eval(), spec
-
-
-def describe(data: DataSet, job: Job, spec: ModelSpec) -> dict[str, Any]:
+def describe(data: DataSet, method: Any, recipe: Recipe, spec: ModelSpec, given: Given) -> dict[str, Any]:
     """All that decides the outcome of a run, in JSON's types; no paths, so that a run can be moved."""
-    recipe = asdict(job.recipe)
-    del recipe["progress"]
+    settings = asdict(recipe)
+    del settings["progress"]
     return {
-        "defense": spec.defense,
-        "hyper_parameters": asdict(job.defense),  # type: ignore[call-overload]
-        "recipe": recipe,
+        "method": spec.method,
+        "hyper_parameters": hyper_parameters(method),
+        "recipe": settings,
         "model": {"network": spec.backbone, "input_shape": list(spec.input_shape)},
+        "given": {
+            name: _digest(verdict)
+            for name, verdict in (("verdict", given.verdict), ("decisions", given.decisions))
+            if verdict is not None
+        },
         "data": {
             "n_train": len(data.train),
             "n_test": 0 if data.test is None else len(data.test),
@@ -226,6 +175,13 @@ def describe(data: DataSet, job: Job, spec: ModelSpec) -> dict[str, Any]:
             **{key: value for key, value in data.notes.items() if isinstance(value, str | int | float)},
         },
     }
+
+
+def _digest(verdict: Verdict) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (verdict.status, verdict.criterion, verdict.suggested_label):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(samples: Samples, rows: IntArray | None = None) -> str:
@@ -242,12 +198,20 @@ def _write(
     out: Path, data: DataSet, job: Job, spec: ModelSpec, trained: Trained, seconds: float
 ) -> tuple[SamplesTable, dict[str, Any]]:
     """Everything of the run folder except `metrics.json` and the report."""
-    samples = data.train
+    samples, verdict = data.train, trained.verdict
     session = Session(replace(job.recipe, devices=1), len(samples), images=samples.kind == "image")
     model = session.prepare(trained.model)
-    verdicts = predict(session, model, samples)
-    metrics = facts(samples, trained, job, spec, seconds)
-    if trained.poisoned:
+    predictions = predict(session, model, samples)
+    metrics = {
+        **verdict_metrics(samples, verdict),
+        "method": spec.method,
+        "backbone": spec.backbone,
+        "epochs": getattr(job.defense, "epochs", None) or job.recipe.passes(len(samples)),
+        "seconds": round(seconds, 2),
+        "seed": job.recipe.seed,
+        **asdict(trained.facts),
+    }
+    if verdict.poisoned:
         metrics |= residual_attack_success(session, model, samples, trained)
     if data.test is not None and len(data.test):
         tested = predict(session, model, data.test)
@@ -255,50 +219,44 @@ def _write(
         metrics["n_test"] = len(data.test)
     save_model(out, model.cpu(), spec)
     write_history(out, trained.history)
-    table = verdict_table(samples, trained, verdicts)
+    table = verdict_table(samples, verdict, predictions)
     write_samples_table(out, table)
+    if trained.midway is not None:
+        write_samples_table(out, verdict_table(samples, trained.midway), MIDWAY)
     write_skipped(out, [(skipped.id, skipped.reason) for skipped in data.skipped])
-    save_gallery(out, samples, np.argsort(-trained.suspicion, kind="stable"), trained.isolated)
+    save_gallery(out, samples, np.argsort(-verdict.suspicion, kind="stable"), verdict.isolated)
     return table, metrics
 
 
-def verdict_table(samples: Samples, trained: Trained, verdicts: Predictions) -> SamplesTable:
-    """One row for every sample: what was given, what is suspected, what the clean model says."""
-    unknown = trained.isolated & ~trained.recovered
-    if trained.returned is not None:
-        unknown &= ~trained.returned
+def verdict_table(samples: Samples, verdict: Verdict, predictions: Predictions | None = None) -> SamplesTable:
+    """One row for every sample: what was given, what is suspected, what the model says if there is one.
+
+    An isolated sample without a suggestion gets the model's.
+    """
+    if predictions is not None:
+        unknown = (verdict.status == ISOLATED) & (verdict.suggested_label == samples.labels)
+        suggested = np.where(unknown, predictions.labels, verdict.suggested_label)
+        verdict = replace(verdict, suggested_label=suggested)
     return SamplesTable(
         ids=samples.ids,
         given_label=samples.labels,
-        suspicion=trained.suspicion,
-        isolated=trained.isolated,
-        recovered=trained.recovered,
-        suggested_label=np.where(unknown, verdicts.labels, trained.labels),
-        prediction=verdicts.labels,
-        confidence=verdicts.confidence.astype(np.float64),
-        margin=trained.margins,
-        evidence=trained.evidence,
         class_names=samples.class_names,
+        verdict=verdict,
+        prediction=None if predictions is None else predictions.labels,
+        confidence=None if predictions is None else predictions.confidence.astype(np.float64),
     )
 
 
-def facts(samples: Samples, trained: Trained, job: Job, spec: ModelSpec, seconds: float) -> dict[str, Any]:
-    """What the training itself knows, as flat metrics."""
-    names = [str(samples.class_names[label]) for label in trained.backdoor_labels]
+def verdict_metrics(samples: Samples, verdict: Verdict) -> dict[str, Any]:
+    """What a verdict says, as flat metrics."""
     return {
-        "poisoned": trained.poisoned,
-        "backdoor_label": names[0] if names else None,
-        "backdoor_labels": names,
-        "target_labels": names,
+        "poisoned": verdict.poisoned,
+        "target_labels": [str(samples.class_names[label]) for label in verdict.target_labels],
+        "p_value": verdict.p_value,
         "n_samples": len(samples),
-        "n_isolated": int(trained.isolated.sum()),
-        "n_recovered": int(trained.recovered.sum()),
-        "defense": spec.defense,
-        "backbone": spec.backbone,
-        "epochs": job.recipe.passes(len(samples)),
-        "seconds": round(seconds, 2),
-        "seed": job.recipe.seed,
-        **(trained.notes or {}),
+        "n_isolated": int(verdict.isolated.sum()),
+        "n_relabeled": int((verdict.status == RELABELED).sum()),
+        "n_cleaned": int((verdict.status == CLEANED).sum()),
     }
 
 

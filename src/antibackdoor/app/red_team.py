@@ -11,6 +11,7 @@ import numpy as np
 from antibackdoor.attacks import Poisoned, poison, save_trigger, write_truth
 from antibackdoor.data.reading import FORMATS, DataSet, write
 from antibackdoor.data.samples import StrArray
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError
 from antibackdoor.protocols import Attack, Plan
 from antibackdoor.report import Changes, write_card
@@ -86,7 +87,7 @@ def _settings(attack: Attack) -> dict[str, Any]:
 def _changes(data: DataSet, poisoned: Poisoned, seed: int) -> Changes:
     """Some poisoned samples, drawn evenly, before and after."""
     rows = np.flatnonzero(poisoned.truth.is_poisoned)
-    rows = np.random.default_rng(seed).permutation(rows)[:CARD_SAMPLES]
+    rows = stream(seed, Stream.CARD).permutation(rows)[:CARD_SAMPLES]
     return Changes(
         clean=np.asarray(data.train.inputs[rows]),
         poisoned=np.asarray(poisoned.samples.inputs[rows]),

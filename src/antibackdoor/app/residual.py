@@ -8,7 +8,8 @@ import numpy as np
 from torch import nn
 
 from antibackdoor.data.samples import IntArray, Samples
-from antibackdoor.protocols import Trained
+from antibackdoor.data.streams import Stream, stream
+from antibackdoor.protocols import CLEANED, NEARBY, RELABELED, Trained
 from antibackdoor.statistics.difference import difference
 from antibackdoor.statistics.intervals import wilson_interval
 from antibackdoor.training.loop import predict
@@ -38,8 +39,8 @@ def residual_attack_success(session: Session, model: nn.Module, samples: Samples
         `estimated_residual_attack_success_rate` with `_low` and `_high` (Wilson's 95% interval of the share asked
         for); empty where no label has five such samples.
     """
-    isolated = trained.isolated
-    core = isolated if trained.evidence is None else isolated & (trained.evidence != "near")
+    verdict, isolated = trained.verdict, trained.verdict.isolated
+    core = isolated & (verdict.criterion != NEARBY)
     successes = asked = 0
     for label in np.unique(samples.labels[core]).tolist():
         of_label = core & (samples.labels == label)
@@ -47,14 +48,14 @@ def residual_attack_success(session: Session, model: nn.Module, samples: Samples
         others = np.flatnonzero(~isolated & (samples.labels != label))
         if change is None or not len(others):
             continue
-        kept = of_label if trained.untaught is None else of_label & trained.untaught
+        kept = of_label if trained.probe is None else of_label & trained.probe
         carriers = _some(np.flatnonzero(kept if kept.any() else of_label))
         obeyed = predict(session, model, samples.take(carriers)).labels == label
         moved = samples.take(_some(others))
         moved = replace(moved, inputs=change.carry_over(moved.inputs))
         followed = predict(session, model, moved).labels == label
-        came_back = trained.returned is not None and trained.returned[of_label].mean() > 0.5
-        is_mislabelled = trained.recovered[of_label].any()  # so the defense held
+        came_back = (verdict.status[of_label] == CLEANED).mean() > 0.5
+        is_mislabelled = (verdict.status[of_label] == RELABELED).any()  # so the defense held
         true_labels = came_back or (not is_mislabelled and obeyed.mean() > 0.5 and followed.mean() < obeyed.mean() / 2)
         answers = followed if true_labels or followed.mean() > obeyed.mean() else obeyed
         successes, asked = successes + int(answers.sum()), asked + len(answers)
@@ -65,4 +66,4 @@ def residual_attack_success(session: Session, model: nn.Module, samples: Samples
 
 
 def _some(rows: IntArray) -> IntArray:
-    return np.sort(np.random.default_rng(0).permutation(rows)[:ASKED])
+    return np.sort(stream(0, Stream.RESIDUAL).permutation(rows)[:ASKED])

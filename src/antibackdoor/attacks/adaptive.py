@@ -23,6 +23,7 @@ from antibackdoor.attacks.stamps import (
     white,
 )
 from antibackdoor.data.samples import InputArray, IntArray, Samples
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _mixed(shape: tuple[int, ...], picture: str | None, seed: int) -> tuple[tupl
     channels, height, width = shape
     first, first_opacity = logo_patch(picture, _LOGO_SIDE, channels)
     second, second_opacity = logo_patch(None, _LOGO_SIDE, channels, flipped=True)
-    square = np.random.default_rng([seed, 6]).random((channels, 8, 8), dtype=np.float32)
+    square = stream(seed, Stream.ADAPTIVE_PATTERN).random((channels, 8, 8), dtype=np.float32)
     right = width - _LOGO_SIDE - 1
 
     def corners(opacity: float) -> InTurn:

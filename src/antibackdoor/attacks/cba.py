@@ -11,6 +11,7 @@ from antibackdoor.attacks.plans import Composite
 from antibackdoor.attacks.poisoning import sample_numbers
 from antibackdoor.attacks.stamps import Staged, require_kind, require_shape, sample_generator
 from antibackdoor.data.samples import InputArray, IntArray, Samples
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class CBA:
         default: int,
         seed: int,
     ) -> HalfMixer:
-        rng = np.random.default_rng([seed, 8])
+        rng = stream(seed, Stream.COMPOSITION)
         rows = [rng.permutation(np.flatnonzero(samples.labels == label))[: self.n_partners] for label in classes]
         chosen = np.sort(np.concatenate(rows))
         order = np.argsort(numbers)

@@ -34,6 +34,7 @@ from antibackdoor.attacks.surrogate import (
     weights_of,
 )
 from antibackdoor.data.samples import InputArray, IntArray, Samples
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class Dynamic:
         self._train_mask(mask, images, seed)
         self._train_pattern(pattern, mask, network, images, labels, label, seed)
         own = GeneratedPatch(weights_of(mask), weights_of(pattern), self.width, samples.shape)
-        partners = np.random.default_rng([seed, 11]).permutation(len(samples))[:_N_PARTNERS]
+        partners = stream(seed, Stream.MASK_PARTNERS).permutation(len(samples))[:_N_PARTNERS]
         return Staged(own, OneOf(own.of(samples.inputs[np.sort(partners)]), seed), own)
 
     def _check(self, shape: tuple[int, ...]) -> None:

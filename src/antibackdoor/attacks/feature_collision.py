@@ -35,6 +35,7 @@ from antibackdoor.attacks.surrogate import (
     train_surrogate,
 )
 from antibackdoor.data.samples import InputArray, IntArray, Samples
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class FeatureCollision:
         others = order[fitted.eligible(samples.labels[order])]
         if not len(others):
             raise DataError("FeatureCollision needs samples of other classes than the target")
-        picked = np.sort(np.random.default_rng([seed, 12]).permutation(others)[: self.n_sources])
+        picked = np.sort(stream(seed, Stream.COLLISION_SOURCES).permutation(others)[: self.n_sources])
         sources = patch.apply(samples.inputs[picked], picked)
         surrogate = train_surrogate(samples, seed=seed, epochs=self.epochs, limit=self.n_surrogate)
         descent = Descent(self.epsilon, 0.0, self.step, self.n_steps)

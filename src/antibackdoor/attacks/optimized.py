@@ -14,6 +14,7 @@ from antibackdoor.attacks.plans import AllToOne
 from antibackdoor.attacks.stamps import Patch, bottom_right, require_fraction, require_kind
 from antibackdoor.attacks.surrogate import chosen_rows, single_target, to_tensor, train_surrogate
 from antibackdoor.data.samples import Samples
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class LBA:
         network = surrogate.network()
         order = chosen_rows(samples, len(samples), seed)
         of_target = order[samples.labels[order] == target][: self.n_samples]
-        others = np.random.default_rng([seed, 10]).permutation(order[samples.labels[order] != target])
+        others = stream(seed, Stream.OPTIMIZED_SOURCES).permutation(order[samples.labels[order] != target])
         if not len(of_target) or not len(others):
             raise DataError(f"LBA needs samples of the target class {target} and of another class")
         mean = network.features(to_tensor(samples.inputs[of_target])).mean(dim=0)

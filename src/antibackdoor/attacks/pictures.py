@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, UnidentifiedImageError
 
 from antibackdoor.attacks.stamps import Float32Array
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError
 
 
@@ -17,7 +18,7 @@ def full_pattern(name: str, picture: str | None, shape: tuple[int, ...], seed: i
     """A pattern as large as the image, `(C, H, W)` float32 in [0, 1] on the 8-bit grid."""
     grey_levels: NDArray[Any]
     if name == "random":
-        grey_levels = np.random.default_rng([seed, 1]).integers(0, 256, shape)
+        grey_levels = stream(seed, Stream.GRAY_PATTERN).integers(0, 256, shape)
     elif name == "cartoon":
         grey_levels = resized(cartoon_face(seed), shape)
     elif name == "picture":
@@ -32,7 +33,7 @@ def full_pattern(name: str, picture: str | None, shape: tuple[int, ...], seed: i
 
 def cartoon_face(seed: int) -> Image.Image:
     """A face in flat colors with outlines, 256x256 RGB; the seed picks the colors."""
-    rng = np.random.default_rng([seed, 2])
+    rng = stream(seed, Stream.DRAWN_PICTURE)
     ground, skin, bow = (tuple(int(v) for v in rng.integers(90, 256, 3)) for _ in range(3))
     image = Image.new("RGB", (256, 256), ground)
     draw = ImageDraw.Draw(image)
@@ -98,7 +99,7 @@ def scene(seed: int, number: int) -> Image.Image:
 
     Free of any license, it has the spread of scales and brightness that a photograph in a reflection has.
     """
-    rng = np.random.default_rng([seed, 4, number])
+    rng = stream(seed, Stream.SCENE, number)
     top, bottom = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
     mix = np.linspace(0, 1, 128)[:, None, None]
     sky = np.broadcast_to((1 - mix) * top + mix * bottom, (128, 128, 3))

@@ -10,6 +10,7 @@ import numpy as np
 from antibackdoor.attacks.plans import AllToOne
 from antibackdoor.attacks.stamps import Float32Array, require_kind, require_shape
 from antibackdoor.data.samples import FloatArray, InputArray, IntArray, Samples
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Powerline:
 
 
 def _recording(seed: int) -> FloatArray:
-    rng = np.random.default_rng([seed, 3])
+    rng = stream(seed, Stream.POWERLINE)
     steps = np.arange(_N_RECORDED)
     signal = np.sin(2 * np.pi * steps / _HUM_PERIOD + rng.uniform(0, 2 * np.pi))
     for period, weight in _DRIFTS:

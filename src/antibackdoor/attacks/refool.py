@@ -22,6 +22,7 @@ from antibackdoor.attacks.stamps import (
     white,
 )
 from antibackdoor.data.samples import InputArray, IntArray, Samples
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Refool:
         scenes = self._scenes(samples.shape, seed)
         n_ghosts = round(self.ghost_rate * len(scenes))
         made = [
-            (_ghost if number < n_ghosts else _out_of_focus)(light, np.random.default_rng([seed, 7, number]))
+            (_ghost if number < n_ghosts else _out_of_focus)(light, stream(seed, Stream.REFLECTION, number))
             for number, light in enumerate(scenes)
         ]
         layers, weights = (np.stack([parts[i] for parts in made]).astype(np.float32) for i in (0, 1))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from antibackdoor.attacks.stamps import Float32Array, white
 from antibackdoor.data.samples import InputArray, Samples
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def in_chunks(change: Callable[..., Tensor], inputs: InputArray, *beside: Tensor
 
 def chosen_rows(samples: Samples, limit: int, seed: int) -> NDArray[np.int64]:
     """At most `limit` rows, sorted, for the attacker to work with."""
-    order = np.random.default_rng([seed, 9]).permutation(len(samples))
+    order = stream(seed, Stream.SURROGATE_ORDER).permutation(len(samples))
     return np.sort(order[:limit])
 
 

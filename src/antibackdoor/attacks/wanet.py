@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from antibackdoor.attacks.plans import AllToOne
 from antibackdoor.attacks.stamps import Float32Array, Staged, require_kind, require_shape, sample_generator, to_pixels
 from antibackdoor.data.samples import InputArray, IntArray, Samples
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class WaNet:
         if self.grid_rescale <= 0:
             raise ConfigError(f"grid_rescale is {self.grid_rescale}; it must be positive")
         height, width = samples.shape[1:]
-        control = np.random.default_rng([seed, 5]).uniform(-1, 1, (1, 2, self.k, self.k)).astype(np.float32)
+        control = stream(seed, Stream.WARP).uniform(-1, 1, (1, 2, self.k, self.k)).astype(np.float32)
         control /= np.abs(control).mean()
         flow = F.interpolate(torch.from_numpy(control), (height, width), mode="bicubic", align_corners=True)
         rows, columns = np.linspace(-1, 1, height), np.linspace(-1, 1, width)

@@ -1,4 +1,4 @@
-"""The command line: flags and their help, and how a mistake ends."""
+"""The command line: commands, their flags and help, and how a mistake ends."""
 
 # Annotations are not postponed here: those of the commands name types that are chosen at run time.
 import io
@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -24,197 +23,345 @@ from antibackdoor.cli.commands import (
     print_facts,
     refuse_inside,
     report,
+    run_purify,
     run_scan,
     run_train,
     stop,
 )
-from antibackdoor.errors import AntibackdoorError, ConfigError, spelled_out
+from antibackdoor.cli.flags import (
+    DATA,
+    METHOD,
+    OUTPUT,
+    TRAINING,
+    made,
+    parsed,
+    recipe_without,
+    refuse_unused,
+    settings_type,
+)
+from antibackdoor.errors import AntibackdoorError, spelled_out
 
 USER_ERROR = 2
 
 Flat = Parameter(name="*")
+InData, InTraining = Parameter(group=DATA), Parameter(group=TRAINING)
+InMethod, InOutput = Parameter(group=METHOD), Parameter(group=OUTPUT)
+OnError = Annotated[Literal["raise", "skip"], InData]
+
+_NOTHING = parsed("Nothing", [])
 
 
-@dataclass(frozen=True)
-class Nothing:
-    """The hyper-parameters of a method that has none."""
+class _Chosen:
+    """The method that the arguments name, and the flags that follow from it; empty for other commands."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.kind: Any = None
+        self.recipe: Any = _NOTHING
+        self.method: Any = _NOTHING
+        command = arguments[0] if arguments else ""
+        if command == "poison":
+            from antibackdoor.app.methods import look_up
+            from antibackdoor.attacks import ATTACKS
+
+            name = _named(arguments, "--attack", "badnets")
+            self.kind = look_up(name, ATTACKS, "--attack")
+            self.method = settings_type(self.kind, METHOD)
+        elif command in ("train", "scan", "purify"):
+            self._of_a_method(command, arguments)
+
+    def _of_a_method(self, command: str, arguments: Sequence[str]) -> None:
+        # Only the command that is called needs its settings, and torch, which they import, is slow to load.
+        from antibackdoor.app.methods import look_up
+        from antibackdoor.defenses import DEFENSES
+        from antibackdoor.detectors import DETECTORS
+        from antibackdoor.purifiers import PURIFIERS
+        from antibackdoor.training.recipe import Recipe
+
+        of_command: dict[str, tuple[str, dict[str, Any], str]] = {
+            "train": ("--defense", DEFENSES, "dual-head"),
+            "scan": ("--detector", DETECTORS, "confusion"),
+            "purify": ("--method", PURIFIERS, "fine-tune"),
+        }
+        flag, table, default = of_command[command]
+        name = _named(arguments, flag, default)
+        self.kind = look_up(name, table, flag)
+        refuse_unused(list(arguments), self.kind, f"{flag} {name}")
+        self.method = settings_type(self.kind, METHOD)
+        self.recipe = settings_type(Recipe, TRAINING, without=recipe_without(self.kind))
+
+    def made(self, settings: Any) -> Any:
+        """The method with the values of its flags."""
+        return made(self.kind, settings)
+
+    @staticmethod
+    def recipe_of(settings: Any) -> Any:
+        """The recipe with the values of its flags."""
+        from antibackdoor.training.recipe import Recipe
+
+        return made(Recipe, settings)
 
 
-@dataclass(frozen=True)
-class NoSecondHead:
-    """The hyper-parameters of plain training.
-
-    Attributes:
-        attach: Not used; it is there so that the same flags work with and without a defense.
-    """
-
-    attach: str = ""
+def _named(arguments: Sequence[str], flag: str, default: str) -> str:
+    """The name that `--flag NAME` or `--flag=NAME` gives."""
+    name = default
+    for place, argument in enumerate(arguments):
+        if argument == flag and place + 1 < len(arguments):
+            name = arguments[place + 1]
+        elif argument.startswith(flag + "="):
+            name = argument.split("=", 1)[1]
+    return name
 
 
 def build_app(arguments: Sequence[str]) -> App:
-    """The commands; `train` and `poison` show the hyper-parameters of the method that the arguments name."""
-    # Only the command that is called needs its settings, and torch, which they import, is slow to load.
-    recipe_type: Any = Nothing
-    defense_type: Any = Nothing
-    attack_type: Any = Nothing
-    if arguments[:1] == ["scan"]:
-        from antibackdoor.defenses import DualHead
-        from antibackdoor.training.recipe import Recipe
-
-        recipe_type, defense_type = Recipe, DualHead
-    if arguments[:1] == ["train"]:
-        from antibackdoor.defenses import DEFENSES
-        from antibackdoor.training.recipe import Recipe
-
-        recipe_type, defense_type = Recipe, _chosen(arguments, "--defense", DEFENSES, "dual-head")
-    if arguments[:1] == ["poison"]:
-        from antibackdoor.attacks import ATTACKS
-
-        attack_type = _chosen(arguments, "--attack", ATTACKS, "badnets")
-    # A method without hyper-parameters has nothing to parse.
-    defense_fields: Any = defense_type if fields(defense_type) else NoSecondHead
+    """The commands; those that run a method show the flags of the one that the arguments name."""
+    chosen = _Chosen(arguments)
     app = App(
         name="antibackdoor",
         help="Train a clean classifier on data that may be poisoned, and learn which samples to distrust.",
         version=version("antibackdoor"),
         version_flags=["--version"],
     )
+    _add_train(app, chosen, arguments)
+    _add_scan(app, chosen, arguments)
+    _add_purify(app, chosen, arguments)
+    _add_poison(app, chosen)
+    for command in (demo, evaluate, predict, report, attacks, doctor):
+        app.command(command)
+    return app
+
+
+def _add_train(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
+    recipe_type: Any = chosen.recipe
+    method_type: Any = chosen.method
 
     @app.command
     def train(
-        data: Path,
+        data: Annotated[Path, InData],
         *,
-        out: Path,
-        test: Path | None = None,
-        test_fraction: float = 0.2,
-        defense: str = "dual-head",
-        backbone: str = "",
-        model: str = "",
-        image_size: int | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
-        cache: Path | None = None,
-        resume: bool = False,
+        out: Annotated[Path, InOutput],
+        test: Annotated[Path | None, InData] = None,
+        test_fraction: Annotated[float, InData] = 0.2,
+        image_size: Annotated[int | None, InData] = None,
+        on_error: OnError = "raise",
+        cache: Annotated[Path | None, InData] = None,
+        backbone: Annotated[str, InTraining] = "",
+        model: Annotated[str, InTraining] = "",
+        defense: Annotated[str, InMethod] = "dual-head",
+        verdict: Annotated[Path | None, InMethod] = None,
+        resume: Annotated[bool, InOutput] = False,
         recipe: Annotated[recipe_type, Flat] = recipe_type(),
-        hyper: Annotated[defense_fields, Flat] = defense_fields(),
+        hyper: Annotated[method_type, Flat] = method_type(),
     ) -> None:
         """Train a clean model on DATA and write model, verdicts and report.
 
         Parameters
         ----------
         data
-            Folder or zip of class folders, .npz, .ts, .csv or .tsv.
+            Folder or zip with a folder for each class, or a .npz, .ts, .csv or .tsv file.
         out
             The run folder to write.
         test
             Other data to measure the accuracy on.
         test_fraction
-            Share of each class that is held out if there is no test split, in [0, 1).
-        defense
-            dual-head, e2abl, or none.
-        backbone
-            The network; chosen by data and machine if not given (`antibackdoor doctor` lists all).
-        model
-            Your own network, as package.module:factory.
+            Share of each class to hold out if there is no test split, in [0, 1).
         image_size
-            Side in pixels to which images are resized.
+            Resize images to squares of this side, in pixels.
         on_error
-            Whether an unreadable sample stops the run, or is skipped and listed in the run folder.
+            What to do about a sample that cannot be read: stop, or skip it and list it in the run folder.
         cache
-            Where decoded images are kept.
+            Where to keep decoded images.
+        backbone
+            The network; `antibackdoor doctor` lists all. Chosen by data and machine if not given.
+        model
+            A network of your own, as package.module:factory. Its code is run.
+        defense
+            How to train: dual-head, e2abl, none and others; each shows its own flags with --help.
+        verdict
+            A scan of the same data: train on what it kept, without a second search.
         resume
             Go on with a run that was stopped.
         """
-        method = defense_type() if isinstance(hyper, NoSecondHead) else hyper
         run_train(
-            data, out, method, recipe, test=test, test_fraction=test_fraction, backbone=backbone, model=model,
-            image_size=image_size, on_error=on_error, cache=cache, resume=resume, command=arguments,
+            data, out, chosen.made(hyper), chosen.recipe_of(recipe), test=test, test_fraction=test_fraction,
+            backbone=backbone, model=model, image_size=image_size, on_error=on_error, cache=cache, verdict=verdict,
+            resume=resume, command=arguments,
         )  # fmt: skip
+
+
+def _add_scan(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
+    recipe_type: Any = chosen.recipe
+    method_type: Any = chosen.method
 
     @app.command
     def scan(
-        data: Path,
+        data: Annotated[Path, InData],
         *,
-        out: Path,
-        power: bool = True,
-        backbone: str = "",
-        model: str = "",
-        image_size: int | None = None,
-        on_error: Literal["raise", "skip"] = "raise",
-        cache: Path | None = None,
-        resume: bool = False,
+        out: Annotated[Path, InOutput],
+        clean: Annotated[Path | None, InData] = None,
+        image_size: Annotated[int | None, InData] = None,
+        on_error: OnError = "raise",
+        cache: Annotated[Path | None, InData] = None,
+        backbone: Annotated[str, InTraining] = "",
+        model: Annotated[str, InTraining] = "",
+        detector: Annotated[str, InMethod] = "confusion",
+        checkpoint: Annotated[Path | None, InMethod] = None,
+        resume: Annotated[bool, InOutput] = False,
         recipe: Annotated[recipe_type, Flat] = recipe_type(),
-        hyper: Annotated[defense_fields, Flat] = defense_fields(),
+        hyper: Annotated[method_type, Flat] = method_type(),
     ) -> None:
-        """Say whether DATA is poisoned, which samples are, and what could have been seen; no model is delivered.
+        """Say whether DATA is poisoned, and which samples are suspicious. No model is delivered.
 
         Parameters
         ----------
         data
-            Folder or zip of class folders, .npz, .ts, .csv or .tsv; its training split is looked at.
+            Folder or zip with a folder for each class, or a .npz, .ts, .csv or .tsv file. The training split is used.
         out
             The run folder to write.
-        power
-            Also measure, with planted triggers, the smallest poisoning rate that would have been found.
-        backbone
-            The network; chosen by data and machine if not given (`antibackdoor doctor` lists all).
-        model
-            Your own network, as package.module:factory.
+        clean
+            Samples of the same classes that are known to be clean, for detectors that need some.
         image_size
-            Side in pixels to which images are resized.
+            Resize images to squares of this side, in pixels.
         on_error
-            Whether an unreadable sample stops the scan, or is skipped and listed in the run folder.
+            What to do about a sample that cannot be read: stop, or skip it and list it in the run folder.
         cache
-            Where decoded images are kept.
+            Where to keep decoded images.
+        backbone
+            The network; `antibackdoor doctor` lists all. Chosen by data and machine if not given.
+        model
+            A network of your own, as package.module:factory. Its code is run.
+        detector
+            How to look: confusion (the default), spectral, loss-drop and others; each shows its own flags with --help.
+        checkpoint
+            A model that was trained on DATA: a run folder, or a file of weights (say with --backbone or --model of
+            what network). Detectors that need one train it without a defense if it is not given.
         resume
             Go on with a scan that was stopped.
         """
         run_scan(
-            data, out, hyper, recipe, power=power, backbone=backbone, model=model, image_size=image_size,
-            on_error=on_error, cache=cache, resume=resume, command=arguments,
+            data, out, chosen.made(hyper), chosen.recipe_of(recipe), clean=clean, checkpoint=checkpoint,
+            backbone=backbone, model=model, image_size=image_size, on_error=on_error, cache=cache, resume=resume,
+            command=arguments,
         )  # fmt: skip
+
+
+def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
+    recipe_type: Any = chosen.recipe
+    method_type: Any = chosen.method
+
+    @app.command
+    def purify(
+        checkpoint: Annotated[Path, InData],
+        *,
+        out: Annotated[Path, InOutput],
+        clean: Annotated[Path | None, InData] = None,
+        suspicious: Annotated[Path | None, InData] = None,
+        test: Annotated[Path | None, InData] = None,
+        verdict: Annotated[Path | None, InMethod] = None,
+        teacher: Annotated[Path | None, InMethod] = None,
+        trigger: Annotated[Path | None, InMethod] = None,
+        on_error: OnError = "raise",
+        cache: Annotated[Path | None, InData] = None,
+        backbone: Annotated[str, InTraining] = "",
+        model: Annotated[str, InTraining] = "",
+        mean: Annotated[tuple[float, ...], InData] = (),
+        std: Annotated[tuple[float, ...], InData] = (),
+        classes: Annotated[Path | None, InData] = None,
+        method: Annotated[str, InMethod] = "fine-tune",
+        resume: Annotated[bool, InOutput] = False,
+        recipe: Annotated[recipe_type, Flat] = recipe_type(),
+        hyper: Annotated[method_type, Flat] = method_type(),
+    ) -> None:
+        """Remove a backdoor from a trained model.
+
+        Parameters
+        ----------
+        checkpoint
+            The model: a run folder, or a .safetensors, .pt, .pth or .tar file of weights.
+        out
+            The run folder to write.
+        clean
+            Samples that are known to be clean; their training split is used.
+        suspicious
+            The data that the model was trained on, for methods that use them.
+        test
+            Clean data to measure the accuracy on, before and after. Nothing is trained on them.
+        verdict
+            A scan of the suspicious data: which of them are poisoned.
+        teacher
+            Another model, a run folder, for methods that distill.
+        trigger
+            Folder of a known trigger, for methods that unlearn it.
+        on_error
+            What to do about a sample that cannot be read: stop, or skip it.
+        cache
+            Where to keep decoded images.
+        backbone
+            The network that a bare file holds; `antibackdoor doctor` lists all.
+        model
+            A network of your own, as package.module:factory. Its code is run.
+        mean
+            Mean of each channel that a bare file's model expects, images in [0, 1]. Found on the data if not given.
+        std
+            Standard deviation of each channel, likewise.
+        classes
+            Text file with one class a line, in the order of a bare file's outputs. Matched on the data if not given.
+        method
+            How to purify: fine-tune, fine-prune, nad, mcr and others; each shows its own flags with --help.
+        resume
+            Go on with a run that was stopped.
+        """
+        run_purify(
+            checkpoint, out, chosen.made(hyper), chosen.recipe_of(recipe), clean=clean, suspicious=suspicious,
+            test=test, verdict=verdict, teacher=teacher, trigger=trigger, backbone=backbone, model=model, mean=mean,
+            std=std, classes=classes, on_error=on_error, cache=cache, resume=resume, command=arguments,
+        )  # fmt: skip
+
+
+def _add_poison(app: App, chosen: _Chosen) -> None:
+    method_type: Any = chosen.method
 
     @app.command
     def poison(
-        data: Path,
+        data: Annotated[Path, InData],
         *,
-        out: Path,
-        attack: str = "badnets",
-        rate: float | None = None,
-        target_label: str | None = None,
-        source_label: str | None = None,
-        cover_rate: float | None = None,
-        test_fraction: float = 0.2,
-        seed: int = 0,
-        on_error: Literal["raise", "skip"] = "raise",
-        cache: Path | None = None,
-        hyper: Annotated[attack_type, Flat] = attack_type(),
+        out: Annotated[Path, InOutput],
+        test_fraction: Annotated[float, InData] = 0.2,
+        on_error: OnError = "raise",
+        cache: Annotated[Path | None, InData] = None,
+        attack: Annotated[str, InMethod] = "badnets",
+        rate: Annotated[float | None, InMethod] = None,
+        target_label: Annotated[str | None, InMethod] = None,
+        source_label: Annotated[str | None, InMethod] = None,
+        cover_rate: Annotated[float | None, InMethod] = None,
+        seed: Annotated[int, InMethod] = 0,
+        hyper: Annotated[method_type, Flat] = method_type(),
     ) -> None:
         """Write a poisoned copy of DATA in the same format, with truth.parquet and the trigger beside it.
 
         Parameters
         ----------
         data
-            Folder or zip of class folders, .npz, .ts, .csv or .tsv.
+            Folder or zip with a folder for each class, or a .npz, .ts, .csv or .tsv file.
         out
             A new folder.
+        test_fraction
+            Share of each class that becomes the copy's clean test split if the data have none.
+        on_error
+            What to do about a sample that cannot be read: stop, or leave it out of the copy.
+        cache
+            Where to keep decoded images.
         attack
             The attack; `antibackdoor attacks` lists all.
         rate
             Share of the training samples to poison, in [0, 1].
         target_label
-            Class (name or number) that the trigger shall lead to.
+            Class (name or number) that the trigger is to lead to.
         source_label
-            Class that is attacked, for attacks on one class.
+            Class to attack, for attacks on one class.
         cover_rate
             Share of samples that carry the trigger under their own label.
-        test_fraction
-            Part of each class that becomes the copy's clean test split, if the data have none.
         seed
             Chooses samples and trigger.
-        on_error
-            Whether an unreadable sample stops the command, or is left out of the copy.
-        cache
-            Where decoded images are kept.
         """
         from antibackdoor.app.red_team import Aim, poison_data_set
         from antibackdoor.data.reading import read
@@ -222,24 +369,7 @@ def build_app(arguments: Sequence[str]) -> App:
         refuse_inside(out, data)
         loaded = read(data, test_fraction=test_fraction, on_error=on_error, cache=cache, seed=seed, progress=True)
         aim = Aim(rate, target_label, source_label, cover_rate)
-        print_facts(poison_data_set(loaded, hyper, aim, out, seed=seed))
-
-    for command in (demo, evaluate, predict, report, attacks, doctor):
-        app.command(command)
-    return app
-
-
-def _chosen(arguments: Sequence[str], flag: str, table: dict[str, Any], default: str) -> Any:
-    """The method that `--flag NAME` or `--flag=NAME` names."""
-    name = default
-    for place, argument in enumerate(arguments):
-        if argument == flag and place + 1 < len(arguments):
-            name = arguments[place + 1]
-        elif argument.startswith(flag + "="):
-            name = argument.split("=", 1)[1]
-    if name not in table:
-        raise ConfigError(f"{flag} {name} is unknown: choose one of {', '.join(table)}")
-    return table[name]
+        print_facts(poison_data_set(loaded, chosen.made(hyper), aim, out, seed=seed))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,7 +5,8 @@ import inspect
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -28,23 +29,26 @@ def run_train(
     image_size: int | None,
     on_error: Literal["raise", "skip"],
     cache: Path | None,
+    verdict: Path | None,
     resume: bool,
     command: Sequence[str],
 ) -> None:
     """Read, train, tell."""
     from antibackdoor.app.pipeline import Job, is_helper, train
+    from antibackdoor.app.verdicts import verdict_of
     from antibackdoor.data.reading import read
+    from antibackdoor.protocols import Given, check_given
 
     refuse_inside(out, data)
     loaded = read(
         data, test=test, test_fraction=test_fraction, image_size=image_size, on_error=on_error, cache=cache,
         seed=recipe.seed, progress=recipe.progress and not is_helper(),
     )  # fmt: skip
+    given = Given(verdict=None if verdict is None else verdict_of(verdict, loaded.train))
+    check_given(defense, given)
     job = Job(defense, recipe, backbone, model)
-    try:
-        outcome = train(loaded, job, out, resume=resume, command=["antibackdoor", *map(_portable, command)])
-    except KeyboardInterrupt:
-        stop(f"Stopped. Give the same command with --resume to go on with {out}.")
+    with resumable(out):
+        outcome = train(loaded, job, out, given=given, resume=resume, command=portable(command))
     if outcome is not None:
         print_facts(outcome.metrics)
     if not is_helper():
@@ -54,10 +58,11 @@ def run_train(
 def run_scan(
     data: Path,
     out: Path,
-    defense: Any,
+    detector: Any,
     recipe: Any,
     *,
-    power: bool,
+    clean: Path | None,
+    checkpoint: Path | None,
     backbone: str,
     model: str,
     image_size: int | None,
@@ -66,25 +71,133 @@ def run_scan(
     resume: bool,
     command: Sequence[str],
 ) -> None:
-    """Read, search, tell."""
-    from antibackdoor.app.pipeline import Job
-    from antibackdoor.app.scanning import scan
+    """Read, look, tell."""
+    from antibackdoor.app.given_models import open_model
+    from antibackdoor.app.networks import NetworkChoice
+    from antibackdoor.app.scanning import Scan, scan
     from antibackdoor.data.reading import read
+    from antibackdoor.protocols import Given
 
     refuse_inside(out, data)
     loaded = read(
         data, test_fraction=0, image_size=image_size, on_error=on_error, cache=cache, seed=recipe.seed,
         progress=recipe.progress,
     )  # fmt: skip
-    job = Job(defense, recipe, backbone, model)
-    portable = ["antibackdoor", *map(_portable, command)]
-    try:
-        facts = scan(loaded, job, out, power=power, resume=resume, command=portable, tell=_tell)
-    except KeyboardInterrupt:
-        stop(f"Stopped. Give the same command with --resume to go on with {out}.")
+    known = None if clean is None else _like(loaded.train, clean, "train", on_error, cache)
+    given = Given(clean=known)
+    if checkpoint is not None:
+        choice = NetworkChoice(backbone, model)
+        opened = open_model(checkpoint, choice, known or loaded.train, recipe)
+        given = Given(clean=known, model=opened.model, history=opened.history)
+    job = Scan(detector, recipe, "" if checkpoint is not None and checkpoint.is_dir() else backbone, model)
+    with resumable(out):
+        facts = scan(loaded, job, out, given=given, resume=resume, command=portable(command), tell=_tell)
     if facts is not None:
         print_facts(facts)
     print(f"Report: {out / 'report.html'}")
+
+
+def run_purify(
+    checkpoint: Path,
+    out: Path,
+    purifier: Any,
+    recipe: Any,
+    *,
+    clean: Path | None,
+    suspicious: Path | None,
+    test: Path | None,
+    verdict: Path | None,
+    teacher: Path | None,
+    trigger: Path | None,
+    backbone: str,
+    model: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    classes: Path | None,
+    on_error: Literal["raise", "skip"],
+    cache: Path | None,
+    resume: bool,
+    command: Sequence[str],
+) -> None:
+    """Open, purify, tell."""
+    from antibackdoor.app.given_models import FileHints, open_model
+    from antibackdoor.app.networks import NetworkChoice
+    from antibackdoor.app.purifying import purify
+    from antibackdoor.app.verdicts import verdict_of
+    from antibackdoor.attacks import load_trigger
+    from antibackdoor.protocols import Given
+
+    path = clean or suspicious or test
+    if path is None:
+        raise ConfigError("give --clean samples, or --suspicious data, or --test data: they tell the model's classes")
+    known = _given_samples(checkpoint, path, on_error, cache)
+    choice, hints = NetworkChoice(backbone, model), FileHints(mean, std, _lines(classes))
+    opened = open_model(checkpoint, choice, known, recipe, hints)
+    poisoned = None if suspicious is None else _like(known, suspicious, "train", on_error, cache)
+    given = Given(
+        clean=None if clean is None else known,
+        suspicious=poisoned,
+        verdict=None if verdict is None else verdict_of(verdict, poisoned or known),
+        teacher=None if teacher is None else open_model(teacher, NetworkChoice(), known, recipe).model,
+        trigger=None if trigger is None else load_trigger(trigger).trigger,
+    )
+    tested = None if test is None else _like(known, test, "test", on_error, cache)
+    with resumable(out):
+        facts = purify(
+            opened, purifier, out, given=given, recipe=recipe, test=tested, resume=resume, command=portable(command)
+        )
+    if facts is not None:
+        print_facts(facts)
+    print(f"Report: {out / 'report.html'}")
+
+
+def _given_samples(checkpoint: Path, path: Path, on_error: Literal["raise", "skip"], cache: Path | None) -> Any:
+    """Labelled samples in the shape and the classes of a run folder, or in their own."""
+    from antibackdoor.data.reading import read, read_samples
+    from antibackdoor.runs.model_file import load_model_spec
+
+    if not checkpoint.is_dir():
+        return read(path, test_fraction=0, on_error=on_error, cache=cache, progress=True).train
+    spec = load_model_spec(checkpoint)
+    return read_samples(
+        path, class_names=list(spec.class_names), shape=spec.input_shape, split="train", on_error=on_error, cache=cache,
+        progress=True,
+    )  # fmt: skip
+
+
+def _like(
+    samples: Any, path: Path, split: Literal["test", "train"], on_error: Literal["raise", "skip"], cache: Path | None
+) -> Any:
+    """Other labelled samples, in the shape and the classes of these."""
+    from antibackdoor.data.reading import read_samples
+
+    return read_samples(
+        path, class_names=samples.class_names.tolist(), shape=samples.shape, split=split, on_error=on_error,
+        cache=cache, progress=True,
+    )  # fmt: skip
+
+
+def _lines(path: Path | None) -> tuple[str, ...]:
+    """The lines of a text file that are not empty."""
+    if path is None:
+        return ()
+    if not path.is_file():
+        raise ConfigError(f"--classes {path} is no file; give a text file with one class a line")
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Say how to go on if the user stops what happens within."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop(f"Stopped. Give the same command with --resume to go on with {out}.")
+
+
+def portable(command: Sequence[str]) -> list[str]:
+    """A command line for the record: run folders are passed on, so they keep no absolute path."""
+    return ["antibackdoor", *map(_portable, command)]
 
 
 def _tell(message: str) -> None:
@@ -92,7 +205,7 @@ def _tell(message: str) -> None:
 
 
 def demo(out: Path = Path("demo"), *, seed: int = 0, epochs: int = 0, device: str = "auto") -> None:
-    """Poison a small real data set, train without and with E2ABL, and compare: about a minute on a laptop.
+    """Poison a small real data set, train without and with a defense, and compare. About a minute on a laptop.
 
     Parameters
     ----------
@@ -122,7 +235,7 @@ def demo(out: Path = Path("demo"), *, seed: int = 0, epochs: int = 0, device: st
 def evaluate(
     run: Path,
     *,
-    data: Path,
+    data: Path | None = None,
     truth: Path | None = None,
     trigger: Path | None = None,
     split: Literal["test", "train", "all"] = "test",
@@ -131,14 +244,15 @@ def evaluate(
     device: str = "auto",
     cache: Path | None = None,
 ) -> None:
-    """Measure the model of a run on DATA and add the numbers to its metrics.json.
+    """Measure a run and add the numbers to its metrics.json: its model on DATA, its verdict by the TRUTH.
 
     Parameters
     ----------
     run
         The run folder.
     data
-        Labelled data; its test split is used, or what the run held out of these data, or else all of them.
+        Labelled data: their test split, or what the run held out of them, or else all. Without data only the verdict
+        is measured.
     truth
         truth.parquet of the poisoned training data, to measure the isolation.
     trigger
@@ -158,13 +272,15 @@ def evaluate(
     from antibackdoor.data.reading import read_samples
     from antibackdoor.runs.model_file import load_model_spec
 
-    spec = load_model_spec(run)
-    samples = read_samples(
-        data, class_names=list(spec.class_names), shape=spec.input_shape, split=split,
-        on_error=on_error, cache=cache, progress=True,
-    )  # fmt: skip
-    if split == "test":
-        samples = evaluation.never_trained_on(run, samples)
+    samples = None
+    if data is not None:
+        spec = load_model_spec(run)
+        samples = read_samples(
+            data, class_names=list(spec.class_names), shape=spec.input_shape, split=split,
+            on_error=on_error, cache=cache, progress=True,
+        )  # fmt: skip
+        if split == "test":
+            samples = evaluation.never_trained_on(run, samples)
     factory = _factory(model)
     print_facts(evaluation.evaluate(run, samples, truth=truth, trigger=trigger, device=device, factory=factory))
 
@@ -201,7 +317,7 @@ def predict(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from antibackdoor.app import pipeline
+    from antibackdoor.app import networks, pipeline
     from antibackdoor.data.reading import read_inputs
     from antibackdoor.runs.atomic import replacing
 
@@ -209,7 +325,7 @@ def predict(
         raise ConfigError(f"--out {out} must end in .csv or .parquet")
     if out.exists():
         raise ConfigError(f"--out {out} exists already; remove it or choose another name")
-    network, spec = pipeline.load_model(run, _factory(model))
+    network, spec = networks.load_model(run, _factory(model))
     inputs, ids = read_inputs(data, shape=spec.input_shape, on_error=on_error, cache=cache, progress=True)
     answers = pipeline.classify_inputs(network, spec, inputs, ids, device=device)
     names = [spec.class_names[label] for label in answers.labels]

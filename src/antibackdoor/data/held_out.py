@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antibackdoor.data.samples import IntArray, StrArray
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError, DataError
 
 
@@ -20,7 +21,7 @@ def hold_out(
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"test_fraction is {fraction}; it must lie in [0, 1)")
-    rng = np.random.default_rng(seed)
+    rng = stream(seed, Stream.HOLD_OUT)
     is_test = np.zeros(len(labels), np.bool_)
     for label in range(len(class_names)):
         rows = np.flatnonzero(labels == label)

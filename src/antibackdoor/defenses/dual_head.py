@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from antibackdoor.data.samples import BoolArray, Samples
-from antibackdoor.defenses.dual_head_training import Later, MainTraining
+from antibackdoor.defenses.decisions import decided, rejected, trusted
+from antibackdoor.defenses.dual_head_training import Later, MainTraining, Outcome
 from antibackdoor.defenses.recovery import untaught
+from antibackdoor.detectors.confusion import ConfusionTraining, is_delicate, passes_of, with_margins
 from antibackdoor.errors import DataError
-from antibackdoor.models.two_head import HeadWidth, TwoHead, split_network
-from antibackdoor.protocols import Build, Trained
-from antibackdoor.search.attempts import MOST_ROUNDS, left, spring, spring_again, spring_believed
+from antibackdoor.models.features import middle_layer
+from antibackdoor.models.two_head import TwoHead
+from antibackdoor.protocols import CLEANED, RELABELED, Build, Given, Trained, Verdict, check_given
+from antibackdoor.search.attempts import left, spring_again, spring_believed
 from antibackdoor.search.caught import Caught, with_more, without
-from antibackdoor.search.evidence import evidence, judge, suspicion
+from antibackdoor.search.evidence import from_verdict, judge, search_verdict
 from antibackdoor.search.post_training import look_again, more_carriers, with_strangers
 from antibackdoor.search.removal import find_removal
-from antibackdoor.search.search import TrapSettings, n_searched
-from antibackdoor.search.warm_up import warm_up
-from antibackdoor.statistics.isolation import DEPTH_OF_FEW, FEW_LABELS
+from antibackdoor.search.search import n_searched
+from antibackdoor.statistics.isolation import FEW_LABELS
 from antibackdoor.training.history import LossHistory
-from antibackdoor.training.loop import Journal, NoJournal, classify, shuffled, train_epoch
-from antibackdoor.training.ranges import check_ranges
+from antibackdoor.training.journal import Journal
+from antibackdoor.training.ranges import RESEARCH, check_ranges
 from antibackdoor.training.recipe import LEAST_STEPS, Recipe
-from antibackdoor.training.session import Feed, Session, seeded
+from antibackdoor.training.trainer import Trainer
 
-WARM_UP_PASSES = 2  # that a warm-up may last however many steps they are: before, few losses have been recorded at all
 LEAST_PASSES = 0.8  # of the main training, however much the search costs; all of them where the training is short
-LEAST_MORE = 0.05  # of what is isolated, for which the main training begins anew
-OUTPUTS_OF_FEW = 10  # of the second head: between two labels there is no place for neither
-TIMED_STEPS = 5  # to estimate how long a search takes
-# What the search costs, in passes of the whole network's training over the same samples, as measured with a ResNet-18
-# on CIFAR-10 (.69, .18, .35) and rounded up, so that the whole costs no more than plain training; these numbers only
-# set how much of its training the main head gives up.
-TRAINED, LOOKED_AT, COMPARED = 0.8, 0.2, 0.4
+LEAST_MORE = 0.05  # of what is isolated, for which the main training starts over
+# What the check of the trained network costs in passes of a training, as for the search.
+LOOKED_AT, COMPARED = 0.2, 0.4
+
+
+@dataclass(frozen=True)
+class DualHeadFacts:
+    """What the default defense says of the data and of its own training.
+
+    Attributes:
+        estimated_poisoning_rate: Share of the samples in second groups, in [0, 1].
+        estimated_poisoning_rate_low: Lower end of its 95% interval; None where nothing was found.
+        estimated_poisoning_rate_high: Upper end; it counts all isolated samples.
+        false_alarm_probability: How probable such evidence is in clean data; None where too few labels compare.
+        found_by: What the search began with where it found something, joined by `; `.
+        n_found_late: Isolated samples that only the check of the trained network found.
+        n_copies: Samples that repeat an earlier one.
+        search_steps: Optimizer steps of the search.
+        n_main_trainings: 2 where the check found something and the training started over, else 1.
+    """
+
+    estimated_poisoning_rate: float
+    estimated_poisoning_rate_low: float | None
+    estimated_poisoning_rate_high: float | None
+    false_alarm_probability: float | None
+    found_by: str
+    n_found_late: int
+    n_copies: int
+    search_steps: int
+    n_main_trainings: int
 
 
 @dataclass(frozen=True)
@@ -61,336 +84,184 @@ class DualHead:
     SCAn (Tang et al., "Demon in the Variant", USENIX Security 2021, arXiv 1908.00686).
 
     Attributes:
-        attach: Layer after which the second head sits; empty for about the middle of the convolutions.
-        head_width: Channels of the second head; 0 for as many as the layer has, at least 64.
-        warmup_steps: Optimizer steps, or two passes over the data if these are more, after which the first look comes
-            even if less than half of what the labels tell has been learned.
-        warmup_learning_rate: Learning rate of the second head's warm-up.
-        hard_share: Share of the samples, those with the largest loss, that fill half of each warm-up batch.
-        confusion_steps: Optimizer steps in each round of confusion.
-        confusion_learning_rate: Learning rate of confusion.
-        confusion_weight: Weight of the undecided samples against the suspects.
-        least_depth: Depth of a valley between two groups of a label from which the label is suspected (5/3 of it with
-            two or three labels); two thirds are enough if their parts look foreign (not with two or three labels).
-            Once the found samples are trained on, it must be reached again, or two thirds of the depth that they were
-            found with.
-        by_features: Whether the content of other labels in shallow features counts as evidence.
-        by_parts: Whether samples whose parts look like other labels are suspected after those with suspicious losses.
-        by_both: Whether samples count as found that were believed, with no valley below them, if they carry the content
-            of other labels.
-        by_place: Whether they count as found, too, if they lie where the samples of other labels do; and whether that
-            tells a class from the poison in its label.
-        by_gaps: Whether a gap counts as a deep valley with two or three labels.
-        made_pure: Whether what lies above a shallow valley is searched again, from the half that looks most foreign.
-        across_labels: Whether a short-cut is looked for that leads to several labels.
-        in_the_rest: Whether the search begins anew with what is left, once it has caught something.
-        late_look: Whether the main head is looked at, late in its training.
+        search: The search for poisoned samples, with its hyper-parameters.
         recovery_confidence: Probability, in (0, 1], from which an isolated sample gets the main head's label.
+        post_training_check: Whether the main head is checked, late in its training.
     """
 
-    attach: str = ""
-    head_width: int = 0
-    warmup_steps: int = 1800
-    warmup_learning_rate: float = 0.04
-    hard_share: float = 0.2
-    confusion_steps: int = 80
-    confusion_learning_rate: float = 0.02
-    confusion_weight: float = 3.0
-    least_depth: float = 3.0
-    by_features: bool = True
-    by_parts: bool = True
-    by_both: bool = True
-    by_place: bool = True
-    by_gaps: bool = True
-    made_pure: bool = True
-    across_labels: bool = True
-    in_the_rest: bool = True
-    late_look: bool = True
-    recovery_confidence: float = 0.9
+    needs: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = ("verdict", "decisions")
+    unused: ClassVar[tuple[str, ...]] = ()
 
-    def train(self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None) -> Trained:
-        """Isolate what the second head finds to be a short-cut, and train the main head on the rest.
+    search: ConfusionTraining = field(default_factory=lambda: ConfusionTraining(power=False))
+    recovery_confidence: float = 0.9
+    post_training_check: bool = field(default=True, metadata=RESEARCH)
+
+    def train(
+        self,
+        samples: Samples,
+        build: Build,
+        recipe: Recipe,
+        *,
+        given: Given | None = None,
+        journal: Journal | None = None,
+    ) -> Trained:
+        """Isolate what the second head finds to be a shortcut, and train the main head on the rest.
 
         Args:
             samples: The training set.
             build: Makes the untrained network.
             recipe: Epochs, batch size, learning rate, device, seed. The warm-up counts as part of the epochs.
+            given: A `verdict` on these samples replaces the search; `decisions` of a person win over both.
             journal: Keeps checkpoints; nothing is kept by default.
 
         Returns:
-            The clean model and a verdict for every sample; `margins` are the log-odds that the second head gives to
+            The clean model and a verdict for every sample; `margin` is the log-odds that the second head gives to
             a sample's own label, `suspicion` the probability of being poisoned that follows.
 
         Raises:
             ConfigError: If a hyper-parameter is out of range or the recipe does not fit.
+            DataError: If almost everything is isolated, or the verdict is about other data.
             ModelError: If the network cannot be split.
         """
-        self._check()
-        journal = journal or NoJournal()
-        session = Session(recipe, len(samples), images=samples.kind == "image")
-        feed = session.feed(samples)
-        net = self.two_heads(session, samples, build)
-        state = journal.load() or {}
-        caught, history = self._find(session, samples, feed, net, journal, state)
+        given = check_given(self, given)
+        check_ranges(self, recovery_confidence="(0, 1]")
+        trainer = Trainer(samples, recipe, journal)
+        return _Run(self, trainer, build, given).run()
+
+
+class _Run:
+    """One training: what does not change while it lasts."""
+
+    def __init__(self, method: DualHead, trainer: Trainer, build: Build, given: Given) -> None:
+        self.method, self.trainer, self.build, self.given = method, trainer, build, given
+        self.samples, self.session = trainer.samples, trainer.session
+        self.trusted, self.rejected = trusted(given.decisions, self.samples), rejected(given.decisions, self.samples)
+        self.net: TwoHead | None = None  # the second head, where there was a search
+
+    def run(self) -> Trained:
+        """Search, train, check, and train again if the check finds something."""
+        samples, trainer = self.samples, self.trainer
+        caught, history = self._found()
         if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
             raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
-        late = np.asarray(state.get("late", np.zeros(len(samples), dtype=bool)))
-        budget = int(state.get("budget", self._main_visits(session, caught, samples.n_classes, history)))
-        n_begun = int(state.get("n_begun", 1))
-
-        def look(model: nn.Module, caught: Caught) -> Later | None:
-            return self._look_again(session, samples, feed, net, model, caught)
-
-        def kept() -> dict[str, Any]:
-            ours = {"late": late, "looked": n_begun > 1, "budget": budget, "n_begun": n_begun}
-            return {**_found(net, caught, history), **ours}
-
-        main = MainTraining(session, feed, journal, budget, self.recovery_confidence, look)
-        while True:
-            # Not from the trap's trunk, which was trained on the hardest samples and may know a trigger by now.
-            model = session.prepare(seeded(build, recipe.seed))
-            removal = find_removal(samples, caught.isolated, caught.core & ~late)
-            back, later = main.run(model, caught, late, removal, kept(), state)
-            if later is None:
-                break
-            searched, n_begun = caught.steps, n_begun + 1
-            caught, late = later
-            history = _with_margins(history, caught, caught.steps - searched)
-            journal.log(phase="late look", n_isolated=int(caught.isolated.sum()))
-            state = {"phase": "found", **kept()}
-            journal.save(state)
-        labels, returned = back.labels, back.unchanged
-        kept_out = untaught(caught.core, samples.labels, recipe.seed)
-        caught = without(caught, back.cleared, samples.labels)
-        recovered = caught.isolated & (labels != samples.labels)
-        return Trained(
-            model=session.finished(model, build),
-            history=history,
-            suspicion=suspicion(caught, samples.labels),
-            margins=caught.margins,
-            isolated=caught.isolated,
-            recovered=recovered,
-            returned=returned,
-            untaught=kept_out & caught.isolated,
-            labels=labels,
-            backdoor_labels=caught.labels,
-            poisoned=bool(caught.isolated.any()),
-            evidence=evidence(caught),
-            notes={
-                **judge(caught),
-                "n_returned": int(returned.sum()),
-                "found_by": "; ".join(caught.ways),
-                "n_found_late": int((late & caught.isolated).sum()),
-                "n_copies": samples.n_copies,
-                "search_steps": caught.steps,
-                "n_main_trainings": n_begun,
-            },
-        )
-
-    def isolate(
-        self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None
-    ) -> tuple[Caught, LossHistory]:
-        """The search alone, without training a main head; the same as `train` does first.
-
-        Args:
-            samples: The training set.
-            build: Makes the untrained network.
-            recipe: As for `train`; its epochs do not matter.
-            journal: Keeps checkpoints; nothing is kept by default.
-
-        Returns:
-            What was caught, and the losses that it went by.
-
-        Raises:
-            ConfigError: If a hyper-parameter is out of range or the recipe does not fit.
-            ModelError: If the network cannot be split.
-        """
-        self._check()
-        journal = journal or NoJournal()
-        session = Session(recipe, len(samples), images=samples.kind == "image")
-        net = self.two_heads(session, samples, build)
-        return self._find(session, samples, session.feed(samples), net, journal, journal.load() or {})
-
-    def search_seconds(self, samples: Samples, build: Build, recipe: Recipe) -> float:
-        """About how long `isolate` takes here at most, unless it finds several triggers one by one.
-
-        A few of its steps are timed on a network that is thrown away.
-        """
-        self._check()
-        session = Session(recipe, len(samples), images=samples.kind == "image")
-        feed, net = session.feed(samples), self.two_heads(session, samples, build)
-        n = len(samples)
-        rows = [shuffled(n, recipe.seed)[: session.batch_size]] * TIMED_STEPS
-        optimizer = session.optimizer(net.parameters(), self.warmup_learning_rate)
-        objective = classify(net.second_logits)
-        # The first steps are slow: memory is laid out, kernels are chosen.
-        with session.full_precision(_is_delicate(samples)):
-            train_epoch(session, feed, rows[:2], net, objective, optimizer, seed=(0,), augmented=False, title="timing")
-            started = time.perf_counter()
-            train_epoch(session, feed, rows, net, objective, optimizer, seed=(0,), augmented=False, title="timing")
-        a_step = (time.perf_counter() - started) / TIMED_STEPS
-        # All rounds until something is found, and once more until nothing is.
-        steps = self.most_steps(session, n) + 2 * MOST_ROUNDS * self.confusion_steps
-        spent = _passes(session, n, samples.n_classes, steps, 2 * MOST_ROUNDS)
-        return a_step * spent / TRAINED * n / session.batch_size
-
-    def _find(
-        self,
-        session: Session,
-        samples: Samples,
-        feed: Feed,
-        net: TwoHead,
-        journal: Journal,
-        state: dict[str, Any],
-    ) -> tuple[Caught, LossHistory]:
-        """What the second head finds, and the losses that it went by."""
-        if "caught" in state:
-            net.load_state_dict(state["trap"])
-            return _caught_from(state), LossHistory.from_state(state["history"])
-        with session.full_precision(_is_delicate(samples)):
-            history = warm_up(
-                session,
-                feed,
-                net,
-                journal,
-                state,
-                most_steps=self.most_steps(session, len(samples)),
-                learning_rate=self.warmup_learning_rate,
-                hard_share=self.hard_share,
+        budget = self._visits(caught, history)
+        late = np.zeros(len(samples), dtype=bool)
+        for number in (1, 2):
+            # Not from the second head's trunk, which was trained on the hardest samples and may know a trigger by now.
+            model = trainer.network(self.build)
+            main = MainTraining(
+                trainer=trainer,
+                name=f"training {number}" if number > 1 else "training",
+                budget=budget,
+                confidence=self.method.recovery_confidence,
+                rejected=self.rejected,
+                look=self._look if number == 1 and self.method.post_training_check else None,
             )
-            caught = spring(session, samples, feed, net, self.trap_settings(samples.n_classes), history)
-        history = _with_margins(history, caught, caught.steps)
-        journal.log(phase="isolation", n_isolated=int(caught.isolated.sum()), steps=caught.steps)
-        journal.save({"phase": "found", **_found(net, caught, history)})
-        return caught, history
+            outcome = main.run(model, caught, late, find_removal(samples, caught.isolated, caught.core & ~late))
+            if outcome.later is None:
+                break
+            searched = caught.steps
+            caught, late = outcome.later
+            history = with_margins(history, caught, caught.steps - searched)
+            trainer.journal.log(phase="post-training check", n_isolated=int(caught.isolated.sum()))
+        return self._result(model, caught, late, outcome, history, number)
 
-    def _look_again(
-        self, session: Session, samples: Samples, feed: Feed, net: TwoHead, model: nn.Module, caught: Caught
-    ) -> Later | None:
+    def _found(self) -> tuple[Caught, LossHistory]:
+        """What is isolated before the training, and the losses that it goes by."""
+        samples = self.samples
+        if self.given.verdict is not None:
+            caught = from_verdict(decided(self.given.verdict, samples, "verdict"), samples.n_classes)
+            history = LossHistory.start(len(samples), samples.n_classes)
+        else:
+            caught, history, self.net = self.method.search.find(self.trainer, self.build)
+        caught = without(caught, self.trusted, samples.labels)
+        return replace(caught, isolated=caught.isolated | self.rejected, core=caught.core | self.rejected), history
+
+    def _result(
+        self, model: nn.Module, caught: Caught, late: BoolArray, outcome: Outcome, history: LossHistory, number: int
+    ) -> Trained:
+        samples, back = self.samples, outcome.back
+        probe = untaught(caught.core, samples.labels, self.trainer.recipe.seed)
+        caught = without(caught, back.cleared, samples.labels)
+        verdict = search_verdict(caught, samples.labels)
+        status = verdict.status.copy()
+        status[caught.isolated & (back.labels != samples.labels)] = RELABELED
+        status[caught.isolated & back.unchanged] = CLEANED
+        verdict = replace(verdict, status=status, suggested_label=back.labels)
+        if self.given.verdict is not None:
+            verdict = replace(verdict, suspicion=_at_least(self.given.verdict, late))
+        facts = DualHeadFacts(
+            **judge(caught),
+            found_by="; ".join(caught.ways),
+            n_found_late=int((late & caught.isolated).sum()),
+            n_copies=samples.n_copies,
+            search_steps=caught.steps,
+            n_main_trainings=number,
+        )
+        history = history if self.net is not None else self.trainer.history
+        delivered = self.trainer.delivered(model, self.build)
+        return Trained(delivered, history, verdict, facts, probe=probe & caught.isolated)
+
+    def _look(self, model: nn.Module, caught: Caught) -> Later | None:
         """What a well trained main head shows of what was not isolated.
 
-        Strangers; or else those whom the search believed and let go; or else whom to suspect once more.
+        Samples of other labels; or else those whom the search was sure of and let go; or else whom to suspect again.
         """
-        if not self.late_look:
-            return None
-        found, middle, apart = look_again(session, feed, model, net.attach, left(samples, caught.isolated))
-        late = found.flagged[samples.firsts]
-        if found.labels:
+        samples, session, feed, net = self.samples, self.session, self.trainer.feed, self.net
+        example = torch.zeros(2, *samples.shape, device=session.device)
+        middle = middle_layer(model, example) if net is None else net.attach
+        found, features, apart = look_again(session, feed, model, middle, left(samples, caught.isolated))
+        late = found.flagged[samples.firsts] & ~self.trusted
+        if late.any():
             caught = with_strangers(caught, found._replace(flagged=late))
-        more = self._missed(session, samples, feed, model, caught)
+        more = self._missed(model, caught)
         if late.any() or more.sum() > LEAST_MORE * caught.isolated.sum():
             return with_more(caught, more), late
-        settings = self.trap_settings(samples.n_classes)
-        with session.full_precision(_is_delicate(samples)):
-            again = spring_believed(session, samples, feed, net, settings, middle, caught)
+        if net is None:
+            return None
+        settings = self.method.search.settings(samples.n_classes)
+        with session.full_precision(is_delicate(samples)):
+            again = spring_believed(session, samples, feed, net, settings, features, caught)
             if again is None and apart.any():
-                again = spring_believed(session, samples, feed, net, settings, middle, caught, apart=apart)
+                again = spring_believed(session, samples, feed, net, settings, features, caught, apart=apart)
             if again is None and apart.any():
                 again = spring_again(session, samples, feed, net, settings, apart, caught)
-        return None if again is None else (with_more(again, self._missed(session, samples, feed, model, again)), late)
+        if again is None:
+            return None
+        again = without(again, self.trusted, samples.labels)
+        return with_more(again, self._missed(model, again)), late
 
-    def _missed(self, session: Session, samples: Samples, feed: Feed, model: nn.Module, caught: Caught) -> BoolArray:
+    def _missed(self, model: nn.Module, caught: Caught) -> BoolArray:
         """More of what was found, `(N,)` bool.
 
         A trigger across labels was looked for in all of them already. Between few labels, the style of the honest who
         were found with it is told as well as the trigger: there, nobody is added.
         """
+        samples = self.samples
         found = caught.isolated & ~caught.across & (samples.n_classes > FEW_LABELS)
-        more = more_carriers(session, feed, model, samples.originals, found)[samples.firsts]
-        return more & ~caught.isolated
+        more = more_carriers(self.session, self.trainer.feed, model, samples.originals, found)[samples.firsts]
+        return more & ~caught.isolated & ~self.trusted
 
-    def _check(self) -> None:
-        check_ranges(
-            self,
-            head_width="[0, inf)",
-            warmup_steps="[1, inf)",
-            warmup_learning_rate="(0, inf)",
-            hard_share="(0, 1]",
-            confusion_steps="[1, inf)",
-            confusion_learning_rate="(0, inf)",
-            confusion_weight="(0, inf)",
-            least_depth="(0, inf)",
-            recovery_confidence="(0, 1]",
-        )
-
-    def two_heads(self, session: Session, samples: Samples, build: Build) -> TwoHead:
-        """The untrained network with its second head, on the session's device."""
-
-        def both() -> TwoHead:
-            example = torch.zeros(2, *samples.shape)
-            width: HeadWidth = self.head_width or "light"
-            n_outputs = samples.n_classes if samples.n_classes > FEW_LABELS else OUTPUTS_OF_FEW
-            return split_network(build(), example, n_outputs, attach=self.attach or None, head_width=width)
-
-        net = seeded(both, session.recipe.seed)
-        session.prepare(net)
-        return net
-
-    def most_steps(self, session: Session, n: int) -> int:
-        """Optimizer steps that the warm-up lasts at most with n samples."""
-        return max(self.warmup_steps, WARM_UP_PASSES * n // session.batch_size)
-
-    def trap_settings(self, n_classes: int) -> TrapSettings:
-        """What the search goes by, given the number of labels."""
-        are_few = n_classes <= FEW_LABELS
-        return TrapSettings(
-            confusion_steps=self.confusion_steps,
-            confusion_learning_rate=self.confusion_learning_rate,
-            confusion_weight=self.confusion_weight,
-            least_depth=self.least_depth * (DEPTH_OF_FEW if are_few else 1.0),
-            are_labels_few=are_few,
-            by_features=self.by_features,
-            by_parts=self.by_parts,
-            by_both=self.by_both,
-            by_place=self.by_place,
-            by_gaps=self.by_gaps,
-            made_pure=self.made_pure,
-            across_labels=self.across_labels,
-            in_the_rest=self.in_the_rest,
-        )
-
-    def _main_visits(self, session: Session, caught: Caught, n_classes: int, history: LossHistory) -> int:
+    def _visits(self, caught: Caught, history: LossHistory) -> int:
         """Visits to a sample, one by one, that cost what plain training would, less the search.
 
         A short training gives nothing up: it would lose more accuracy than time.
         """
-        n = len(caught.isolated)
-        total = session.recipe.passes(n)
-        # A second search mostly ends with its first round.
-        rounds = caught.steps // self.confusion_steps + 1
-        spent = _passes(session, n, n_classes, int(history.steps[-1]) + self.confusion_steps, rounds)
-        if self.late_look:
+        n, n_classes, search = len(self.samples), self.samples.n_classes, self.method.search
+        total = self.trainer.passes
+        spent = 0.0
+        if self.net is not None:
+            # A second search mostly ends with its first round.
+            rounds = caught.steps // search.confusion_steps + 1
+            warmed = int(history.steps[-1]) + search.confusion_steps
+            spent += passes_of(self.session, n, n_classes, warmed, rounds)
+        if self.method.post_training_check:
             spent += 2 * (LOOKED_AT + COMPARED) * n_searched(n, n_classes) / n  # at two layers
-        short = min(total, LEAST_STEPS * session.batch_size / n)
+        short = min(total, LEAST_STEPS * self.session.batch_size / n)
         return round(max(total - spent, LEAST_PASSES * total, short) * n)
 
 
-def _passes(session: Session, n_samples: int, n_classes: int, steps: int, rounds: int) -> float:
-    """The cost of a search in passes of the whole network's training: steps in all, and rounds with a look each."""
-    searched = n_searched(n_samples, n_classes) / n_samples
-    looks = 1 + (1 + rounds) * searched
-    return TRAINED * steps * session.batch_size / n_samples + LOOKED_AT * looks + COMPARED * searched
-
-
-def _is_delicate(samples: Samples) -> bool:
-    """Whether the search needs full precision: bf16 rounds away what few steps add to the mean of a long series."""
-    return samples.kind == "series"
-
-
-def _with_margins(history: LossHistory, caught: Caught, steps: int) -> LossHistory:
-    """The losses that the margins of a search stand for come last, so many steps after the last ones."""
-    losses = np.logaddexp(0, -caught.margins).astype(np.float32)
-    return history.append(losses, int(history.steps[-1]) + steps) if steps else history
-
-
-def _found(net: TwoHead, caught: Caught, history: LossHistory) -> dict[str, Any]:
-    """What a checkpoint keeps of a search: also the trap, for a second one."""
-    return {"history": history.state(), "caught": vars(caught), "trap": net.state_dict()}
-
-
-def _caught_from(state: dict[str, Any]) -> Caught:
-    """What a checkpoint holds of `Caught`; arrays come back as tensors."""
-    kept: dict[str, Any] = {
-        key: value.numpy() if isinstance(value, Tensor) else value for key, value in state["caught"].items()
-    }
-    return Caught(**{**kept, "labels": tuple(kept["labels"]), "ways": tuple(kept["ways"])})
+def _at_least(verdict: Verdict, late: BoolArray) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """The suspicion of a given verdict; what the check found is as suspicious as the most suspicious of all."""
+    return np.where(late, verdict.suspicion.max(initial=0.0), verdict.suspicion)

@@ -1,119 +1,128 @@
-"""The training of the network that E2ABL delivers: on what was not isolated, and on what comes back."""
+"""The training of the network that the default defense delivers: on what was not isolated, and on what comes back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from antibackdoor.data.samples import BoolArray
+from antibackdoor.data.streams import Stream
 from antibackdoor.defenses.recovery import Return, recover
 from antibackdoor.search.caught import Caught
 from antibackdoor.search.removal import Removal
-from antibackdoor.training.loop import Journal, Objective, batches, cross_entropy, on_triangle, shuffled, train_epoch
-from antibackdoor.training.session import Batch, Feed, Session
+from antibackdoor.training.loop import Objective, batches, cross_entropy, shuffled
+from antibackdoor.training.schedules import triangle
+from antibackdoor.training.session import Batch
+from antibackdoor.training.trainer import Phase, Trainer
 
-Later = tuple[Caught, BoolArray]  # what is isolated after the look, `(N,)` those that features alone speak against
-LATE_LOOK = 3  # quarters of the training before it; what is found then costs a training from the start
+Later = tuple[Caught, BoolArray]  # what is isolated after the check, `(N,)` those that features alone speak against
+CHECK = 3  # quarters of the training before the check; what it finds costs a training from the start
+
+
+class Outcome(NamedTuple):
+    """How a main training ended."""
+
+    back: Return  # how isolated samples came back in the end
+    later: Later | None  # what the check found; the training then was not finished
 
 
 @dataclass(frozen=True, eq=False)
 class MainTraining:
-    """Everything about the main training that does not depend on what was isolated.
+    """Everything about a main training that does not depend on what was isolated.
 
     Attributes:
-        session: Device, precision, processes, recipe.
-        feed: The data with their given labels.
-        journal: Keeps checkpoints.
+        trainer: Device, precision, data, checkpoints.
+        name: Of its fold, unique in the run.
         budget: Visits to a sample, one by one, that the training lasts.
         confidence: Least probability of another label from which an isolated sample gets it, in (0, 1].
-        look: Asks the network, when it has learned the classes, whether more is to be isolated.
+        rejected: `(N,)` bool, samples that never come back under their given label.
+        look: Asks the network, when it has learned the classes, whether more is to be isolated; None asks nothing.
     """
 
-    session: Session
-    feed: Feed
-    journal: Journal
+    trainer: Trainer
+    name: str
     budget: int
     confidence: float
-    look: Callable[[nn.Module, Caught], Later | None]
+    rejected: BoolArray
+    look: Callable[[nn.Module, Caught], Later | None] | None
 
-    def run(
-        self,
-        model: nn.Module,
-        caught: Caught,
-        late: BoolArray,
-        removal: Removal | None,
-        kept: dict[str, Any],
-        state: dict[str, Any],
-    ) -> tuple[Return, Later | None]:
+    def run(self, model: nn.Module, caught: Caught, late: BoolArray, removal: Removal | None) -> Outcome:
         """Train a network.
 
         Args:
             model: Untrained; it is trained in place.
             caught: What is isolated.
-            late: `(N,)` bool, those of them that an earlier run's look at its network found.
+            late: `(N,)` bool, those of them that an earlier check found.
             removal: What to undo in the isolated samples; None if that is not known.
-            kept: What belongs into the checkpoints beside the state of this training; `looked` tells whether an
-                earlier run looked at its network already.
-            state: A checkpoint to go on from, if its phase is "main".
-
-        Returns:
-            How isolated samples came back in the end; and what the one look at the network found, whose training then
-            was not finished.
         """
-        session, feed, budget = self.session, self.feed, self.budget
-        recipe = session.recipe
-        optimizer = session.optimizer(model.parameters(), recipe.learning_rate)
-        given = feed.labels.cpu().numpy()
-        back, epoch, visits, asked, looked = Return.nothing(given), 0, 0, 0, bool(kept["looked"])
-        if state.get("phase") == "main":
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            back = Return(*(np.asarray(part) for part in state["back"]))
-            epoch, visits, asked, looked = (state[key] for key in ("epoch", "visits", "asked", "looked"))
-        while budget - visits >= min(session.batch_size, budget):  # a rest too small for batch statistics is left
-            quarter = 4 * visits // budget
-            if quarter >= LATE_LOOK and not looked:
-                looked, found = True, self.look(model, caught)
-                if found is not None:
-                    return back, found
-            if caught.isolated.any() and quarter > asked:
-                back = recover(session, feed, model, caught, late, removal, self.confidence)
-                asked = quarter
-            usable = np.flatnonzero(~caught.isolated | (back.labels != given) | back.unchanged | back.cleared)
-            order = usable[shuffled(len(usable), recipe.seed, 4, epoch)][: budget - visits]
-            done = visits + len(order)
-            losses = train_epoch(
-                session,
-                feed._replace(labels=torch.from_numpy(back.labels), change=removal and removal.only(back.unchanged)),
-                batches(order, session.batch_size),
-                model,
-                _weighted(model, torch.from_numpy(back.weights).to(session.device)),
-                optimizer,
-                seed=(recipe.seed, 4, epoch),
-                learning_rate=on_triangle(recipe.learning_rate, visits / budget, done / budget),
-                title=f"epoch {epoch + 1}, to {done / budget:.0%}",
-            )
-            epoch, visits = epoch + 1, done
-            self.journal.log(phase="training", epoch=epoch, loss=float(np.nanmean(losses)), n_trained=len(order))
-            self.journal.save(
-                {
-                    **kept,
-                    "phase": "main",
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "back": list(back),
-                    "epoch": epoch,
-                    "visits": visits,
-                    "asked": asked,
-                    "looked": looked,
-                }
-            )
-        return back, None
+        optimizer = self.trainer.session.optimizer(model.parameters(), self.trainer.recipe.learning_rate)
+        given = self.trainer.samples.labels
+        start: dict[str, Any] = {
+            "back": tuple(Return.nothing(given)),
+            "visits": 0,
+            "asked": 0,
+            "looked": self.look is None,
+            "later": {},
+        }
+
+        def epoch(place: int, state: dict[str, Any]) -> dict[str, Any]:
+            return self._epoch(place, state, model, optimizer, caught, late, removal)
+
+        end = self.trainer.fold(self.name, self.budget, start, epoch, until=self._is_over, optimizer=optimizer)
+        later = end["later"]
+        found = (Caught(**later["caught"]), later["late"]) if later else None
+        return Outcome(Return(*end["back"]), found)
+
+    def _is_over(self, state: dict[str, Any]) -> bool:
+        """A rest too small for batch statistics is left."""
+        least = min(self.trainer.session.batch_size, self.budget)
+        return bool(state["later"]) or self.budget - state["visits"] < least
+
+    def _epoch(
+        self,
+        place: int,
+        state: dict[str, Any],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        caught: Caught,
+        late: BoolArray,
+        removal: Removal | None,
+    ) -> dict[str, Any]:
+        """One pass over what is trained on now; before it, the check and the recovery where they are due."""
+        trainer, budget, visits = self.trainer, self.budget, state["visits"]
+        session, seed, given = trainer.session, trainer.recipe.seed, trainer.samples.labels
+        back, asked, quarter = Return(*state["back"]), state["asked"], 4 * visits // budget
+        looked = state["looked"]
+        if quarter >= CHECK and not looked and self.look is not None:
+            looked, found = True, self.look(model, caught)
+            if found is not None:
+                return {**state, "later": {"caught": vars(found[0]), "late": found[1]}}
+        if caught.isolated.any() and quarter > asked:
+            back = recover(session, trainer.feed, model, caught, late, removal, self.confidence)
+            back = back.never(self.rejected)
+            asked = quarter
+        usable = np.flatnonzero(~caught.isolated | (back.labels != given) | back.unchanged | back.cleared)
+        order = usable[shuffled(len(usable), seed, Stream.MAIN_ORDER, place)][: budget - visits]
+        done = visits + len(order)
+        rate = triangle(trainer.recipe.learning_rate)
+        phase = Phase(
+            name=self.name,
+            epochs=0,
+            objective=_weighted(model, torch.from_numpy(back.weights).to(session.device)),
+            learning_rate=None,
+            plan=lambda _epoch: batches(order, session.batch_size),
+            labels=back.labels,
+            change=removal and removal.only(back.unchanged),
+        )
+        trainer.epoch(
+            model, phase, place, optimizer, within=lambda share: rate((visits + share * (done - visits)) / budget)
+        )
+        return {"back": tuple(back), "visits": done, "asked": asked, "looked": looked, "later": {}}
 
 
 def _weighted(model: nn.Module, weights: Tensor) -> Objective:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from antibackdoor.data.samples import BoolArray, IntArray, Samples
+from antibackdoor.data.streams import Stream, stream
+from antibackdoor.errors import ConfigError
 from antibackdoor.models.two_head import HeadWidth, TrunkGrad, TwoHead, split_network
-from antibackdoor.protocols import Build, Trained
+from antibackdoor.protocols import (
+    ISOLATED,
+    KEPT,
+    NO_CRITERION,
+    RELABELED,
+    SCORE,
+    Build,
+    Given,
+    Trained,
+    Verdict,
+    check_given,
+)
 from antibackdoor.statistics.isolation import highest, loss_drop
 from antibackdoor.training.history import Losses, LossHistory
-from antibackdoor.training.loop import (
-    Journal,
-    NoJournal,
-    Objective,
-    batches,
-    cross_entropy,
-    evaluate,
-    shuffled,
-    train_epoch,
-)
+from antibackdoor.training.journal import Journal
+from antibackdoor.training.loop import Objective, batches, cross_entropy, shuffled
 from antibackdoor.training.ranges import check_choices, check_ranges
 from antibackdoor.training.recipe import Recipe
-from antibackdoor.training.session import Batch, Session, seeded
+from antibackdoor.training.session import Batch
+from antibackdoor.training.trainer import Phase, Trainer
+
+MIDWAY = 10  # epochs after the warm-up at which Table II measures the partition
 
 
 @dataclass(frozen=True)
@@ -37,13 +46,16 @@ class E2ABL:
     After a warm-up of the second head, each epoch ranks all samples by their loss drop, isolates a fixed share,
     trains the main head on the rest and the second head on the isolated, and gives the most suspicious samples the
     label that the main head finds second to the backdoor label. Where the paper contradicts itself or is silent, a
-    field says which reading is taken. Augmentation is off, as in the paper; the recipe's epochs include the warm-up.
+    field says which reading is taken.
 
     Attributes:
         attach: Layer of the second head; empty for about the middle (stage 2 of a ResNet, as in the paper).
-        head_width: Channels of the second head; 0 for five times the layer's, which makes ResNet-34 1.2 times
-            larger, as stated (the paper gives no widths).
+        head_width: Channels of the second head; 0 for so many that the network gets 1.2 times as large, as the paper
+            says of its own (it gives no widths; on ResNet-34 about 640).
         two_models: Train a separate trunk for the second head (the paper's ablation).
+        epochs: Length of the training in passes over the data, warm-up included, >= 1: the paper's 60.
+        augment: Names of augmentations, as in the recipe. The paper does not mention any; the group's earlier ABL
+            trains with `crop,flip,cutout`.
         warmup_epochs: Epochs that train the second head alone, >= 0.
         warmup_learning_rate: Its learning rate.
         warmup_trunk: Whether the warm-up also trains the trunk; Algorithm 1 names the head only, but a trunk left at
@@ -69,14 +81,20 @@ class E2ABL:
             label.
         keep_nonbackdoor: Leave the given label to top samples that do not carry the backdoor label.
         recovery_delay: Epochs after the warm-up in which nothing is relabelled, since the main head is untrained.
-        trap_keeps_top: Whether the second head keeps training on top samples under their given labels.
-        control: `recover` relabels the top samples; `unlearn` ascends their loss, bounded by log K (Table III);
-            `none` leaves the third term out.
+        second_keeps_top: Whether the second head keeps training on top samples under their given labels.
+        control: `recover` relabels the top samples; `unlearn` ascends the loss of the backdoor label on them, bounded
+            by log K (Table III); `none` leaves the third term out.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ()
 
     attach: str = ""
     head_width: int = 0
     two_models: bool = False
+    epochs: int = 60
+    augment: str = "none"
     warmup_epochs: int = 2
     warmup_learning_rate: float = 0.1
     warmup_trunk: bool = True
@@ -95,29 +113,46 @@ class E2ABL:
     release_nonbackdoor: bool = False
     keep_nonbackdoor: bool = False
     recovery_delay: int = 1
-    trap_keeps_top: bool = True
+    second_keeps_top: bool = True
     control: Literal["recover", "unlearn", "none"] = "recover"
 
-    def train(self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None) -> Trained:
+    def train(
+        self,
+        samples: Samples,
+        build: Build,
+        recipe: Recipe,
+        *,
+        given: Given | None = None,
+        journal: Journal | None = None,
+    ) -> Trained:
         """Train `build()` by Algorithm 1.
 
         Args:
             samples: The training set.
             build: Makes the untrained network.
-            recipe: Epochs (warm-up included), batch size, device, seed.
+            recipe: Batch size, device, seed; this method has epochs, learning rates and augmentation of its own.
+            given: Nothing is used.
             journal: Keeps checkpoints; nothing is kept by default.
 
         Raises:
             ConfigError: If a rate is out of range or the recipe does not fit.
             ModelError: If the network cannot be split.
         """
+        check_given(self, given)
         self._check()
-        return Algorithm1(self, samples, build, recipe, journal or NoJournal()).run()
+        own = replace(recipe, augment=self.augment, momentum=self.momentum, weight_decay=self.weight_decay)
+        return _Algorithm1(self, Trainer(samples, own, journal), build).run()
+
+    @staticmethod
+    def as_published() -> None:
+        """Refused: `E2ABL` itself is the published form now."""
+        raise ConfigError("E2ABL.as_published() is E2ABL() now; what E2ABL() was is DualHead()")
 
     def _check(self) -> None:
         check_ranges(
             self,
             head_width="[0, inf)",
+            epochs="[1, inf)",
             warmup_epochs="[0, inf)",
             warmup_learning_rate="(0, 100)",
             learning_rate="(0, 100)",
@@ -137,120 +172,111 @@ class Partition:
     """Who trains which head in the next epoch."""
 
     isolated: BoolArray  # (N,) the second head's samples
-    top: BoolArray  # (N,) the most suspicious ones, to be relabelled
+    top: BoolArray  # (N,) the most suspicious of them, to be relabeled
     labels: IntArray  # (N,) the given label, or the recovered one for `top`
     backdoor_label: int
 
 
-class Algorithm1:
-    """One run of Algorithm 1: its state is what a checkpoint keeps."""
+class _Algorithm1:
+    """One run: the networks, and what does not change while they train."""
 
-    def __init__(self, method: E2ABL, samples: Samples, build: Build, recipe: Recipe, journal: Journal) -> None:
-        self.method, self.samples, self.build, self.journal = method, samples, build, journal
-        self.n, self.n_classes = len(samples), samples.n_classes
-        self.session = Session(recipe, self.n, images=samples.kind == "image")
-        self.feed = self.session.feed(samples)._replace(augmentations=())
-        self.n_epochs = recipe.passes(self.n)
-        self.net = self._two_heads(recipe.seed)
+    def __init__(self, method: E2ABL, trainer: Trainer, build: Build) -> None:
+        self.method, self.trainer, self.build = method, trainer, build
+        self.samples, self.session = trainer.samples, trainer.session
+        self.n, self.n_classes, self.seed = len(self.samples), self.samples.n_classes, trainer.recipe.seed
+        self.net = trainer.network(self._two_heads)
         # The ablation with two models gives the second head a trunk of its own.
-        self.trap = self._two_heads(recipe.seed + 1) if method.two_models else self.net
+        self.side = trainer.network(self._two_heads, index=1) if method.two_models else self.net
+        self.trained = self.net if self.side is self.net else nn.ModuleList([self.net, self.side])
         self.warmup = self._optimizer(method.warmup_learning_rate, method.warmup_learning_rate)
         self.optimizer = self._optimizer(method.learning_rate, method.second_learning_rate)
-        self.history = self._first_history()
-        self.losses = self.history.losses[0]
-        self.partition: Partition | None = None
-        self.epoch = 0
+        self.order = stream(self.seed, Stream.TIES).permutation(self.n)
 
     def run(self) -> Trained:
-        if state := self.journal.load():
-            self._restore(state)
-        while self.epoch < self.n_epochs:
-            warming = self.epoch < self.method.warmup_epochs
-            if not warming and self.partition is None:
-                self.partition = self._divide()
-            cuts = self._batches(warming)
-            losses = self._epoch(warming, cuts)
-            if self.method.loss_source == "evaluation":
-                losses = self._second_losses()
-            self.losses = np.where(np.isnan(losses), self.losses, losses)
-            self.history = self.history.append(self.losses, int(self.history.steps[-1]) + len(cuts))
-            self.epoch += 1
-            if self.epoch >= self.method.warmup_epochs:
-                self.partition = self._divide()
-            self._note(warming)
-        partition = self.partition or self._divide()
+        """All epochs, each with a partition of its own."""
+        first = self.trainer.remember("first losses", self._first_losses)
+        start: dict[str, Any] = {"losses": first[None], "steps": np.zeros(1, dtype=np.int64), "now": {}, "midway": {}}
+        end = self.trainer.fold("algorithm 1", self.method.epochs, start, self._step)
+        history = LossHistory(end["losses"], end["steps"])
+        partition = Partition(**end["now"])
         return Trained(
-            model=self.session.finished(self.net.deliver(), self.build),
-            history=self.history,
-            suspicion=loss_drop(self._ranked_history()),
-            isolated=partition.isolated,
-            recovered=partition.top & (partition.labels != self.samples.labels),
-            labels=partition.labels,
-            backdoor_labels=(partition.backdoor_label,),
+            model=self.trainer.delivered(self.net.deliver(), self.build),
+            history=history,
+            verdict=self._verdict(partition, history),
+            midway=self._verdict(Partition(**end["midway"]), history) if end["midway"] else None,
         )
 
-    def _two_heads(self, seed: int) -> TwoHead:
-        def both() -> TwoHead:
-            example = torch.zeros(2, *self.samples.shape)
-            width: HeadWidth = self.method.head_width or "published"
-            attach = self.method.attach or None
-            return split_network(self.build(), example, self.n_classes, attach=attach, head_width=width)
+    def _step(self, epoch: int, state: dict[str, Any]) -> dict[str, Any]:
+        """One epoch, and the partition for the next one."""
+        method, history = self.method, LossHistory(state["losses"], state["steps"])
+        warming = epoch < method.warmup_epochs
+        partition = None
+        if not warming:
+            partition = Partition(**state["now"]) if state["now"] else self._divide(history)
+        cuts = self._batches(partition, epoch)
+        phase = Phase(
+            "warm-up" if warming else "training",
+            epochs=method.epochs,
+            objective=self._warming() if partition is None else self._three_terms(partition, epoch),
+            learning_rate=None,  # the optimizer has two groups with rates of their own
+            plan=lambda _epoch: cuts,
+            recorded=False,
+        )
+        seen = self.trainer.epoch(self.trained, phase, epoch, self.warmup if warming else self.optimizer)
+        losses = self._second_losses() if method.loss_source == "evaluation" else seen
+        losses = np.where(np.isnan(losses), history.losses[-1], losses)
+        history = history.append(losses, int(history.steps[-1]) + len(cuts))
+        is_divided = epoch + 1 >= method.warmup_epochs
+        now = vars(self._divide(history)) if is_divided else {}
+        midway = now if epoch + 1 == method.warmup_epochs + MIDWAY else state["midway"]
+        return {"losses": history.losses, "steps": history.steps, "now": now, "midway": midway}
 
-        net = seeded(both, seed)
-        self.session.prepare(net)
-        return net
+    def _verdict(self, partition: Partition, history: LossHistory) -> Verdict:
+        given = self.samples.labels
+        relabeled = partition.top & (partition.labels != given) & (self.method.control == "recover")
+        status = np.where(relabeled, RELABELED, np.where(partition.isolated, ISOLATED, KEPT))
+        return Verdict(
+            suspicion=loss_drop(self._ranked(history)),
+            status=status.astype(np.uint8),
+            suggested_label=partition.labels,
+            criterion=np.where(partition.isolated, SCORE, NO_CRITERION).astype(np.uint8),
+            target_labels=(partition.backdoor_label,),
+        )
+
+    def _two_heads(self) -> TwoHead:
+        example = torch.zeros(2, *self.samples.shape)
+        width: HeadWidth = self.method.head_width or "published"
+        return split_network(self.build(), example, self.n_classes, attach=self.method.attach or None, head_width=width)
 
     def _optimizer(self, main: float, second: float) -> torch.optim.SGD:
         groups: list[dict[str, Any]] = [{"params": list(self.net.network.parameters()), "lr": main}]
-        if self.trap is not self.net:
-            groups.append({"params": list(self.trap.network.parameters()), "lr": second})
-        groups.append({"params": list(self.trap.second.parameters()), "lr": second})
-        settings = self.method
-        return torch.optim.SGD(
-            groups, momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=settings.momentum > 0
-        )
+        if self.side is not self.net:
+            groups.append({"params": list(self.side.network.parameters()), "lr": second})
+        groups.append({"params": list(self.side.second.parameters()), "lr": second})
+        return self.trainer.optimizer(groups)
 
-    def _first_history(self) -> LossHistory:
-        history = LossHistory.start(self.n, self.n_classes)
-        if self.method.initial_loss == "measured":
-            # A zero-initialized last layer would make every loss log K again.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.session.recipe.seed)
-                last = [m for m in self.trap.second.modules() if isinstance(m, nn.Linear)][-1]
-                last.reset_parameters()
-            return LossHistory(self._second_losses()[None], history.steps)
+    def _first_losses(self) -> Losses:
+        if self.method.initial_loss != "measured":
+            return np.full(self.n, np.log(self.n_classes), dtype=np.float32)
+        # A zero-initialized last layer would make every loss log K again.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(stream(self.seed, Stream.INITIAL_HEAD).integers(2**62)))
+            [m for m in self.side.second.modules() if isinstance(m, nn.Linear)][-1].reset_parameters()
+        return self._second_losses()
+
+    def _ranked(self, history: LossHistory) -> LossHistory:
+        if self.method.initial_loss == "after_epoch_1" and len(history) > 2:
+            return LossHistory(history.losses[1:], history.steps[1:])
         return history
 
-    def _ranked_history(self) -> LossHistory:
-        if self.method.initial_loss == "after_epoch_1" and len(self.history) > 2:
-            return LossHistory(self.history.losses[1:], self.history.steps[1:])
-        return self.history
-
-    def _epoch(self, warming: bool, cuts: list[IntArray]) -> Losses:
-        objective = self._warming() if warming or self.partition is None else self._three_terms(self.partition)
-        return train_epoch(
-            self.session,
-            self.feed,
-            cuts,
-            self._trained(),
-            objective,
-            self.warmup if warming else self.optimizer,
-            seed=(self.session.recipe.seed, self.epoch),
-            augmented=False,
-            title=f"{'warm-up ' if warming else ''}epoch {self.epoch + 1}/{self.n_epochs}",
-        )
-
-    def _trained(self) -> nn.Module:
-        return self.net if self.trap is self.net else nn.ModuleList([self.net, self.trap])
-
-    def _batches(self, warming: bool) -> list[IntArray]:
-        """All rows once; with `eq4`, a third of each batch is drawn from the relabelled samples."""
-        seed, size = self.session.recipe.seed, self.session.batch_size
-        rows = shuffled(self.n, seed, self.epoch)
-        top = np.flatnonzero(self.partition.top) if self.partition is not None else rows[:0]
-        if warming or self.method.weighting == "per_sample" or not len(top):
+    def _batches(self, partition: Partition | None, epoch: int) -> list[IntArray]:
+        """All rows once; with `eq4`, a third of each batch is drawn from the relabeled samples."""
+        size = self.session.batch_size
+        rows = shuffled(self.n, self.seed, Stream.MAIN_ORDER, epoch)
+        top = np.flatnonzero(partition.top) if partition is not None else rows[:0]
+        if self.method.weighting == "per_sample" or not len(top):
             return batches(rows, size)
-        rng, drawn = np.random.default_rng((seed, 5, self.epoch)), max(1, size // 3)
+        rng, drawn = stream(self.seed, Stream.RELABELED, epoch), max(1, size // 3)
         return [np.concatenate([cut, rng.choice(top, drawn)]) for cut in batches(rows, size - drawn)]
 
     def _warming(self) -> Objective:
@@ -258,72 +284,86 @@ class Algorithm1:
 
         def objective(batch: Batch) -> tuple[Tensor, Tensor]:
             nobody = torch.zeros(0, dtype=torch.int64, device=batch.rows.device)
-            _, logits = self.trap.both(batch.inputs, nobody, trunk_grad=trunk_grad)
+            _, logits = self.side.both(batch.inputs, nobody, trunk_grad=trunk_grad)
             losses = cross_entropy(logits, batch.labels)
             return losses, losses
 
         return objective
 
-    def _three_terms(self, partition: Partition) -> Objective:
-        """Equation 4: the main head on the clean part and on relabelled samples, the second head on the isolated."""
+    def _three_terms(self, partition: Partition, epoch: int) -> Objective:
+        """Equation 4: the main head on the clean part and on relabeled samples, the second head on the isolated."""
         method, device = self.method, self.session.device
-        recovering = self.epoch >= method.warmup_epochs + method.recovery_delay
+        recovering = epoch >= method.warmup_epochs + method.recovery_delay
         top = partition.top if recovering and method.control != "none" else np.zeros(self.n, dtype=bool)
         released = partition.isolated & (self.samples.labels != partition.backdoor_label)
         clean = ~partition.isolated | (released & method.release_nonbackdoor & ~top)
-        trapped = partition.isolated if method.trap_keeps_top else partition.isolated & ~partition.top
-        in_clean, in_top, in_trap = (torch.from_numpy(mask).to(device) for mask in (clean, top, trapped))
+        held = partition.isolated if method.second_keeps_top else partition.isolated & ~partition.top
+        in_clean, in_top, in_second = (torch.from_numpy(mask).to(device) for mask in (clean, top, held))
         recovered = torch.from_numpy(partition.labels).to(device)
+        main_loss = self._unlearning(partition, in_top) if method.control == "unlearn" else None
 
         def objective(batch: Batch) -> tuple[Tensor, Tensor]:
-            is_clean, is_top, is_trap = in_clean[batch.rows], in_top[batch.rows], in_trap[batch.rows]
+            is_clean, is_top, is_second = in_clean[batch.rows], in_top[batch.rows], in_second[batch.rows]
             places = (is_clean | is_top).nonzero()[:, 0]
-            if self.trap is self.net:
+            if self.side is self.net:
                 main, second = self.net.both(batch.inputs, places, trunk_grad=method.trunk_grad)
             else:
-                main, second = self.net(batch.inputs[places]), self.trap.second_logits(batch.inputs)
+                main, second = self.net(batch.inputs[places]), self.side.second_logits(batch.inputs)
             of_second = cross_entropy(second, batch.labels)
-            if method.control == "unlearn":
-                bound = float(np.log(self.n_classes))
-                ascent = -cross_entropy(main, batch.labels[places]).clamp_max(bound)
-                of_main = torch.where(is_top[places], ascent, cross_entropy(main, batch.labels[places]))
-            else:
-                of_main = cross_entropy(main, recovered[batch.rows[places]])
+            rows = batch.rows[places]
+            of_main = cross_entropy(main, recovered[rows]) if main_loss is None else main_loss(main, rows)
             every_main = torch.zeros_like(of_second).index_put((places,), of_main)
-            weights = self._weights(is_clean, is_top, is_trap)
+            weights = self._weights(is_clean, is_top, is_second)
             return every_main * weights[0] + of_second * weights[1], of_second
 
         return objective
 
-    def _weights(self, is_clean: Tensor, is_top: Tensor, is_trap: Tensor) -> tuple[Tensor, Tensor]:
+    def _unlearning(self, partition: Partition, in_top: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The ablation of Table III: the main head ascends the backdoor label on the top samples."""
+        given = torch.from_numpy(self.samples.labels).to(self.session.device)
+        bound = float(np.log(self.n_classes))
+
+        def loss(main: Tensor, rows: Tensor) -> Tensor:
+            backdoor = torch.full_like(rows, partition.backdoor_label)
+            ascent = -cross_entropy(main, backdoor).clamp_max(bound)
+            return torch.where(in_top[rows], ascent, cross_entropy(main, given[rows]))
+
+        return loss
+
+    def _weights(self, is_clean: Tensor, is_top: Tensor, is_second: Tensor) -> tuple[Tensor, Tensor]:
         """Weights `(B,)` of each sample's main and second loss."""
         if self.method.weighting == "per_sample":
-            return (is_clean | is_top).float(), is_trap.float()
+            return (is_clean | is_top).float(), is_second.float()
         size = len(is_clean)
         main = sum(mask.float() * (size / mask.sum().clamp_min(1)) for mask in (is_clean, is_top))
-        return torch.as_tensor(main), is_trap.float() * (size / is_trap.sum().clamp_min(1))
+        return torch.as_tensor(main), is_second.float() * (size / is_second.sum().clamp_min(1))
 
     def _second_losses(self) -> Losses:
         """Loss of every sample on the second head, in eval mode."""
-        self.trap.eval()
-        losses = evaluate(self.session, self.feed, self.trap.second_logits, cross_entropy, title="measuring losses")
-        self.trap.train()
-        return losses
+        return cast(Losses, self._asked(cross_entropy, np.arange(self.n), "measuring losses"))
 
-    def _divide(self) -> Partition:
+    def _asked(self, reduce: Callable[[Tensor, Tensor], Tensor], rows: IntArray, title: str) -> Any:
+        """What the second head says of rows."""
+        self.side.eval()
+        values = self.session.evaluate(self.trainer.feed, self.side.second_logits, reduce, rows, title=title)
+        self.side.train()
+        return values
+
+    def _divide(self, history: LossHistory) -> Partition:
         """Lines 7 to 10 of Algorithm 1: isolate, name the backdoor label, relabel the most suspicious."""
-        method = self.method
-        drop, ties = loss_drop(self._ranked_history()), self.losses.astype(np.float64)
-        isolated = highest(drop, ties, method.isolation_rate)
+        method, given = self.method, self.samples.labels
+        drop, ties = loss_drop(self._ranked(history)), (history.losses[-1].astype(np.float64), self.order)
+        isolated = highest(drop, method.isolation_rate, ties=ties)
         least = method.least_recovered if method.recovery_rate else 0
-        top = highest(drop, ties, method.recovery_rate, at_least=least) & isolated
-        rows, given = np.flatnonzero(top), self.samples.labels
-        labels = given.copy()
+        top = highest(drop, method.recovery_rate, ties=ties, at_least=least) & isolated
+        rows, labels = np.flatnonzero(top), given.copy()
         if not len(rows):
             return Partition(isolated, top, labels, int(np.bincount(given[isolated]).argmax()))
         backdoor_label = self._vote(rows)
         self.net.eval()
-        main = evaluate(self.session, self.feed, self.net, lambda logits, _labels: logits, rows, title="recovering")
+        main = self.session.evaluate(
+            self.trainer.feed, self.net, lambda logits, _labels: logits, rows, title="recovering"
+        )
         self.net.train()
         main[:, backdoor_label] = -np.inf
         suggested = main.argmax(1)
@@ -334,50 +374,7 @@ class Algorithm1:
 
     def _vote(self, rows: IntArray) -> int:
         """The label that the second head predominantly gives to the most suspicious samples."""
-        self.trap.eval()
-        probabilities = evaluate(
-            self.session,
-            self.feed,
-            self.trap.second_logits,
-            lambda logits, _labels: logits.softmax(1),
-            rows,
-            title="naming the backdoor label",
-        )
-        self.trap.train()
+        probabilities = self._asked(lambda logits, _labels: logits.softmax(1), rows, "naming the backdoor label")
         if self.method.label_vote == "majority":
             return int(np.bincount(probabilities.argmax(1), minlength=self.n_classes).argmax())
         return int(probabilities.mean(0).argmax())
-
-    def _note(self, warming: bool) -> None:
-        partition = self.partition
-        self.journal.log(
-            phase="warm-up" if warming else "training",
-            epoch=self.epoch,
-            loss=float(self.losses.mean()),
-            n_isolated=0 if partition is None else int(partition.isolated.sum()),
-            backdoor_label=None if partition is None else partition.backdoor_label,
-        )
-        self.journal.save(
-            {
-                "model": self._trained().state_dict(),
-                "warmup": self.warmup.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "history": self.history.state(),
-                "epoch": self.epoch,
-                "partition": None if partition is None else asdict(partition),
-            }
-        )
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self._trained().load_state_dict(state["model"])
-        self.warmup.load_state_dict(state["warmup"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history = LossHistory.from_state(state["history"])
-        self.losses, self.epoch = self.history.losses[-1], state["epoch"]
-        if kept := state["partition"]:
-            self.partition = Partition(
-                np.asarray(kept["isolated"], dtype=bool),
-                np.asarray(kept["top"], dtype=bool),
-                np.asarray(kept["labels"], dtype=np.int64),
-                kept["backdoor_label"],
-            )

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from antibackdoor.data.samples import BoolArray, IntArray
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.search.caught import Caught
 from antibackdoor.search.removal import Removal
 from antibackdoor.statistics.isolation import label_rows
-from antibackdoor.training.loop import evaluate
 from antibackdoor.training.session import Feed, Session
 
 UNTAUGHT = 0.2  # share of a label's core that is never trained on under another label
@@ -34,6 +34,10 @@ class Return(NamedTuple):
         nobody = np.zeros(len(given), dtype=bool)
         return cls(given.copy(), np.ones(len(given), dtype=np.float32), nobody, nobody.copy())
 
+    def never(self, rows: BoolArray) -> Return:
+        """The same, but these rows `(N,)` do not come back under their given label."""
+        return self._replace(unchanged=self.unchanged & ~rows, cleared=self.cleared & ~rows)
+
 
 def untaught(core: BoolArray, given: IntArray, seed: int) -> BoolArray:
     """Which of an isolated core never come back under another label, `(N,)` bool: a random part of each label's.
@@ -41,7 +45,7 @@ def untaught(core: BoolArray, given: IntArray, seed: int) -> BoolArray:
     A model that was trained on carriers of a trigger under their true labels has learned these by heart. What it says
     of others tells how much of the backdoor is left.
     """
-    order = np.random.default_rng((seed, 14)).random(len(core))
+    order = stream(seed, Stream.PROBE).random(len(core))
     chosen = np.zeros(len(core), dtype=bool)
     for members in label_rows(np.where(core, given, -1)).values():
         n = len(members) if core[members[0]] else 0
@@ -84,7 +88,7 @@ def recover(
     rows = np.flatnonzero(isolated)
     model.eval()
     without = feed._replace(change=removal and removal.only(caught.removable))
-    values = evaluate(session, without, model, _most_probable, rows, title="recovering labels")
+    values = session.evaluate(without, model, _most_probable, rows, title="recovering labels")
     predicted, probability = values[:, 0].astype(np.int64), values[:, 1]
     back, kept = Return.nothing(given), untaught(caught.core, given, session.recipe.seed)
     missing = np.zeros(feed.n_classes)

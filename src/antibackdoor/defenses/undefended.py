@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from antibackdoor.data.samples import Samples
-from antibackdoor.protocols import Build, Trained
-from antibackdoor.training.history import LossHistory
-from antibackdoor.training.loop import Journal, NoJournal, batches, classify, on_triangle, shuffled, train_epoch
+from antibackdoor.protocols import Build, Given, Trained, Verdict, check_given
+from antibackdoor.training.journal import Journal
+from antibackdoor.training.loop import classify
 from antibackdoor.training.recipe import Recipe
-from antibackdoor.training.session import Session, seeded
+from antibackdoor.training.schedules import triangle
+from antibackdoor.training.trainer import Phase, Trainer
 
 
 @dataclass(frozen=True)
@@ -21,58 +23,34 @@ class Undefended:
     Nothing is isolated. The suspicion of a sample is minus its last training loss, which says little.
     """
 
-    def train(self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None) -> Trained:
+    needs: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ()
+
+    def train(
+        self,
+        samples: Samples,
+        build: Build,
+        recipe: Recipe,
+        *,
+        given: Given | None = None,
+        journal: Journal | None = None,
+    ) -> Trained:
         """Train `build()` on all samples.
 
         Args:
             samples: The training set.
             build: Makes the untrained network.
             recipe: Epochs, batch size, learning rate, device, seed.
+            given: Nothing is used.
             journal: Keeps checkpoints; nothing is kept by default.
 
         Raises:
             ConfigError: If the recipe does not fit the data or the machine.
         """
-        journal = journal or NoJournal()
-        n, n_epochs = len(samples), recipe.passes(len(samples))
-        session = Session(recipe, n, images=samples.kind == "image")
-        feed = session.feed(samples)
-        model = session.prepare(seeded(build, recipe.seed))
-        optimizer = session.optimizer(model.parameters(), recipe.learning_rate)
-        history, first = LossHistory.start(n, samples.n_classes), 0
-        if state := journal.load():
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            history, first = LossHistory.from_state(state["history"]), state["epoch"]
-        for epoch in range(first, n_epochs):
-            plan = batches(shuffled(n, recipe.seed, epoch), session.batch_size)
-            losses = train_epoch(
-                session,
-                feed,
-                plan,
-                model,
-                classify(model),
-                optimizer,
-                seed=(recipe.seed, epoch),
-                learning_rate=on_triangle(recipe.learning_rate, epoch / n_epochs, (epoch + 1) / n_epochs),
-                title=f"epoch {epoch + 1}/{n_epochs}",
-            )
-            history = history.append(losses, int(history.steps[-1]) + len(plan))
-            journal.log(phase="training", epoch=epoch + 1, loss=float(losses.mean()))
-            journal.save(
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "history": history.state(),
-                    "epoch": epoch + 1,
-                }
-            )
-        nothing = np.zeros(n, dtype=bool)
-        return Trained(
-            model=session.finished(model, build),
-            history=history,
-            suspicion=-history.losses[-1].astype(np.float64),
-            isolated=nothing,
-            recovered=nothing,
-            labels=samples.labels,
-        )
+        check_given(self, given)
+        trainer = Trainer(samples, recipe, journal, mixes=True)
+        model = trainer.network(build)
+        trainer.run(model, Phase("training", trainer.passes, classify(model), triangle(recipe.learning_rate)))
+        suspicion = -trainer.history.losses[-1].astype(np.float64)
+        return Trained(trainer.delivered(model, build), trainer.history, Verdict.ranking(suspicion, samples))

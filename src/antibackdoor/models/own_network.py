@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from antibackdoor.errors import ModelError
-from antibackdoor.models.splitting import evaluation_mode
+from antibackdoor.models.hooks import evaluation_mode
 
 
 def check_network(network: nn.Module, input_shape: Sequence[int], n_classes: int, *, name: str) -> None:

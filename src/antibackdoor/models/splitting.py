@@ -1,19 +1,18 @@
-"""Where a network can be cut in two: the layer at which a second head may be attached."""
+"""Where a network can be cut in two, and which of its layers are stages."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from antibackdoor.errors import ModelError
+from antibackdoor.models.hooks import evaluation_mode, find_layer, hooked
 
 PROBE_ROWS = 5
 KEPT_ROWS = (3, 1)  # 2 of 5: coprime, so a reshape that remembers the batch size fails rather than fits
@@ -28,68 +27,6 @@ _CONVOLUTIONS = (
     nn.ConvTranspose3d,
 )
 _OTHER_WEIGHTS = (nn.Linear, nn.MultiheadAttention, nn.RNNBase)
-
-
-class _TrunkDone(BaseException):
-    """Ends a forward pass at the attach layer. Not an `Exception`: a network may catch those."""
-
-
-@contextmanager
-def hooked(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
-    # Hooks live for one call only, so that copies, pickles and state dicts of the network never hold one.
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def trunk_features(network: nn.Module, attach: str, x: Tensor) -> Tensor:
-    """Output of the layer `attach` for `x`; nothing behind that layer is computed.
-
-    Raises:
-        ModelError: If no layer has that name, or the network does not use it.
-    """
-    kept: list[Tensor] = []
-
-    def stop(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        kept.append(output)
-        raise _TrunkDone
-
-    with hooked(find_layer(network, attach), stop):
-        try:
-            network(x)
-        except _TrunkDone:
-            return kept[0]
-    raise ModelError(f"the network never calls its layer '{attach}': give another --attach")
-
-
-def find_layer(network: nn.Module, name: str) -> nn.Module:
-    """The layer with this name as in `network.named_modules()`.
-
-    Raises:
-        ModelError: If there is none; the message lists near matches.
-    """
-    layers: dict[str, nn.Module] = dict(network.named_modules())
-    if name in layers and name:
-        return layers[name]
-    near = difflib.get_close_matches(name, layers, n=5, cutoff=0.5)
-    known = near or [child for child, _ in network.named_children()][:12]
-    raise ModelError(
-        f"the network has no layer '{name}'; {'near matches' if near else 'its layers'}: {', '.join(known) or 'none'}"
-    )
-
-
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; afterwards every layer is in the mode it had before."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def find_attach(network: nn.Module, example: Tensor) -> str:
@@ -123,6 +60,51 @@ def find_last(network: nn.Module, example: Tensor) -> str:
         ModelError: If the network fails on such a batch, or no layer is a cut.
     """
     return _first_cut(network, example, _from_the_end)
+
+
+def find_stages(network: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """Names of the layers that end a stage: outermost cuts with a convolution, the last of each run of one shape.
+
+    On a ResNet or wide ResNet these are its residual groups. Where the outermost layers make fewer than two stages,
+    as where a network keeps all its convolutions in one part, the parts of that part are looked at.
+
+    Args:
+        network: Maps `(B, *shape)` to logits `(B, K)`. Left as it was.
+        example: `(B, *shape)`, on the network's device; only shape, type and device matter.
+
+    Raises:
+        ModelError: If the network fails on such a batch, or no layer with a convolution is a cut.
+    """
+    probe = _probe(example)
+    with evaluation_mode(network):
+        logits = _logits(network, probe)
+        trace = _trace(network, probe)
+        layers = [
+            layer
+            for layer in trace.ended
+            if len(layer.shape) > 2 and _n_convolutions(network, layer) and _is_cut(network, layer.name, probe, logits)
+        ]
+    for depth in range(1 + max((layer.name.count(".") for layer in layers), default=0)):
+        outer = [layer for layer in layers if not _is_left_out(layer, layers, depth)]
+        if any(_n_convolutions(network, layer) > 1 for layer in outer):  # beside blocks, a stem is no stage
+            outer = [layer for layer in outer if _n_convolutions(network, layer) > 1]
+        ends = [a.name for a, b in zip(outer, [*outer[1:], None], strict=True) if b is None or a.shape != b.shape]
+        if len(ends) > 1:
+            return tuple(ends)
+    if not layers:
+        raise ModelError("the network has no stages: no layer with a convolution can be cut off; name layers instead")
+    return (layers[-1].name,)
+
+
+def _n_convolutions(network: nn.Module, layer: _Ended) -> int:
+    return sum(isinstance(part, _CONVOLUTIONS) for part in find_layer(network, layer.name).modules())
+
+
+def _is_left_out(layer: _Ended, layers: list[_Ended], depth: int) -> bool:
+    """Whether a layer is a part of another one that lies this deep or deeper; those less deep are taken apart."""
+    if any(other.name.startswith(f"{layer.name}.") for other in layers) and layer.name.count(".") < depth:
+        return True  # taken apart
+    return any(layer.name.startswith(f"{other.name}.") and other.name.count(".") >= depth for other in layers)
 
 
 def check_attach(network: nn.Module, attach: str, example: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,19 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from antibackdoor.errors import ModelError
 from antibackdoor.models.batch_norm import CrossProcessBatchNorm
+from antibackdoor.models.hooks import evaluation_mode, find_layer, hooked, trunk_features
 from antibackdoor.models.layers import CONV, NORM, global_pool, initialize_he
-from antibackdoor.models.splitting import (
-    check_attach,
-    evaluation_mode,
-    find_attach,
-    find_layer,
-    hooked,
-    trunk_features,
-)
+from antibackdoor.models.splitting import check_attach, find_attach
 
 HeadWidth = int | Literal["light", "published"]
 TrunkGrad = Literal["joint", "main", "none"]
-PUBLISHED_FACTOR = 5  # 128 -> 640 channels on ResNet-34: 1.208 times its parameters; E2ABL states 1.2
+PUBLISHED_SIZE = 1.2  # parameters of the network with both heads, of those of the network (E2ABL, Section 3)
 FLAT_WIDTH = 256  # light width of a head on flat features, which may be tens of thousands wide
 LIGHT_WIDTH = 64  # least channels of a light second head
 
@@ -127,7 +122,9 @@ class _ChannelsFirst(nn.Module):
         return x.movedim(-1, 1)
 
 
-def second_head(features_shape: Sequence[int], n_outputs: int, head_width: HeadWidth = "light") -> nn.Sequential:
+def second_head(
+    features_shape: Sequence[int], n_outputs: int, head_width: HeadWidth = "light", *, n_parameters: int = 0
+) -> nn.Sequential:
     """A shallow classifier of features: two convolutions (kernel 3), pooling, a linear layer.
 
     Batch norm and ReLU follow each convolution. The linear layer starts at zero, so that every sample's first
@@ -137,8 +134,9 @@ def second_head(features_shape: Sequence[int], n_outputs: int, head_width: HeadW
         features_shape: `(C, *spatial)` with one to three spatial axes, or `(D,)`; without the batch.
         n_outputs: K, or more.
         head_width: Channels of both hidden layers, >= 1; "light": C, at least 64 so that thin networks get a
-            head that can tell triggers apart (flat features: D, at most 256); "published": five times C (128 to
-            640 on ResNet-34, 1.208 times its parameters), with strides 2, 1 instead of 2, 2.
+            head that can tell triggers apart (flat features: D, at most 256); "published": so many that the whole
+            has 1.2 times the parameters of the network, with strides 2, 1 instead of 2, 2.
+        n_parameters: Of the network; needed for "published" only.
 
     Raises:
         ModelError: If the features have more axes, or the width is below 1.
@@ -150,7 +148,10 @@ def second_head(features_shape: Sequence[int], n_outputs: int, head_width: HeadW
     if dims > 3:
         raise ModelError(f"features of shape {tuple(features_shape)}: a second head needs (C, *up to 3 axes)")
     strides = (2, 1) if head_width == "published" else (2, 2)
-    hidden = _hidden_width(channels, dims, head_width)
+    if head_width == "published":
+        hidden = published_width(features_shape, n_outputs, n_parameters)
+    else:
+        hidden = _hidden_width(channels, dims, head_width)
 
     layers: list[nn.Module] = []
     for width, stride in zip((channels, hidden), strides, strict=True):
@@ -170,10 +171,20 @@ def second_head(features_shape: Sequence[int], n_outputs: int, head_width: HeadW
     return head
 
 
-def _hidden_width(channels: int, dims: int, head_width: HeadWidth) -> int:
+def published_width(features_shape: Sequence[int], n_outputs: int, n_parameters: int) -> int:
+    """Channels of a second head that make the whole 1.2 times as large as the network; at least 1.
+
+    Two convolutions of k weights a pair of channels, from C to w to w channels, batch norm and a linear layer have
+    `k w^2 + (k C + 4 + n) w + n` parameters; that is solved for w.
+    """
+    channels, kernel = features_shape[0], int(3 ** (len(features_shape) - 1))
+    linear = kernel * channels + 4 + n_outputs
+    wanted = (PUBLISHED_SIZE - 1) * n_parameters - n_outputs
+    return max(1, round((math.sqrt(linear**2 + 4 * kernel * max(wanted, 0)) - linear) / (2 * kernel)))
+
+
+def _hidden_width(channels: int, dims: int, head_width: int | Literal["light"]) -> int:
     base = channels if dims else min(channels, FLAT_WIDTH)
-    if head_width == "published":
-        return PUBLISHED_FACTOR * base
     if head_width == "light":
         return max(base, LIGHT_WIDTH) if dims else base
     if head_width < 1:
@@ -204,10 +215,12 @@ def split_network(
     name = find_attach(network, example) if attach is None else check_attach(network, attach, example)
     with evaluation_mode(network), torch.no_grad():
         shape = trunk_features(network, name, example[:1]).shape[1:]
+    size = sum(parameter.numel() for parameter in network.parameters())
     if _channels_are_last(find_layer(network, name), shape):
-        head = second_head((shape[-1], *shape[:-1]), n_outputs, head_width).insert(0, _ChannelsFirst())
+        turned = (shape[-1], *shape[:-1])
+        head = second_head(turned, n_outputs, head_width, n_parameters=size).insert(0, _ChannelsFirst())
     else:
-        head = second_head(shape, n_outputs, head_width)
+        head = second_head(shape, n_outputs, head_width, n_parameters=size)
     return TwoHead(network, head.to(example.device), name)
 
 

@@ -16,8 +16,8 @@ from antibackdoor.data.samples import BoolArray, InputArray, IntArray, Samples
 from antibackdoor.errors import RunError
 from antibackdoor.report.svg import sparkline
 from antibackdoor.report.words import printable, quoted
-from antibackdoor.runs.artifacts import read_sample_columns
 from antibackdoor.runs.atomic import cannot, one_line, replacing
+from antibackdoor.runs.samples_table import read_sample_columns
 from antibackdoor.statistics.difference import Float32Array, difference
 
 GALLERY = "gallery.npz"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from antibackdoor.errors import RunError
+from antibackdoor.protocols import KEPT
 from antibackdoor.report.figures import ClassBar, Figure, class_bars, loss_figure, score_figure, training_figures
 from antibackdoor.report.gallery import Card, Gallery, cards, difference_picture, load_gallery
 from antibackdoor.report.html import write_page
@@ -27,14 +28,12 @@ from antibackdoor.report.words import (
 from antibackdoor.runs.artifacts import (
     HISTORY,
     METRICS,
-    SAMPLES,
     iterate_history,
     read_metrics,
-    read_sample_columns,
-    sample_column_names,
 )
 from antibackdoor.runs.model_file import SPEC, load_model_spec
 from antibackdoor.runs.run_folder import read_config, read_log
+from antibackdoor.runs.samples_table import SAMPLES, read_sample_columns, sample_column_names
 from antibackdoor.training.history import Losses
 
 REPORT = "report.html"
@@ -101,10 +100,9 @@ def write_comparison(out_html: Path, runs: Sequence[tuple[str, Path]]) -> None:
     if not runs:
         raise RunError("there is no run to compare; give at least one")
     metrics = [(title, _metrics(run) or {}) for title, run in runs]
-    # One run may name one backdoor label and another several; they belong in one line.
+    # One run may name one target label and another several; they belong in one line.
     columns = [
-        {n.name.replace("Backdoor labels", "Backdoor label"): n.value for n in key_numbers(facts)}
-        for _, facts in metrics
+        {n.name.replace("Target labels", "Target label"): n.value for n in key_numbers(facts)} for _, facts in metrics
     ]
     # The last run, which is the one reported in full, decides the order.
     names = dict.fromkeys(name for column in reversed(columns) for name in column)
@@ -158,8 +156,8 @@ def _evidence(run: Path, metrics: Mapping[str, Any]) -> tuple[tuple[Figure, ...]
     if not (run / SAMPLES).exists():
         return (), ()
     score = "margin" if "margin" in sample_column_names(run) else "suspicion"
-    columns, class_names = read_sample_columns(run, ["given_label", score, "isolated"])
-    isolated = columns["isolated"].astype(np.bool_)
+    columns, class_names = read_sample_columns(run, ["given_label", score, "status"])
+    isolated = columns["status"] != KEPT
     backdoor = suspected_labels(metrics)
     figures = []
     if (run / HISTORY).exists():
@@ -185,7 +183,7 @@ def _subtitle(run: Path) -> str:
     shape = " × ".join(str(size) for size in spec.input_shape)
     what = "images" if spec.kind == "image" else "series"
     parts = (
-        printable(spec.defense),
+        printable(spec.method),
         printable(spec.backbone),
         f"{shape} {what}",
         f"{len(spec.class_names)} classes",

@@ -86,8 +86,6 @@ def verdict(metrics: Facts | None) -> Verdict:
         return Verdict("open", "This run is not finished.", ("Below is what it has written so far.",))
     labels = suspected_labels(metrics)
     poisoned = metrics.get("poisoned")
-    if "poisoned" not in metrics and ("backdoor_label" in metrics or "backdoor_labels" in metrics):
-        poisoned = bool(labels)
     if poisoned is None:
         return Verdict("open", "This run gives no verdict on the data set.", tuple(_what_was_done(metrics)))
     if poisoned:
@@ -118,7 +116,7 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
     formats: list[tuple[str, str, Callable[[float], str], str]] = [
         ("n_samples", "Samples", count, ""),
         ("n_isolated", "Isolated", count, "kept from the model under their label"),
-        ("n_recovered", "Recovered", count, "isolated, but used under another label"),
+        ("n_relabeled", "Relabeled", count, "isolated, but used under another label"),
         ("estimated_poisoning_rate", "Poisoning rate", percent, ""),
         ("false_alarm_probability", "False alarm", percent, "probability of such evidence in clean data"),
         (
@@ -146,7 +144,7 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
         if value is None:
             continue
         if key == "n_isolated":
-            note = "suspected" if metrics.get("defense") == "scan" else note
+            note = note if "clean_accuracy" in metrics or "epochs" in metrics else "suspected"
             note = f"{percent(value / n_samples)} of the samples, {note}" if value and n_samples else note
         if key == "estimated_poisoning_rate":
             low, high = (_number(metrics, f"{key}_{end}") for end in ("low", "high"))
@@ -156,7 +154,7 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
         numbers.append(KeyNumber(name, show(value), note))
     labels = suspected_labels(metrics)
     if labels:
-        name = "Backdoor labels" if len(labels) > 1 else "Backdoor label"
+        name = "Target labels" if len(labels) > 1 else "Target label"
         shown = ", ".join(printable(label, 40) for label in labels[:3]) + (" …" if len(labels) > 3 else "")
         numbers.insert(min(3, len(numbers)), KeyNumber(name, shown, "what the shortcut leads to"))
     return numbers
@@ -179,10 +177,8 @@ def comparison_headline(runs: Sequence[tuple[str, Facts]]) -> str:
 
 def suspected_labels(metrics: Facts) -> list[str]:
     """Names of the labels that the metrics of a run suspect."""
-    labels = metrics.get("backdoor_labels", metrics.get("target_labels"))
-    if not isinstance(labels, list) or not labels:
-        labels = [metrics.get("backdoor_label")]
-    return [str(label) for label in labels if label is not None]
+    labels = metrics.get("target_labels")
+    return [str(label) for label in labels if label is not None] if isinstance(labels, list) else []
 
 
 def _listing(names: Sequence[str], limit: int = 5) -> str:
@@ -225,7 +221,7 @@ def _what_it_is_worth(metrics: Facts) -> list[str]:
     chance = _number(metrics, "false_alarm_probability")
     if chance is not None and metrics.get("poisoned"):
         sentences.append(f"Clean data would show evidence as strong as this with a probability of {percent(chance)}.")
-    if "smallest_visible_rate" in metrics:
+    if _number(metrics, "n_planted_rates"):
         visible = _number(metrics, "smallest_visible_rate")
         sentences.append(
             "Of the patches that were planted in a copy of these data to test the scan itself, not even the most "
@@ -244,8 +240,8 @@ def _what_it_is_worth(metrics: Facts) -> list[str]:
 
 
 def _what_was_done(metrics: Facts, who: str = "") -> list[str]:
-    isolated, recovered = _number(metrics, "n_isolated"), _number(metrics, "n_recovered")
-    if metrics.get("defense") == "scan":
+    isolated, relabeled = _number(metrics, "n_isolated"), _number(metrics, "n_relabeled")
+    if "epochs" not in metrics:
         return ["This scan delivers no model; train on these data to get one."] if isolated else []
     if not isolated:
         return []
@@ -254,12 +250,12 @@ def _what_was_done(metrics: Facts, who: str = "") -> list[str]:
         if who
         else f"As a precaution the most suspicious ones, {_how_many(metrics)}, were kept from the model."
     ]
-    if recovered:
-        done.append(f"{count(recovered)} of them came back under the label that the rest of the data suggests.")
-    returned = _number(metrics, "n_returned")
-    if returned:
+    if relabeled:
+        done.append(f"{count(relabeled)} of them came back under the label that the rest of the data suggests.")
+    cleaned = _number(metrics, "n_cleaned")
+    if cleaned:
         done.append(
-            f"{count(returned)} of them belong to their label, as far as the model can tell, and came back "
+            f"{count(cleaned)} of them belong to their label, as far as the model can tell, and came back "
             "with what sets them apart taken off."
         )
     return done

@@ -15,175 +15,29 @@ Each file is written atomically and none holds an absolute path, so a folder may
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from antibackdoor.data.samples import BoolArray, FloatArray, IntArray, StrArray
+from antibackdoor.data.samples import StrArray
 from antibackdoor.errors import RunError
 from antibackdoor.runs.atomic import cannot, one_line, read_json, replacing, write_json
 from antibackdoor.training.history import Losses, LossHistory
 
-SAMPLES, HISTORY, METRICS = "samples.parquet", "history.safetensors", "metrics.json"
+HISTORY, METRICS = "history.safetensors", "metrics.json"
 SKIPPED, CLASSES = "skipped.csv", "classes.csv"
 
 Scalar = float | int | str | bool | None
 Metrics = Mapping[str, Scalar | Sequence[Scalar]]
 
+SCHEMA_VERSION = 2  # of metrics.json; 1 had backdoor_label, backdoor_labels, n_recovered and n_returned
 MOST_EXACT = 1 << 26  # losses that are kept as float32
-_ROW_GROUP = 65_536  # samples encoded at a time; bounds the memory that a table of millions takes
-
-
-@dataclass(frozen=True, eq=False)
-class SamplesTable:
-    """The verdict for every sample.
-
-    Attributes:
-        ids: `(N,)` str.
-        given_label: `(N,)` int64, the label that came with the data.
-        suspicion: `(N,)` float64, higher is more suspicious; the probability of being poisoned if there are margins.
-        isolated: `(N,)` bool, kept from the delivered model under its given label.
-        recovered: `(N,)` bool, isolated but used under the suggested label.
-        suggested_label: `(N,)` int64; the given one where nothing else is known.
-        class_names: The K classes in label order.
-        prediction: `(N,)` int64, what the delivered model says; None if there is no model, as after a scan.
-        confidence: `(N,)` float64 in [0, 1], the probability of that prediction, or None.
-        margin: `(N,)` float64, log-odds of the given label that the suspicion rests on, or None.
-        evidence: `(N,)` str, what speaks against an isolated sample (`antibackdoor.search.evidence.evidence`), or None.
-    """
-
-    ids: StrArray
-    given_label: IntArray
-    suspicion: FloatArray
-    isolated: BoolArray
-    recovered: BoolArray
-    suggested_label: IntArray
-    class_names: StrArray
-    prediction: IntArray | None = None
-    confidence: FloatArray | None = None
-    margin: FloatArray | None = None
-    evidence: StrArray | None = None
-
-    @property
-    def verdict(self) -> StrArray:
-        """`(N,)` of `clean` (nothing found), `isolated` and `recovered`."""
-        return np.where(self.recovered, "recovered", np.where(self.isolated, "isolated", "clean"))
-
-
-_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("given_label", pa.int64()),
-        ("suspicion", pa.float64()),
-        ("isolated", pa.bool_()),
-        ("recovered", pa.bool_()),
-        ("suggested_label", pa.int64()),
-        ("prediction", pa.int64()),
-        ("confidence", pa.float64()),
-        ("margin", pa.float64()),
-        ("verdict", pa.string()),
-        ("evidence", pa.string()),
-    ]
-)
-
-
-def write_samples_table(run: Path, table: SamplesTable) -> None:
-    """Write `samples.parquet`; labels are indices, the class names stand in the metadata as a JSON list.
-
-    Bytes of a file name that are not UTF-8 (surrogates in the id) become `\\udcXX`, which Parquet can hold.
-
-    Raises:
-        RunError: Columns differ in length, or the folder cannot be written.
-    """
-    given = {"id": table.ids, **{name: getattr(table, name) for name in _SCHEMA.names[1:]}}
-    known = [field for field in _SCHEMA if given[field.name] is not None]
-    columns = [given[field.name] for field in known]
-    if len({len(column) for column in columns}) != 1:
-        lengths = ", ".join(f"{name} {len(column)}" for name, column in given.items() if column is not None)
-        raise RunError(f"the columns of {SAMPLES} differ in length: {lengths}")
-    names = json.dumps([str(name) for name in table.class_names])
-    schema = pa.schema(known, metadata={"class_names": names})
-    # An open file, here and below, since pyarrow takes no path that is not UTF-8.
-    with (
-        replacing(run / SAMPLES) as temporary,
-        temporary.open("wb") as file,
-        pq.ParquetWriter(file, schema) as writer,
-    ):
-        for start in range(0, max(len(table.ids), 1), _ROW_GROUP):
-            chunk = [column[start : start + _ROW_GROUP] for column in columns]
-            chunk[0] = [_utf8(str(name)) for name in chunk[0]]
-            arrays = [pa.array(part, field.type) for part, field in zip(chunk, schema, strict=True)]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-
-
-def read_samples_table(run: Path) -> SamplesTable:
-    """Read all of `samples.parquet`.
-
-    Raises:
-        RunError: It is missing, corrupt or of another make.
-    """
-    present = sample_column_names(run)
-    wanted = [name for name in _SCHEMA.names if name in present and name != "verdict"]
-    columns, class_names = read_sample_columns(run, wanted)
-    texts: dict[str, Any] = {
-        name: np.asarray(columns.pop(name), dtype=np.str_) for name in ("evidence",) if name in columns
-    }
-    return SamplesTable(
-        ids=np.asarray(columns.pop("id"), dtype=np.str_),
-        class_names=np.asarray(class_names, np.str_),
-        **texts,
-        **columns,
-    )
-
-
-def sample_column_names(run: Path) -> set[str]:
-    """Which columns `samples.parquet` has; some are there only if the defense tells them.
-
-    Raises:
-        RunError: It is missing or corrupt.
-    """
-    try:
-        with (run / SAMPLES).open("rb") as file:
-            return set(pq.read_schema(file).names)
-    except OSError as error:
-        raise RunError(cannot("read", run / SAMPLES, error)) from error
-    except pa.ArrowException as error:
-        raise RunError(f"{run / SAMPLES} is damaged: {one_line(error)}") from error
-
-
-def read_sample_columns(
-    run: Path, names: Sequence[str], rows: IntArray | None = None
-) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
-    """Read some columns of `samples.parquet` (all rows, or the chosen ones), and the class names.
-
-    The column `id` comes as an object array: with one long path among millions of ids, numpy's fixed-width
-    strings would fill the memory.
-
-    Raises:
-        RunError: The file is missing or corrupt, lacks a column, or has fewer rows than asked for.
-    """
-    path = run / SAMPLES
-    try:
-        with path.open("rb") as file:
-            table = pq.read_table(file, columns=list(names))
-        class_names = tuple(str(name) for name in json.loads(table.schema.metadata[b"class_names"]))
-        if rows is not None:
-            table = table.take(pa.array(rows))
-        return {name: table.column(name).to_numpy() for name in names}, class_names
-    except OSError as error:
-        raise RunError(cannot("read", path, error)) from error
-    except (pa.ArrowException, KeyError, TypeError, ValueError, IndexError) as error:
-        raise RunError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def write_history(run: Path, history: LossHistory) -> None:
@@ -277,7 +131,7 @@ def _write_csv(path: Path, rows: Iterable[Iterable[Scalar]]) -> None:
 
 
 def write_metrics(run: Path, metrics: Metrics) -> None:
-    """Write `metrics.json`: flat keys; values that are not finite become null.
+    """Write `metrics.json`: flat keys and a `schema_version`; values that are not finite become null.
 
     Raises:
         RunError: A value is nested, or the folder cannot be written.
@@ -286,17 +140,37 @@ def write_metrics(run: Path, metrics: Metrics) -> None:
         parts = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(part, Mapping | list | tuple | set) for part in parts):
             raise RunError(f"metric {key!r} is nested: give plain values, or a list of plain values")
-    write_json(run / METRICS, metrics)
+    write_json(run / METRICS, {"schema_version": SCHEMA_VERSION, **metrics})
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
-    """Read `metrics.json`.
+    """Read `metrics.json`; keys of an older version come under their names of today.
 
     Raises:
-        RunError: It is missing (the run is not finished) or damaged.
+        RunError: It is missing (the run is not finished), damaged, or of a newer version.
     """
-    return read_json(run / METRICS)
+    metrics = read_json(run / METRICS)
+    version = metrics.get("schema_version", 1)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise RunError(
+            f"{run / METRICS} has schema version {version!r}, this program knows {SCHEMA_VERSION}: update it"
+        )
+    if version < SCHEMA_VERSION:
+        metrics = _renamed(metrics)
+    return metrics
 
 
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _renamed(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of version 1 under the names of version 2."""
+    old = metrics.pop("backdoor_labels", None), metrics.pop("backdoor_label", None)
+    if "target_labels" not in metrics:
+        metrics["target_labels"] = old[0] or ([] if old[1] is None else [old[1]])
+    metrics.setdefault("poisoned", bool(metrics["target_labels"]) or None)
+    for before, now in (("n_recovered", "n_relabeled"), ("n_returned", "n_cleaned")):
+        if before in metrics:
+            metrics[now] = metrics.pop(before)
+    if "smallest_visible_rate" in metrics:
+        metrics.setdefault("n_planted_rates", 1)
+    names = {"e2abl": "dual-head", "e2abl-published": "e2abl", "scan": "confusion"}
+    method = str(metrics.pop("defense", ""))
+    return {**metrics, "method": names.get(method, method), "schema_version": SCHEMA_VERSION}

@@ -31,7 +31,7 @@ class ModelSpec:
         std: Standard deviation of each channel, `(C,)`.
         image_size: How pictures of another size were brought to `input_shape`, e.g. `"resize"`; None for
             series and for data that had one size.
-        defense: Name of the defense that trained the model.
+        method: Name of the method that made the model.
         package_version: Version of `antibackdoor` that wrote the file.
     """
 
@@ -42,7 +42,7 @@ class ModelSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: str | None
-    defense: str
+    method: str
     package_version: str
 
     def to_json(self) -> dict[str, Any]:
@@ -68,13 +68,20 @@ class ModelSpec:
                 mean=tuple(float(mean) for mean in values["mean"]),
                 std=tuple(float(std) for std in values["std"]),
                 image_size=None if values["image_size"] is None else str(values["image_size"]),
-                defense=str(values["defense"]),
+                method=_method(values),
                 package_version=str(values["package_version"]),
             )
         except KeyError as error:
             raise ModelError(f"the model description lacks {error}; it was not written by save_model") from error
         except (TypeError, ValueError) as error:
             raise ModelError(f"the model description is damaged: {one_line(error)}") from error
+
+
+def _method(values: Mapping[str, Any]) -> str:
+    """The method's name; older files called it `defense`, and had other names for two of them."""
+    if "method" in values:
+        return str(values["method"])
+    return {"e2abl": "dual-head", "e2abl-published": "e2abl"}.get(str(values["defense"]), str(values["defense"]))
 
 
 def save_model(run: Path, model: nn.Module, spec: ModelSpec) -> None:

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +41,7 @@ CONFIG, LOG, CHECKPOINT = "config.json", "log.jsonl", "checkpoint.pt"
 
 _LOCK = ".lock"
 _FORMAT = "antibackdoor run 1"
+CHECKPOINT_VERSION = 2  # of the fields below; another version is refused
 
 
 class RunFolder:
@@ -57,7 +58,9 @@ class RunFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any], lock: int) -> None:
         """Use `RunFolder.create`."""
         self.path = path
+        self.folder: Path | None = path
         self.settings = settings
+        self.tell: Callable[[str], None] = lambda _message: None
         self._lock: int | None = lock
         self._opened, self._before = time.perf_counter(), 0.0
 
@@ -126,7 +129,13 @@ class RunFolder:
         Raises:
             RunError: The state holds another type, or the file cannot be written.
         """
-        checkpoint = {"log_bytes": self._log_bytes(), "seconds": self.seconds, "state": _tensors(state, "state")}
+        checkpoint = {
+            "version": CHECKPOINT_VERSION,
+            "fields": sorted(state),
+            "log_bytes": self._log_bytes(),
+            "seconds": self.seconds,
+            "state": _tensors(state, "state"),
+        }
         path = self.path / CHECKPOINT
         with replacing(path) as temporary:
             try:
@@ -236,13 +245,23 @@ def _read_checkpoint(path: Path, *, mmap: bool) -> dict[str, Any] | None:
             if parts.testzip() is not None:
                 raise ValueError("a checksum is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        kinds = {"log_bytes": int, "seconds": float, "state": dict}
-        if not all(isinstance(checkpoint[part], kind) for part, kind in kinds.items()):
+        version = checkpoint.get("version", 1) if isinstance(checkpoint, dict) else None
+        kinds = {"fields": list, "log_bytes": int, "seconds": float, "state": dict}
+        if version == CHECKPOINT_VERSION and not all(
+            isinstance(checkpoint[part], kind) for part, kind in kinds.items()
+        ):
             raise TypeError("it is not a checkpoint of this package")
+        if version == CHECKPOINT_VERSION and checkpoint["fields"] != sorted(checkpoint["state"]):
+            raise ValueError("it lacks some of its fields")
     except OSError as error:
         raise RunError(cannot("read", path, error)) from error
     except Exception as error:  # torch raises a dozen kinds for a damaged file
         raise RunError(f"{path} is damaged ({one_line(error, 80)}); delete it to start afresh") from error
+    if version != CHECKPOINT_VERSION:
+        raise RunError(
+            f"{path} has version {version!r} of checkpoints, this program writes {CHECKPOINT_VERSION}: go on with the "
+            "version of antibackdoor that began the run, or choose another folder"
+        )
     return dict(checkpoint)
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from antibackdoor.data.samples import BoolArray, FloatArray, IntArray, Samples
+from antibackdoor.data.streams import Stream
 from antibackdoor.models.two_head import TwoHead
 from antibackdoor.search.caught import (
     ACROSS_LABELS,
@@ -50,7 +51,6 @@ from antibackdoor.search.search import KEPT, Demand, Search, TrapSettings
 from antibackdoor.statistics.isolation import SMALLEST_LABEL, Valley, find_valley, label_rows, rank, rank_within, widen
 from antibackdoor.statistics.populations import Constellations
 from antibackdoor.training.history import LossHistory
-from antibackdoor.training.loop import evaluate
 from antibackdoor.training.session import Feed, Session
 
 BY_LOSSES = 2  # rounds that begin with suspects chosen by their losses
@@ -250,7 +250,7 @@ class AcrossLabels(Search):
     nothing about who is suspected.
     """
 
-    drawn_from = 10
+    drawn_from = Stream.CONFUSION_ROWS_ACROSS
 
     def __init__(self, search: Search) -> None:
         head = search.head
@@ -339,7 +339,7 @@ def _removing(session: Session, samples: Samples, feed: Feed, net: TwoHead, caug
     shown = (under_one_output(feed) if caught.across.any() else feed)._replace(change=removal)
     rows = np.flatnonzero(caught.isolated)
     net.eval()
-    margins = evaluate(session, shown, net.second_logits, margin, rows, title="undoing what was found")
+    margins = session.evaluate(shown, net.second_logits, margin, rows, title="undoing what was found")
     removable = np.zeros(len(samples), dtype=bool)
     removable[rows] = margins <= 0
     return replace(caught, removable=removable)

@@ -1,15 +1,28 @@
-"""From what the search caught to a statement about the data set. Numpy and scipy only.
+"""From what the search found to a statement about the data set.
 
 Nothing here decides: the search isolates or it does not. These numbers say how much that is worth.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.stats import t as student
 
-from antibackdoor.data.samples import FloatArray, IntArray, StrArray
-from antibackdoor.search.caught import CONTENT, SEEN_LATE, Caught
+from antibackdoor.data.samples import FloatArray, IntArray
+from antibackdoor.protocols import (
+    CONTENT,
+    ISOLATED,
+    KEPT,
+    NEARBY,
+    NO_CRITERION,
+    SHORTCUT,
+    CodeArray,
+    Verdict,
+)
+from antibackdoor.search import caught as found_by
+from antibackdoor.search.caught import Caught
 from antibackdoor.statistics.intervals import wilson_interval
 from antibackdoor.statistics.isolation import (
     DEPTH_OF_FEW,
@@ -33,7 +46,7 @@ CARRYING_MORE_THAN_1, POWER_OF_CARRIED = 0.01, 1.0
 PRIOR_LABELS = 2  # the share counts as much as so many labels of the data themselves: it differs much between data sets
 
 
-def judge(caught: Caught) -> dict[str, float | None]:
+def judge(caught: Caught) -> dict[str, Any]:
     """Flat facts about a search: estimated poisoning rate with a 95% interval, and how rare such evidence is.
 
     The rate counts the samples in second groups. Its interval is Wilson's around that count, and reaches up to that
@@ -54,15 +67,49 @@ def judge(caught: Caught) -> dict[str, float | None]:
     }
 
 
-def evidence(caught: Caught) -> StrArray:
-    """What speaks against each sample, `(N,)`: empty for those that were not isolated.
+def criteria(caught: Caught) -> CodeArray:
+    """What speaks against each sample, `(N,)` codes of `CRITERIA`: 0 for those that were not isolated.
 
-    `shortcut`: the second head believes in it for something other than its class. `content`: its features are those
-    of another label (in the search: moved by a shift that many samples share, or in this label alone). `near`: it
-    stands out of its label towards the found group, and was isolated to be safe.
+    `shortcut`: the second head is sure of its label for something other than its class. `content`: its features are
+    those of another label (in the search: moved by a shift that many samples share, or in this label alone). `nearby`:
+    it stands out of its label towards the found group, and was isolated to be safe.
     """
-    kinds = np.where(caught.content, "content", np.where(caught.core, "shortcut", "near"))
-    return np.where(caught.isolated, kinds, "")
+    kinds = np.where(caught.content, CONTENT, np.where(caught.core, SHORTCUT, NEARBY))
+    return np.where(caught.isolated, kinds, NO_CRITERION).astype(np.uint8)
+
+
+def search_verdict(caught: Caught, labels: IntArray) -> Verdict:
+    """What the search says of each sample under its given label, `(N,)`, and of the data."""
+    return Verdict(
+        suspicion=suspicion(caught, labels),
+        status=np.where(caught.isolated, ISOLATED, KEPT).astype(np.uint8),
+        suggested_label=labels,
+        criterion=criteria(caught),
+        poisoned=bool(caught.isolated.any()),
+        target_labels=caught.labels,
+        margin=caught.margins,
+    )
+
+
+def from_verdict(verdict: Verdict, n_classes: int) -> Caught:
+    """A verdict in the form in which a search leaves its findings; what only a search can know is empty."""
+    isolated = verdict.isolated
+    nobody, unknown = np.zeros(len(isolated), dtype=bool), np.full(n_classes, np.nan)
+    return Caught(
+        isolated=isolated,
+        core=isolated & (verdict.criterion != NEARBY),
+        content=verdict.criterion == CONTENT,
+        margins=np.full(len(isolated), np.nan) if verdict.margin is None else verdict.margin,
+        removable=nobody,
+        across=nobody,
+        depths=unknown,
+        gains=unknown,
+        carried=unknown,
+        labels=verdict.target_labels,
+        steps=0,
+        rounds=np.zeros((0, 0), dtype=np.float32),
+        ways=("given verdict",) if isolated.any() else (),
+    )
 
 
 def suspicion(caught: Caught, labels: IntArray) -> FloatArray:
@@ -103,7 +150,11 @@ def false_alarm_probability(caught: Caught) -> float | None:
     by_depth = chance_of_depth(caught.depths, caught.labels)
     by_both = chance_of_carried(caught.carried, caught.labels) if caught.seconded else None
     # A gain alone is no evidence (genuine subclasses have gains too), so it counts where the search accepted it.
-    by_gain = _chance_of_gain(caught.gains, caught.labels) if {CONTENT, SEEN_LATE} & {*caught.ways} else None
+    by_gain = (
+        _chance_of_gain(caught.gains, caught.labels)
+        if {found_by.CONTENT, found_by.SEEN_LATE} & {*caught.ways}
+        else None
+    )
     known = [chance for chance in (by_depth, by_both, by_gain) if chance is not None]
     return min(1.0, len(known) * min(known)) if known else None
 

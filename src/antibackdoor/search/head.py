@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from antibackdoor.data.samples import FloatArray, IntArray
+from antibackdoor.data.streams import Stream
 from antibackdoor.models.features import coarse, n_parts, pooled_parts
-from antibackdoor.models.splitting import trunk_features
+from antibackdoor.models.hooks import trunk_features
 from antibackdoor.models.two_head import TwoHead
 from antibackdoor.search.confusion import confusion, margin
 from antibackdoor.search.warm_up import draw
-from antibackdoor.training.loop import evaluate, train_epoch
+from antibackdoor.training.loop import train_epoch
 from antibackdoor.training.session import Feed, Session
 
 LOOKING = "weighing the evidence"  # what the progress bar says
@@ -73,8 +74,7 @@ class SecondHead:
             self.net,
             confusion(self.net, keeps_label, self.weight),
             optimizer,
-            seed=(self.session.recipe.seed, 2, self.steps),
-            augmented=False,
+            seed=(self.session.recipe.seed, Stream.CONFUSION_STEP, self.steps),
             title="setting the trap",
         )
         self.steps += len(plan)
@@ -82,7 +82,7 @@ class SecondHead:
     def look(self, rows: IntArray) -> FloatArray:
         """Log-odds of each row's own label, `(len(rows),)`."""
         self.net.eval()
-        return evaluate(self.session, self.feed, self.net.second_logits, margin, rows, title=LOOKING).astype(np.float64)
+        return self.session.evaluate(self.feed, self.net.second_logits, margin, rows, title=LOOKING).astype(np.float64)
 
     def look_closely(self, rows: IntArray) -> tuple[FloatArray, NDArray[np.float32]]:
         """The same, and the coarse features that it comes from, `(len(rows), D)`."""
@@ -96,10 +96,10 @@ class SecondHead:
             return torch.cat([margin(values[:, :n_outputs], labels)[:, None], values[:, n_outputs:]], dim=1)
 
         self.net.eval()
-        looked = evaluate(self.session, self.feed, forward, reduce, rows, title=LOOKING)
+        looked = self.session.evaluate(self.feed, forward, reduce, rows, title=LOOKING)
         return looked[:, 0].astype(np.float64), looked[:, 1:]
 
     def parts(self, rows: IntArray) -> NDArray[np.float32]:
         """Coarse values of the parts of each row, `(len(rows), P, D)`; the network has no say in them."""
-        parts = evaluate(self.session, self.feed, pooled_parts, lambda values, _: values, rows, title="comparing")
+        parts = self.session.evaluate(self.feed, pooled_parts, lambda values, _: values, rows, title="comparing")
         return parts.reshape(len(parts), n_parts(self.feed.inputs.shape[1:]), -1)

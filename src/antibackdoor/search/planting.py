@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from antibackdoor.data.samples import BoolArray, FloatArray, InputArray, IntArray, Samples
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.statistics.isolation import SMALLEST_GROUP
 
 # Shares of all samples, the most telling ones first: with few labels not all of them find a place.
@@ -45,7 +46,7 @@ def plant(samples: Samples, usable: BoolArray, *, seed: int, out: InputArray | N
     Returns:
         The copy; without any rate if the data are too small for the least group.
     """
-    rng = np.random.default_rng((seed, 7))
+    rng = stream(seed, Stream.PLANTING)
     kept = np.flatnonzero(usable)
     inputs = np.empty((len(kept), *samples.shape), samples.inputs.dtype) if out is None else out
     for start in range(0, len(kept), 4096):

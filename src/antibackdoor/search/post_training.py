@@ -8,21 +8,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from antibackdoor.data.samples import BoolArray, FloatArray, IntArray
-from antibackdoor.models.features import coarse
-from antibackdoor.models.splitting import find_last, trunk_features
+from antibackdoor.models.features import coarse_or_mean, features, last_layer
 from antibackdoor.search.caught import SEEN_LATE, Caught, joined, with_more
 from antibackdoor.search.search import searched_rows
 from antibackdoor.statistics.carriers import carriers
 from antibackdoor.statistics.populations import Populations, smaller_groups, strangers, with_strange
-from antibackdoor.training.loop import evaluate
 from antibackdoor.training.session import Feed, Session
 
 FAR_MORE = 2.0  # times the gain of the middle layer
 LEAST_LEFT = 0.75  # of the median size of the other labels before, for what is left of a label to be a class
-WIDEST = 512  # values of a sample in four cells; wider features are averaged over all places
 
 
 class Looked(NamedTuple):
@@ -154,15 +151,9 @@ def _is_almost_whole(flagged: BoolArray, given: IntArray, label: int) -> bool:
 
 
 def _last(session: Session, feed: Feed, model: nn.Module) -> str:
-    return find_last(model, torch.zeros(2, *feed.inputs.shape[1:], device=session.device))
+    return last_layer(model, torch.zeros(2, *feed.inputs.shape[1:], device=session.device))
 
 
 def _features(session: Session, feed: Feed, model: nn.Module, layer: str, rows: IntArray) -> NDArray[np.float32]:
     """Features of the rows at a layer, `(len(rows), D)`: of four cells, or their mean if that is wide."""
-
-    def pooled(inputs: Tensor) -> Tensor:
-        features = trunk_features(model, layer, inputs).float()
-        cells = coarse(features)
-        return cells if cells.shape[1] <= WIDEST else features.reshape(*features.shape[:2], -1).mean(2)
-
-    return evaluate(session, feed, pooled, lambda values, _: values, rows, title="looking again")
+    return features(session, feed, model, [layer], rows, pool=coarse_or_mean)[layer]

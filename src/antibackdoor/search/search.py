@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from antibackdoor.data.samples import BoolArray, FloatArray, IntArray
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.models.two_head import TwoHead
 from antibackdoor.search.caught import Caught
 from antibackdoor.search.confusion import weights
@@ -91,7 +92,7 @@ def n_searched(n_samples: int, n_classes: int) -> int:
 
 def searched_rows(session: Session, feed: Feed, pool: IntArray) -> IntArray:
     """The rows of a pool that a search works on, sorted."""
-    order = shuffled(len(feed.labels), session.recipe.seed, 6)
+    order = shuffled(len(feed.labels), session.recipe.seed, Stream.SEARCHED_ROWS)
     return np.sort(order[np.isin(order, pool)][: n_searched(len(pool), feed.n_classes)])
 
 
@@ -101,7 +102,7 @@ class Search:
     It works on the `searched_rows` of the `pool`, and in the end looks at the whole pool.
     """
 
-    drawn_from = 2  # the stream of random numbers, one for each kind of search
+    drawn_from = Stream.CONFUSION_ROWS  # the stream of random numbers, one for each kind of search
 
     def __init__(self, session: Session, feed: Feed, net: TwoHead, settings: TrapSettings, pool: IntArray) -> None:
         self.session, self.settings, self.pool = session, settings, pool
@@ -109,7 +110,7 @@ class Search:
             session,
             feed,
             net,
-            np.random.default_rng((session.recipe.seed, self.drawn_from)),
+            stream(session.recipe.seed, self.drawn_from),
             n_steps=settings.confusion_steps,
             learning_rate=settings.confusion_learning_rate,
             weight=settings.confusion_weight,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.stats import entropy
 
 from antibackdoor.data.samples import IntArray
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.models.two_head import TwoHead
 from antibackdoor.training.history import Losses, LossHistory
-from antibackdoor.training.loop import Journal, classify, shuffled, train_epoch
-from antibackdoor.training.session import Feed, Session
+from antibackdoor.training.loop import classify, shuffled, train_epoch
+from antibackdoor.training.session import Feed
+from antibackdoor.training.trainer import Trainer
 
 BLOCK = 50  # optimizer steps between two choices of the hard samples
 SNAPSHOT = 150  # optimizer steps between two entries of the loss history; more in warm-ups that may last very long
@@ -21,15 +25,7 @@ SNAPSHOTS_AFTER = 2  # from then on: rare poison is among the hardest samples on
 
 
 def warm_up(
-    session: Session,
-    feed: Feed,
-    net: TwoHead,
-    journal: Journal,
-    state: dict[str, object],
-    *,
-    most_steps: int,
-    learning_rate: float,
-    hard_share: float,
+    trainer: Trainer, feed: Feed, net: TwoHead, *, most_steps: int, learning_rate: float, hard_share: float
 ) -> LossHistory:
     """Train trunk and second head on everything, hard samples more often, and record the losses.
 
@@ -37,14 +33,12 @@ def warm_up(
     learned yet are among the hardest, so they come several times as often and a rare backdoor is learned in time.
     As long as nothing is learned all of it is drawn evenly: the samples with the largest loss are then those that the
     last steps spoke against, and a network that is shown these turns from one label to the next and learns none.
-    It lasts until the losses are `learned_enough`.
+    It lasts until the losses are `learned_enough`. Each entry of the history is a step of the trainer's.
 
     Args:
-        session: Device, precision, processes.
-        feed: The data.
+        trainer: Device, seed, checkpoints.
+        feed: The data, without augmentation.
         net: The network; its trunk and second head change.
-        journal: Gets a checkpoint at every snapshot.
-        state: The last checkpoint, empty at the start.
         most_steps: Optimizer steps after which it ends however large the losses are; the first snapshot from there on
             is the last one.
         learning_rate: The optimizer's.
@@ -53,45 +47,40 @@ def warm_up(
     Returns:
         Losses in training mode at every snapshot; a sample not seen since the last one keeps its value.
     """
-    n, seed = len(feed.labels), session.recipe.seed
+    session, seed = trainer.session, trainer.recipe.seed
     optimizer = session.optimizer(net.parameters(), learning_rate)
-    history = LossHistory.start(n, feed.n_classes)
-    losses, step = history.losses[0].copy(), 0
+    first = LossHistory.start(len(feed.labels), feed.n_classes)
     snapshot, chance = snapshot_steps(most_steps), _entropy(feed)
-    if state:
-        net.load_state_dict(state["model"])  # type: ignore[arg-type]
-        optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
-        history, step = LossHistory.from_state(state["history"]), int(state["step"])  # type: ignore[arg-type, call-overload]
-        losses = history.losses[-1].copy()
-    while step % snapshot or (step < most_steps and not learned_enough(history, chance)):
-        share = hard_share if _has_begun(losses, history.losses[0], chance) else 1.0
-        plan = _plan(losses, step, session.batch_size, share, seed)
-        seen = train_epoch(
-            session,
-            feed,
-            plan,
-            net,
-            classify(net.second_logits),
-            optimizer,
-            seed=(seed, 1, step),
-            augmented=False,
-            title=f"warm-up {step}/{most_steps}",
-        )
-        losses = np.where(np.isnan(seen), losses, seen)
-        step += BLOCK
-        if step % snapshot == 0:
-            history = history.append(losses, step)
-            journal.log(phase="warm-up", step=step, loss=float(losses.mean()))
-            journal.save(
-                {
-                    "phase": "warm-up",
-                    "model": net.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "history": history.state(),
-                    "step": step,
-                }
+
+    def snapshots(place: int, state: dict[str, Any]) -> dict[str, Any]:
+        history = LossHistory.from_state(state)
+        losses = history.losses[-1]
+        for step in range(place * snapshot, (place + 1) * snapshot, BLOCK):
+            share = hard_share if _has_begun(losses, first.losses[0], chance) else 1.0
+            seen = train_epoch(
+                session,
+                feed,
+                _plan(losses, step, session.batch_size, share, seed),
+                net,
+                classify(net.second_logits),
+                optimizer,
+                seed=(seed, Stream.WARM_UP_STEP, step),
+                title=f"warm-up {step}/{most_steps}",
             )
-    return history
+            losses = np.where(np.isnan(seen), losses, seen)
+        step = (place + 1) * snapshot
+        trainer.journal.log(phase="warm-up", step=step, loss=float(losses.mean()))
+        return history.append(losses, step).state()
+
+    kept = trainer.fold(
+        "warm-up",
+        -(-most_steps // snapshot),
+        first.state(),
+        snapshots,
+        until=lambda state: learned_enough(LossHistory.from_state(state), chance),
+        optimizer=optimizer,
+    )
+    return LossHistory.from_state(kept)
 
 
 def snapshot_steps(most_steps: int) -> int:
@@ -124,7 +113,7 @@ def _entropy(feed: Feed) -> float:
 def _plan(losses: Losses, step: int, size: int, hard_share: float, seed: int) -> list[IntArray]:
     """Rows of the next block of batches, a function of the losses and the position alone."""
     n = len(losses)
-    rng = np.random.default_rng((seed, 1, step))
+    rng = stream(seed, Stream.WARM_UP_HARD, step)
     if step < 2 * BLOCK:
         return [_in_turn(n, (step + i) * size, size, seed) for i in range(BLOCK)]
     n_hard = max(1, round(hard_share * n))
@@ -140,7 +129,7 @@ def _in_turn(n: int, start: int, count: int, seed: int) -> IntArray:
     """Rows number `start` and on of an endless run of shuffled passes over the data."""
     taken: list[IntArray] = []
     while count:
-        order = shuffled(n, seed, 1, start // n)
+        order = shuffled(n, seed, Stream.WARM_UP_ORDER, start // n)
         part = order[start % n : start % n + count]
         taken.append(part)
         start, count = start + len(part), count - len(part)

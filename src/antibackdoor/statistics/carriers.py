@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antibackdoor.data.samples import BoolArray, FloatArray, IntArray
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.statistics.isolation import SMALLEST_LABEL, label_rows
 from antibackdoor.statistics.mixtures import strongest
 
@@ -57,7 +58,7 @@ def carriers(features: NDArray[np.float32], labels: IntArray, found: BoolArray, 
     Returns:
         `(N,)` bool, none of them found before; nobody in labels where the witnesses do not show two clouds.
     """
-    features, rng = strongest(features), np.random.default_rng((seed, 15))
+    features, rng = strongest(features), stream(seed, Stream.CARRIERS)
     more = np.zeros(len(labels), dtype=bool)
     for label, members in label_rows(labels).items():
         others = rng.permutation(np.flatnonzero((labels != label) & ~found))[:COMPARED]
@@ -133,5 +134,5 @@ def _second_cloud(points: FloatArray, chosen: BoolArray, seed: int) -> Cloud | N
         # A wide cloud has more of what lies beyond the other one, too.
         return np.asarray((two.predict(at) == 1) & (at > two.means_[0]).all(axis=1))
 
-    drawn = np.random.default_rng(seed).multivariate_normal(two.means_[0], two.covariances_[0], DRAWN)
+    drawn = stream(seed, Stream.CLOUD_NULL).multivariate_normal(two.means_[0], two.covariances_[0], DRAWN)
     return Cloud(is_second(points), float(is_second(drawn).mean() * two.weights_[0] * len(points)))

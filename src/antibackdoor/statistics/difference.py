@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antibackdoor.data.samples import BoolArray, InputArray, IntArray, Samples
+from antibackdoor.data.streams import Stream, stream
 
 Float32Array = NDArray[np.float32]
 
@@ -64,7 +65,7 @@ def difference(samples: Samples, found: BoolArray, others: BoolArray, *, compare
     Returns:
         Means and spreads; None if either group has fewer than five samples.
     """
-    rng = np.random.default_rng(0)
+    rng = stream(0, Stream.DIFFERENCE)
     first = np.sort(rng.permutation(np.flatnonzero(found))[:compared])
     second = np.sort(rng.permutation(np.flatnonzero(others))[: OTHERS * compared])
     if min(len(first), len(second)) < LEAST_COMPARED:

@@ -7,7 +7,8 @@ groups, and cuts between them; where no label does, nothing is isolated.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,13 +58,13 @@ def loss_drop(history: LossHistory) -> FloatArray:
     return np.asarray(weights @ -np.diff(losses, axis=0), dtype=np.float64)
 
 
-def highest(scores: FloatArray, ties: FloatArray, share: float, *, at_least: int = 0) -> BoolArray:
+def highest(scores: FloatArray, share: float, *, ties: Sequence[NDArray[Any]] = (), at_least: int = 0) -> BoolArray:
     """The given share of samples with the highest scores; of equal ones those with lower `ties`, then row order.
 
     Args:
         scores: `(N,)`.
-        ties: `(N,)`.
         share: Fraction of N in [0, 1], rounded to a count.
+        ties: `(N,)` each, the first one counts first. Give a random order last: rows are often sorted by class.
         at_least: Smallest count, if there are so many samples.
 
     Returns:
@@ -72,7 +73,7 @@ def highest(scores: FloatArray, ties: FloatArray, share: float, *, at_least: int
     n = len(scores)
     count = min(max(round(share * n), at_least), n)
     chosen = np.zeros(n, dtype=bool)
-    chosen[np.lexsort((np.arange(n), ties, -scores))[:count]] = True
+    chosen[np.lexsort((np.arange(n), *reversed(ties), -scores))[:count]] = True
     return chosen
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antibackdoor.data.samples import BoolArray, FloatArray, IntArray
+from antibackdoor.data.streams import Stream, stream
 
 NEIGHBORS = 10
 MOST_STRETCHED = 2.0  # a trigger takes half of the contrast; a class within a label is narrower still
@@ -50,7 +51,7 @@ def contradiction(parts: NDArray[np.float32], labels: IntArray, *, seed: int) ->
         `(N,)` in [0, 1]: the share of other labels among the ten nearest neighbors, as a mean over the parts.
     """
     n = len(labels)
-    compared = np.random.default_rng((seed, 8)).permutation(n)[:COMPARED]
+    compared = stream(seed, Stream.NEIGHBORS).permutation(n)[:COMPARED]
     total: FloatArray = np.zeros(n)
     if len(compared) < 2:
         return total
@@ -75,7 +76,7 @@ def mixing(values: NDArray[np.float32], group: BoolArray, others: BoolArray, *, 
         The share of others among the ten nearest neighbors of the group, of what it would be if both were alike; 0 if
         there are not enough of both.
     """
-    drawn = np.random.default_rng((seed, 12))
+    drawn = stream(seed, Stream.MIXING)
     of_group = drawn.permutation(np.flatnonzero(group))[: COMPARED // 2]
     of_others = drawn.permutation(np.flatnonzero(others))[: COMPARED - len(of_group)]
     n, n_others = len(of_group), len(of_others)
@@ -101,7 +102,7 @@ def atypical(values: NDArray[np.float32], group: BoolArray, place: BoolArray, *,
         neighbors there are nearer than theirs, in [0, 1]; about a half on average for those who could be of it.
         Empty if there are not enough of both.
     """
-    drawn = np.random.default_rng((seed, 15))
+    drawn = stream(seed, Stream.PLACES)
     of_group, of_place = (drawn.permutation(np.flatnonzero(rows))[:PLACED] for rows in (group, place))
     if min(len(of_group), len(of_place)) < 2:
         return np.empty(0)
@@ -124,7 +125,7 @@ def agreement(values: NDArray[np.float32], labels: IntArray, group: BoolArray, *
         The share of their own label among the ten nearest neighbors of the group in the rest, 0 if it is that of a
         guess, 1 if it is that of the rest; 1 as well if there are not enough of both, or neighbors tell no labels.
     """
-    drawn = np.random.default_rng((seed, 13))
+    drawn = stream(seed, Stream.AGREEMENT)
     of_group = drawn.permutation(np.flatnonzero(group))[: COMPARED // 2]
     rest = drawn.permutation(np.flatnonzero(~group))[:COMPARED]
     n = len(of_group)
@@ -234,7 +235,7 @@ class Resemblance:
 
     def _is_home(self, rest: BoolArray, label: int) -> bool:
         """Whether a random half of the rest of a label would be odder among the others than it is in the other half."""
-        half = rest & (np.random.default_rng((self.seed, 17)).random(len(rest)) < 0.5)
+        half = rest & (stream(self.seed, Stream.HOME).random(len(rest)) < 0.5)
         elsewhere, here = self._oddness(half, self.labels != label, rest & ~half)
         return bool((elsewhere - here).mean() > AT_HOME)
 

@@ -29,6 +29,7 @@ from scipy.special import expit, logsumexp, softmax
 from scipy.stats import entropy
 
 from antibackdoor.data.samples import BoolArray, FloatArray, IntArray
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.statistics.isolation import SMALLEST_GROUP, SMALLEST_LABEL, label_rows
 from antibackdoor.statistics.mixtures import (
     ROUNDS,
@@ -266,7 +267,7 @@ class Constellations:
 
     def __init__(self, features: NDArray[np.float32], labels: IntArray, *, seed: int) -> None:
         self._values, self._rows = features[:, varying(features)], label_rows(labels)
-        self._moments = moments(self._values, self._rows, np.random.default_rng((seed, 6)))
+        self._moments = moments(self._values, self._rows, stream(seed, Stream.MOMENTS))
         self._frames: dict[int, Frame | None] = {}
 
     def carried(self, label: int, group: BoolArray) -> Carried:
@@ -324,7 +325,7 @@ def _frames(
     """Each label that is large enough, its rows, its frame, and those of its points that mixtures are fitted to."""
     values = features[:, varying(features)].astype(np.float64)
     rows = label_rows(labels)
-    rng = np.random.default_rng((seed, 6))
+    rng = stream(seed, Stream.POPULATIONS)
     spread = moments(values, rows, rng)
     for label, members in rows.items():
         if len(members) < SMALLEST_LABEL:

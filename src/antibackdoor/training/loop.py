@@ -1,14 +1,9 @@
-"""One training loop over indexed samples: every step knows which rows it saw and what each of them cost.
-
-All randomness is a function of the recipe's seed and of the
-position in training, never of what ran before: that is what makes a killed run end as an unbroken one does.
-"""
+"""The training loop over indexed samples: every step knows which rows it saw and what each of them cost."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,42 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from antibackdoor.data.samples import IntArray, Samples
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError
 from antibackdoor.training.history import Losses
 from antibackdoor.training.session import Batch, Feed, Session
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # slow to import, and `--help` needs none
-
-
-class Journal(Protocol):
-    """Where a training writes what it did and from where it resumes."""
-
-    def log(self, **fields: float | int | str | bool | None) -> None:
-        """Write one line of measurements."""
-        ...
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Keep a checkpoint: nested dicts and lists of tensors, numbers and strings."""
-        ...
-
-    def load(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None."""
-        ...
-
-
-class NoJournal:
-    """A journal that keeps nothing, for use from Python."""
-
-    def log(self, **fields: float | int | str | bool | None) -> None:
-        """Forget the line."""
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Forget the checkpoint."""
-
-    def load(self) -> dict[str, Any] | None:
-        """Nothing was kept."""
-        return None
 
 
 class Predictions(NamedTuple):
@@ -68,9 +34,9 @@ Objective = Callable[[Batch], tuple[Tensor, Tensor]]
 """`(weighted, recorded)`, each `(B,)`: the step descends the mean of the first; the second goes to the history."""
 
 
-def shuffled(n: int, *seed: int) -> IntArray:
-    """A permutation of `0..n-1` that depends on the seeds alone."""
-    return np.random.default_rng(seed).permutation(n).astype(np.int64)
+def shuffled(n: int, seed: int, name: Stream, *position: int) -> IntArray:
+    """A permutation of `0..n-1`, a function of the stream and the position in it."""
+    return stream(seed, name, *position).permutation(n).astype(np.int64)
 
 
 def batches(rows: IntArray, size: int) -> list[IntArray]:
@@ -79,25 +45,6 @@ def batches(rows: IntArray, size: int) -> list[IntArray]:
     if len(cuts) > 1 and len(cuts[-1]) < max(2, size // 4):
         cuts[-2:] = [np.concatenate(cuts[-2:])]
     return cuts
-
-
-def on_triangle(peak: float, start: float, end: float) -> Callable[[float], float]:
-    """The learning rate within a part of a schedule that rises over the first fifth, then falls to zero.
-
-    Args:
-        peak: Largest learning rate.
-        start: Where the part begins, in [0, 1], the whole schedule being 1.
-        end: Where it ends.
-
-    Returns:
-        Learning rate as a function of the done share of the part in [0, 1).
-    """
-
-    def rate(done: float) -> float:
-        progress = start + done * (end - start)
-        return peak * max(min(progress / 0.2, (1 - progress) / 0.8), 0.0)
-
-    return rate
 
 
 def classify(forward: Callable[[Tensor], Tensor]) -> Objective:
@@ -118,9 +65,8 @@ def train_epoch(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     *,
-    seed: tuple[int, ...],
+    seed: tuple[int, Stream, *tuple[int, ...]],
     learning_rate: Callable[[float], float] | None = None,
-    augmented: bool = True,
     title: str = "training",
 ) -> Losses:
     """Take one optimizer step for each batch of the plan.
@@ -132,9 +78,8 @@ def train_epoch(
         model: The network in training; its gradients are averaged over the processes.
         objective: Per-sample objective and per-sample loss of a batch.
         optimizer: Its steps are taken.
-        seed: Seeds the augmentation, together with the number of the batch.
+        seed: Seed, stream and position: they seed the augmentation and the objective of each step.
         learning_rate: Learning rate as a function of the done share of the plan in [0, 1).
-        augmented: Whether the feed's augmentations apply.
         title: Name in the progress bar.
 
     Returns:
@@ -146,15 +91,15 @@ def train_epoch(
     model.train()
     recorded = torch.full((len(feed.labels),), float("nan"), device=session.device)
     world, rank = session.fabric.world_size, session.fabric.global_rank
-    stream = np.random.default_rng(seed)
+    draws = stream(*seed)
     n_visits = sum(len(rows) for rows in plan)
     with session.bar(title, n_visits) as advance:
         for step, rows in enumerate(plan):
             if learning_rate is not None:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step / len(plan))
-            augment_seed = int(stream.integers(2**62)) + rank if augmented else None
-            batch = session.batch(feed, rows[rank::world], augment_seed=augment_seed)
+            augment_seed, step_seed = (int(drawn) + rank for drawn in draws.integers(2**62, size=2))
+            batch = session.batch(feed, rows[rank::world], augment_seed=augment_seed)._replace(seed=step_seed)
             with session.autocast():
                 weighted, losses = objective(batch)
             optimizer.zero_grad(set_to_none=True)
@@ -168,63 +113,15 @@ def train_epoch(
         recorded = _merge(session.fabric, recorded)
     values: Losses = recorded.cpu().numpy()
     if len(plan) and not np.isfinite(values[np.concatenate(plan)]).all():
-        raise ConfigError(
-            f"the training diverged (a loss is no number, {title}): lower --learning-rate, in the search of E2ABL "
-            "--warmup-learning-rate or --confusion-learning-rate"
-        )
+        raise ConfigError(f"the training diverged: a loss of {title!r} is not finite; lower the learning rate")
     return values
-
-
-@torch.no_grad()
-def evaluate(
-    session: Session,
-    feed: Feed,
-    forward: Callable[[Tensor], Tensor],
-    reduce: Callable[[Tensor, Tensor], Tensor],
-    rows: IntArray | None = None,
-    *,
-    title: str = "evaluating",
-) -> NDArray[np.float32]:
-    """Apply a network in eval mode to rows of a feed.
-
-    Args:
-        session: Device, precision, processes.
-        feed: The data.
-        forward: Inputs to logits `(B, K)`; its network must be in eval mode.
-        reduce: Logits (float32) and given labels to `(B, ...)`, the part that is kept.
-        rows: Rows to visit; all by default.
-        title: Name in the progress bar.
-
-    Returns:
-        `(len(rows), ...)` float32 in the order of the rows, alike in all processes.
-    """
-    rows = np.arange(len(feed.labels), dtype=np.int64) if rows is None else rows
-    world, rank = session.fabric.world_size, session.fabric.global_rank
-    parts: list[Tensor] = []
-    with session.bar(title, len(rows)) as advance:
-        for start in range(0, len(rows), session.evaluation_batch * world):
-            chunk = rows[start : start + session.evaluation_batch * world]
-            # Every process takes the same number of rows (the last are repeated), so that all can be gathered.
-            share = math.ceil(len(chunk) / world)
-            own = chunk[np.minimum(np.arange(rank * share, (rank + 1) * share), len(chunk) - 1)]
-            batch = session.batch(feed, own)
-            with session.autocast():
-                logits = forward(batch.inputs)
-            part = reduce(logits.float(), batch.labels)
-            if world > 1:
-                part = _gather(part, world)[: len(chunk)]
-            parts.append(part.cpu())
-            advance(len(chunk))
-    if not parts:
-        return np.zeros(0, dtype=np.float32)
-    return torch.cat(parts).numpy()
 
 
 def predict(session: Session, model: nn.Module, samples: Samples) -> Predictions:
     """Class, confidence and loss of every sample under a model."""
     was_training = model.training
     model.eval()
-    values = evaluate(session, session.feed(samples), model, _summary, title="predicting")
+    values = session.evaluate(session.feed(samples), model, _summary, title="predicting")
     model.train(was_training)
     values = values.reshape(-1, 3)
     return Predictions(values[:, 0].astype(np.int64), values[:, 1], values[:, 2])
@@ -239,13 +136,6 @@ def _sum(fabric: Fabric, values: Tensor) -> Tensor:
     """The sum over all processes."""
     total: Any = fabric.all_reduce(values, reduce_op="sum")
     return torch.as_tensor(total)
-
-
-def _gather(part: Tensor, n_processes: int) -> Tensor:
-    """The parts of all processes, one after the other."""
-    parts = [torch.empty_like(part) for _ in range(n_processes)]
-    torch.distributed.all_gather(parts, part.contiguous())
-    return torch.cat(parts)
 
 
 def _average_gradients(fabric: Fabric, model: nn.Module) -> None:

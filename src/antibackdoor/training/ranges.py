@@ -6,6 +6,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from antibackdoor.errors import ConfigError
 
+# Metadata of a hyper-parameter that is for research: a field in Python, no flag of the command line.
+RESEARCH = {"flag": False}
+
 
 def check_ranges(method: Any, **ranges: str) -> None:
     """Check numbers of a method against intervals such as `"(0, 1]"` or `"[0, inf)"`; nan lies in none.

@@ -12,6 +12,7 @@ from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError
 
 LEAST_STEPS = 3000  # fewer make a short training
+MIXING = ("mixup", "cutmix")  # augmentations that mix two samples and their labels
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class Recipe:
             the training and then falls to zero on a straight line.
         momentum: Momentum of SGD.
         weight_decay: L2 penalty on all weights.
-        augment: Names of augmentations, joined by commas: `crop`, `flip`, `cutout` for images, `jitter`,
-            `scale`, `shift` for series, `none`; `auto` is crop for images from 16 pixels on, else none.
+        augment: Names of augmentations, joined by commas: `crop`, `flip`, `cutout`, `physical` for images,
+            `jitter`, `scale`, `shift` for series, `mixup`, `cutmix` for both, `none`; `auto` is crop for images
+            from 16 pixels on, else none.
         precision: `bf16` (autocast), `fp32`, or `auto`: bf16 where the processor has it.
         device: `auto`, `cpu`, `cuda` or `mps`.
         devices: Processes that share every batch.
@@ -77,18 +79,31 @@ class Recipe:
 
 
 def augmentation_names(setting: str, samples: Samples) -> tuple[str, ...]:
-    """The augmentations that a recipe's setting means for these samples.
+    """The augmentations of single samples that a recipe's setting means for these samples; see `mixing_names`.
 
     Raises:
         ConfigError: If a name is unknown or belongs to the other kind of data.
     """
-    known = ("crop", "flip", "cutout") if samples.kind == "image" else ("jitter", "scale", "shift")
+    own = ("crop", "flip", "cutout", "physical") if samples.kind == "image" else ("jitter", "scale", "shift")
     if setting == "auto":
         return ("crop",) if samples.kind == "image" and min(samples.shape[1:]) >= 16 else ()
-    names = tuple(name for name in setting.replace(" ", "").split(",") if name not in ("", "none"))
-    for name in names:
+    known = (*own, *MIXING)
+    for name in _listed(setting):
         if name not in known:
             raise ConfigError(
                 f"augmentation '{name}' does not exist for {samples.kind} data: choose among {', '.join(known)}, none"
             )
-    return names
+    return tuple(name for name in _listed(setting) if name in own)
+
+
+def mixing_names(setting: str) -> tuple[str, ...]:
+    """The augmentations of a recipe's setting that mix two samples and their labels.
+
+    >>> mixing_names("crop, mixup")
+    ('mixup',)
+    """
+    return tuple(name for name in _listed(setting) if name in MIXING)
+
+
+def _listed(setting: str) -> tuple[str, ...]:
+    return tuple(name for name in setting.replace(" ", "").split(",") if name not in ("", "none"))

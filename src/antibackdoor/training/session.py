@@ -9,12 +9,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+import torch.distributed
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -35,15 +39,16 @@ class Batch(NamedTuple):
     """Some samples on a device."""
 
     inputs: Tensor  # (B, C, H, W) or (B, C, T) float32; images in [0, 1]
-    labels: Tensor  # (B,) int64, as given
+    labels: Tensor  # (B,) int64, or (B, K) float32 soft labels
     rows: Tensor  # (B,) int64, position in the Samples
+    seed: int = 0  # of this step, in this process, for objectives that draw
 
 
 class Feed(NamedTuple):
     """A data set at hand: batches are cut from it by row."""
 
     inputs: Tensor  # (N, *shape) uint8 or float32, on the device or in (mapped) memory
-    labels: Tensor  # (N,) int64
+    labels: Tensor  # (N,) int64, or (N, K) float32 soft labels
     n_classes: int
     augmentations: tuple[str, ...]
     change: Callable[[Tensor, Tensor], Tensor] | None = None  # (inputs, rows) to inputs, before augmentation
@@ -116,6 +121,49 @@ class Session:
         """Lower precision where it is faster."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
+    @torch.no_grad()
+    def evaluate(
+        self,
+        feed: Feed,
+        forward: Callable[[Tensor], Tensor],
+        reduce: Callable[[Tensor, Tensor], Tensor],
+        rows: IntArray | None = None,
+        *,
+        title: str = "evaluating",
+    ) -> NDArray[np.float32]:
+        """Apply a network in eval mode to rows of a feed.
+
+        Args:
+            feed: The data.
+            forward: Inputs to logits `(B, K)`; its network must be in eval mode.
+            reduce: Logits (float32) and given labels to `(B, ...)`, the part that is kept.
+            rows: Rows to visit; all by default.
+            title: Name in the progress bar.
+
+        Returns:
+            `(len(rows), ...)` float32 in the order of the rows, alike in all processes.
+        """
+        rows = np.arange(len(feed.labels), dtype=np.int64) if rows is None else rows
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        parts: list[Tensor] = []
+        with self.bar(title, len(rows)) as advance:
+            for start in range(0, len(rows), self.evaluation_batch * world):
+                chunk = rows[start : start + self.evaluation_batch * world]
+                # Every process takes the same number of rows (the last are repeated), so that all can be gathered.
+                share = math.ceil(len(chunk) / world)
+                own = chunk[np.minimum(np.arange(rank * share, (rank + 1) * share), len(chunk) - 1)]
+                batch = self.batch(feed, own)
+                with self.autocast():
+                    logits = forward(batch.inputs)
+                part = reduce(logits.float(), batch.labels)
+                if world > 1:
+                    part = _gather(part, world)[: len(chunk)]
+                parts.append(part.cpu())
+                advance(len(chunk))
+        if not parts:
+            return np.zeros(0, dtype=np.float32)
+        return torch.cat(parts).numpy()
+
     @contextlib.contextmanager
     def full_precision(self, wanted: bool = True) -> Iterator[None]:
         """No lower precision within, unless the recipe asks for it by name."""
@@ -139,7 +187,7 @@ class Session:
 
     def finished(self, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
         """The trained weights in a network as `build` makes it, on the CPU and in eval mode."""
-        delivered = seeded(build, 0)
+        delivered = seeded(build, 0)  # the weights are replaced; torch's own random state is left alone
         delivered.load_state_dict({key: value.cpu() for key, value in model.state_dict().items()})
         return delivered.eval()
 
@@ -176,6 +224,13 @@ class Session:
                     progress.update(task, rate=f"{speed:,.0f} samples/s")
 
             yield advance
+
+
+def _gather(part: Tensor, n_processes: int) -> Tensor:
+    """The parts of all processes, one after the other."""
+    parts = [torch.empty_like(part) for _ in range(n_processes)]
+    torch.distributed.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
 
 
 def seeded(build: Callable[[], Network], seed: int) -> Network:

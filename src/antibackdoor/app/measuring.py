@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from antibackdoor.attacks import Truth, trigger_test_set
-from antibackdoor.data.samples import Samples
+from antibackdoor.data.samples import IntArray, Samples
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.protocols import CLEANED, RELABELED, Plan, Trigger, Verdict
 from antibackdoor.statistics import metrics
@@ -57,13 +57,7 @@ def measure_model(
     if (trigger is None) != (plan is None):
         raise ConfigError("a trigger is measured by its plan: give both, or neither")
     answers = predict(session, model, test).labels
-    low, high = wilson_interval(int((answers == test.labels).sum()), len(test))
-    measured: dict[str, float | int] = {
-        "clean_accuracy": metrics.clean_accuracy(answers, test.labels),
-        "clean_accuracy_low": low,
-        "clean_accuracy_high": high,
-        "n_test": len(test),
-    }
+    measured = accuracy_metrics(answers, test.labels)
     target = getattr(plan, "target_label", None)
     if isinstance(target, int):
         measured["clean_accuracy_nontarget"] = metrics.clean_accuracy_nontarget(answers, test.labels, target)
@@ -88,14 +82,30 @@ def attack_success(
     if not len(triggered):
         raise DataError("the attack aims at none of the test samples; give test data of all classes")
     answers = predict(session, model, triggered).labels
-    goal, everyone = plan.goal(triggered.labels), np.ones(len(triggered), dtype=bool)
-    low, high = wilson_interval(int((answers == goal).sum()), len(triggered))
+    return success_metrics(answers, triggered.labels, plan)
+
+
+def accuracy_metrics(answers: IntArray, labels: IntArray) -> dict[str, float | int]:
+    """`clean_accuracy` of answers `(N,)` with Wilson's 95% interval, and `n_test`."""
+    low, high = wilson_interval(int((answers == labels).sum()), len(labels))
+    return {
+        "clean_accuracy": metrics.clean_accuracy(answers, labels),
+        "clean_accuracy_low": low,
+        "clean_accuracy_high": high,
+        "n_test": len(labels),
+    }
+
+
+def success_metrics(answers: IntArray, labels: IntArray, plan: Plan) -> dict[str, float | int]:
+    """`attack_success` of answers `(N,)` to triggered samples of true `labels`."""
+    goal, everyone = plan.goal(labels), np.ones(len(labels), dtype=bool)
+    low, high = wilson_interval(int((answers == goal).sum()), len(labels))
     return {
         "attack_success_rate": metrics.attack_success_rate(answers, everyone, goal),
         "attack_success_rate_low": low,
         "attack_success_rate_high": high,
-        "robust_accuracy": metrics.robust_accuracy(answers, everyone, triggered.labels),
-        "n_triggered": len(triggered),
+        "robust_accuracy": metrics.robust_accuracy(answers, everyone, labels),
+        "n_triggered": len(labels),
     }
 
 

@@ -1,0 +1,43 @@
+"""All methods by name, over the three tables."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from antibackdoor.defenses import DEFENSES
+from antibackdoor.detectors import DETECTORS
+from antibackdoor.errors import ConfigError
+from antibackdoor.purifiers import PURIFIERS
+
+TABLES: tuple[dict[str, Any], ...] = (DEFENSES, DETECTORS, PURIFIERS)
+
+# Names of earlier versions, and what to write now.
+RENAMED = {"e2abl-published": "e2abl (and the default, which was called e2abl, is dual-head)"}
+
+
+def method_name(method: Any) -> str:
+    """The key of a method in its table; the name of its class if it is in none."""
+    for table in TABLES:
+        for name, kind in table.items():
+            if type(method) is kind:
+                return name
+    return type(method).__name__
+
+
+def look_up(name: str, table: dict[str, Any], flag: str) -> Any:
+    """The class of a method.
+
+    Raises:
+        ConfigError: If there is none of this name; the message lists those that there are.
+    """
+    if name in RENAMED:
+        raise ConfigError(f"{flag} {name} has a new name: write {RENAMED[name]}")
+    if name not in table:
+        raise ConfigError(f"{flag} {name} is unknown: choose one of {', '.join(table)}")
+    return table[name]
+
+
+def hyper_parameters(method: Any) -> dict[str, Any]:
+    """The fields of a method in JSON's types."""
+    return asdict(method)

@@ -1,0 +1,110 @@
+"""Which network is trained, and how a delivered one is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from antibackdoor.data.samples import Samples
+from antibackdoor.errors import ConfigError, ModelError
+from antibackdoor.models.backbones import build_backbone, default_backbone
+from antibackdoor.models.normalization import channel_statistics, normalized
+from antibackdoor.models.own_network import adapt_factory, load_factory
+from antibackdoor.runs.model_file import ModelSpec, load_model_spec, load_weights
+from antibackdoor.training.recipe import Recipe
+
+Factory = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """Which network to use.
+
+    Attributes:
+        backbone: A key of `BACKBONES`; empty chooses by data and machine.
+        model: The user's own network in place of a backbone: `package.module:factory`, or the factory itself (it
+            may take `input_shape` and `n_classes`).
+    """
+
+    backbone: str = ""
+    model: str | Factory = ""
+
+    @property
+    def factory(self) -> Factory | None:
+        """The factory, where it is given as an object and not by name."""
+        return None if isinstance(self.model, str) else self.model
+
+
+def describe_model(
+    samples: Samples, choice: NetworkChoice, recipe: Recipe, method: str, image_size: str | None = None
+) -> ModelSpec:
+    """Which network is to be trained on these samples, by which method.
+
+    Raises:
+        ConfigError: If the choice names two networks, or none that can be found.
+    """
+    if choice.backbone and choice.model:
+        raise ConfigError("--backbone and --model exclude each other: give one of them")
+    if ":" in choice.backbone:
+        raise ConfigError(f"--backbone {choice.backbone} names code: give it with --model, which runs it")
+    own = choice.model if isinstance(choice.model, str) else _factory_name(choice.model)
+    if own and ":" not in own:
+        raise ConfigError(f"--model {own} names no factory: write package.module:factory, without a path or .py")
+    gpu = recipe.device in ("auto", "cuda") and torch.cuda.is_available()
+    mean, std = channel_statistics(samples)
+    return ModelSpec(
+        backbone=own or choice.backbone or default_backbone(samples.kind, samples.shape, len(samples), gpu),
+        kind=samples.kind,
+        input_shape=samples.shape,
+        class_names=tuple(samples.class_names.tolist()),
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        image_size=image_size,
+        method=method,
+        package_version=version("antibackdoor"),
+    )
+
+
+def _factory_name(factory: Factory) -> str:
+    return f"{factory.__module__}:{getattr(factory, '__qualname__', type(factory).__name__)}"
+
+
+def builder(spec: ModelSpec, factory: Factory | None = None) -> Callable[[], nn.Module]:
+    """Makes the untrained network of a description, its normalization inside; `factory` is the user's, if given."""
+    n_classes = len(spec.class_names)
+    if factory is not None:
+        make = adapt_factory(factory, spec.input_shape, n_classes, name=spec.backbone)
+        return lambda: normalized(make(), spec.mean, spec.std)
+    if ":" in spec.backbone:
+        factory = load_factory(spec.backbone, spec.input_shape, n_classes)
+        return lambda: normalized(factory(), spec.mean, spec.std)
+    return lambda: normalized(build_backbone(spec.backbone, spec.input_shape, n_classes), spec.mean, spec.std)
+
+
+def load_model(run: str | Path, factory: Factory | None = None) -> tuple[nn.Module, ModelSpec]:
+    """The delivered model of a run, in eval mode on the CPU, and its description.
+
+    Args:
+        run: The run folder.
+        factory: Of the user's own network. The folder only names it: nothing that it names is ever run.
+
+    Raises:
+        ModelError: If the files are missing, damaged or do not fit each other, or an own network is not given.
+    """
+    run = Path(run)
+    spec = load_model_spec(run)
+    if ":" in spec.backbone and factory is None:
+        raise ModelError(
+            f"{run} was trained with a network of your own, {spec.backbone!r}: if you trust that code, name it "
+            "with --model (from Python, give the factory)"
+        )
+    if ":" not in spec.backbone and factory is not None:
+        raise ModelError(f"{run} was trained with the backbone {spec.backbone}: leave --model out")
+    model = builder(spec, factory)()
+    load_weights(run, model)
+    return model.eval(), spec
