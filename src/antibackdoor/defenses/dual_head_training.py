@@ -16,7 +16,6 @@ from antibackdoor.defenses.recovery import Return, recover
 from antibackdoor.search.caught import Caught
 from antibackdoor.search.removal import Removal
 from antibackdoor.training.loop import Objective, batches, cross_entropy, shuffled
-from antibackdoor.training.schedules import triangle
 from antibackdoor.training.session import Batch
 from antibackdoor.training.trainer import Phase, Trainer
 
@@ -109,7 +108,7 @@ class MainTraining:
         usable = np.flatnonzero(~caught.isolated | (back.labels != given) | back.unchanged | back.cleared)
         order = usable[shuffled(len(usable), seed, Stream.MAIN_ORDER, place)][: budget - visits]
         done = visits + len(order)
-        rate = triangle(trainer.recipe.learning_rate)
+        rate = trainer.recipe.rate()
         phase = Phase(
             name=self.name,
             epochs=0,

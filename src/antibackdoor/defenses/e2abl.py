@@ -88,7 +88,7 @@ class E2ABL:
 
     needs: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("schedule",)
 
     attach: str = ""
     head_width: int = 0

@@ -12,7 +12,6 @@ from antibackdoor.protocols import Build, Given, Trained, Verdict, check_given
 from antibackdoor.training.journal import Journal
 from antibackdoor.training.loop import classify
 from antibackdoor.training.recipe import Recipe
-from antibackdoor.training.schedules import triangle
 from antibackdoor.training.trainer import Phase, Trainer
 
 
@@ -51,6 +50,6 @@ class Undefended:
         check_given(self, given)
         trainer = Trainer(samples, recipe, journal, mixes=True)
         model = trainer.network(build)
-        trainer.run(model, Phase("training", trainer.passes, classify(model), triangle(recipe.learning_rate)))
+        trainer.run(model, Phase("training", trainer.passes, classify(model), recipe.rate()))
         suspicion = -trainer.history.losses[-1].astype(np.float64)
         return Trained(trainer.delivered(model, build), trainer.history, Verdict.ranking(suspicion, samples))

@@ -108,7 +108,7 @@ class ConfusionTraining:
 
     needs: ClassVar[tuple[str, ...]] = ("build",)
     takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ("epochs", "learning_rate", "augment", "devices")
+    unused: ClassVar[tuple[str, ...]] = ("epochs", "learning_rate", "schedule", "augment", "devices")
 
     power: bool = True
     attach: str = ""

@@ -10,6 +10,7 @@ import numpy as np
 
 from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError
+from antibackdoor.training.schedules import SCHEDULES, Schedule
 
 LEAST_STEPS = 3000  # fewer make a short training
 MIXING = ("mixup", "cutmix")  # augmentations that mix two samples and their labels
@@ -23,8 +24,9 @@ class Recipe:
         epochs: Length of the training in passes over the data; 0 chooses by the size of the data (20 passes,
             more for small data so that at least 3,000 steps are taken, at most 200 passes).
         batch_size: Samples a step over all processes; 0 chooses 128, or 32 below 5,000 samples.
-        learning_rate: Peak learning rate of SGD with Nesterov momentum; it rises over the first fifth of
-            the training and then falls to zero on a straight line.
+        learning_rate: Largest learning rate of SGD with Nesterov momentum.
+        schedule: How it changes: `triangle` rises over the first fifth of the training and then falls to zero on a
+            straight line, `step` is divided by 10 at a half and at three quarters, `cosine` falls to zero, `constant`.
         momentum: Momentum of SGD.
         weight_decay: L2 penalty on all weights.
         augment: Names of augmentations, joined by commas: `crop`, `flip`, `cutout`, `physical` for images,
@@ -40,6 +42,7 @@ class Recipe:
     epochs: int = 0
     batch_size: int = 0
     learning_rate: float = 0.1
+    schedule: Literal["triangle", "step", "cosine", "constant"] = "triangle"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     augment: str = "auto"
@@ -63,8 +66,14 @@ class Recipe:
             raise ConfigError(f"momentum is {self.momentum}; give a number in [0, 1), such as 0.9")
         if not 0 <= self.weight_decay < 100:
             raise ConfigError(f"weight_decay is {self.weight_decay}; give 0 or more, such as 0.0005")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule is {self.schedule!r}; give one of {', '.join(SCHEDULES)}")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise ConfigError(f"precision is {self.precision!r}; give auto, bf16 or fp32")
+
+    def rate(self) -> Schedule:
+        """The learning rate over the training."""
+        return SCHEDULES[self.schedule](self.learning_rate)
 
     def batch(self, n_samples: int) -> int:
         """Samples a step for a data set of this size."""
@@ -107,3 +116,13 @@ def mixing_names(setting: str) -> tuple[str, ...]:
 
 def _listed(setting: str) -> tuple[str, ...]:
     return tuple(name for name in setting.replace(" ", "").split(",") if name not in ("", "none"))
+
+
+# How the papers train, and how we do; epochs and seed are the caller's. The papers' own texts leave much open:
+# docs/methods tells what is inferred. `e2abl` and `abl` differ in augmentation (ABL: crop, flip and Cutout).
+PRESETS: dict[str, Recipe] = {
+    "practical": Recipe(),
+    "nad": Recipe(batch_size=64, schedule="step", weight_decay=1e-4, augment="none"),
+    "abl": Recipe(batch_size=64, schedule="step", weight_decay=1e-4, augment="crop,flip,cutout"),
+    "e2abl": Recipe(batch_size=128, schedule="cosine", weight_decay=1e-4, augment="none"),
+}

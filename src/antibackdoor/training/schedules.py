@@ -43,4 +43,10 @@ def cosine(rate: float) -> Schedule:
     return lambda done: rate * (1 + math.cos(math.pi * done)) / 2
 
 
-SCHEDULES: dict[str, Callable[[float], Schedule]] = {"constant": constant, "triangle": triangle, "cosine": cosine}
+# By name, as in a recipe. Steps come at half and at three quarters, as in most code of the field.
+SCHEDULES: dict[str, Callable[[float], Schedule]] = {
+    "triangle": triangle,
+    "step": lambda rate: step(rate, at=(0.5, 0.75)),
+    "cosine": cosine,
+    "constant": constant,
+}
