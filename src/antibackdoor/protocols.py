@@ -172,7 +172,7 @@ FLAGS = {
     "history": "--checkpoint",
     "clean": "--clean",
     "suspicious": "--suspicious",
-    "isolated": "--isolated",
+    "isolated": "--verdict",
     "verdict": "--verdict",
     "decisions": "--decisions",
     "teacher": "--teacher",

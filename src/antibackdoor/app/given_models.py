@@ -65,7 +65,7 @@ class FileHints:
 
 
 def open_model(
-    path: str | Path, choice: NetworkChoice, samples: Samples, recipe: Recipe, hints: FileHints | None = None
+    path: str | Path, choice: NetworkChoice, samples: Samples | None, recipe: Recipe, hints: FileHints | None = None
 ) -> Opened:
     """Load a run folder or a bare file of weights.
 
@@ -73,7 +73,7 @@ def open_model(
         path: A run folder, or a `.safetensors`, `.pt`, `.pth` or `.tar` file.
         choice: What network a bare file holds. For a run of a network of one's own: its factory.
         samples: Labelled samples of the classes that the model knows, to check a bare file on; clean ones if there
-            are any.
+            are any. A run folder needs none.
         recipe: Where to compute.
         hints: What is known of a bare file.
 
@@ -86,12 +86,15 @@ def open_model(
         if choice.backbone:
             raise ConfigError(f"{path} is a run folder, which knows its network: leave --backbone out")
         model, spec = load_model(path, _own_factory(choice))
-        if spec.input_shape != samples.shape or spec.class_names != tuple(samples.class_names.tolist()):
+        known = samples is None or (spec.input_shape, spec.class_names) == (samples.shape, tuple(samples.class_names))
+        if not known:
             raise ModelError(f"{path} was trained on other shapes or classes than the data have")
         history = read_history(path) if (path / HISTORY).exists() else None
         return Opened(model, spec, builder(spec, _own_factory(choice)), history, {})
     if not (choice.backbone or choice.model):
         raise ConfigError(f"{path} is a bare file: say with --backbone or --model what network it holds")
+    if samples is None:
+        raise ConfigError(f"{path} is a bare file: give some data, which tell its classes and its normalization")
     return _open_file(path, choice, samples, recipe, hints)
 
 

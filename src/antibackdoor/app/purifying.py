@@ -60,7 +60,7 @@ def purify(
         if run.finished:
             write_report(out)
             return None
-        purified = purifier.purify(opened.model, replace(given, build=opened.build), recipe, journal=run)
+        purified = purifier.purify(opened.model, replace(given, build=opened.build, input_shape=opened.spec.input_shape), recipe, journal=run)
         metrics = {
             "method": name,
             "backbone": spec.backbone,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,17 +115,12 @@ def _with_model(samples: Samples, job: Scan, given: Given, build: Build, book: C
     model, history = given.model, given.history
     if missing and given.model is None:
         model, history = _undefended(samples, job, build, book)
-    whole = Given(
+    whole = replace(
+        given,
         build=build,
+        input_shape=samples.shape,
         model=model if "model" in usable or given.model is not None else None,
         history=history if "history" in usable else None,
-        clean=given.clean,
-        suspicious=given.suspicious,
-        isolated=given.isolated,
-        verdict=given.verdict,
-        decisions=given.decisions,
-        teacher=given.teacher,
-        trigger=given.trigger,
     )
     check_given(detector, whole)
     return whole

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import cyclopts
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
 from antibackdoor.cli.commands import (
     attacks,
@@ -89,6 +89,11 @@ class _Chosen:
         self.method = settings_type(self.kind, METHOD)
         self.recipe = settings_type(Recipe, TRAINING, without=recipe_without(self.kind))
 
+    def uses(self, *names: str, group: Group = METHOD) -> Parameter:
+        """A flag for something that a method may be given: shown only if this one can use it."""
+        usable = {*getattr(self.kind, "needs", ()), *getattr(self.kind, "takes", ())}
+        return Parameter(group=group, show=bool(usable & {*names}))
+
     def made(self, settings: Any) -> Any:
         """The method with the values of its flags."""
         return made(self.kind, settings)
@@ -147,7 +152,7 @@ def _add_train(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         backbone: Annotated[str, InTraining] = "",
         model: Annotated[str, InTraining] = "",
         defense: Annotated[str, InMethod] = "dual-head",
-        verdict: Annotated[Path | None, InMethod] = None,
+        verdict: Annotated[Path | None, chosen.uses("verdict")] = None,
         resume: Annotated[bool, InOutput] = False,
         recipe: Annotated[recipe_type, Flat] = recipe_type(),
         hyper: Annotated[method_type, Flat] = method_type(),
@@ -197,14 +202,14 @@ def _add_scan(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         data: Annotated[Path, InData],
         *,
         out: Annotated[Path, InOutput],
-        clean: Annotated[Path | None, InData] = None,
+        clean: Annotated[Path | None, chosen.uses("clean", group=DATA)] = None,
         image_size: Annotated[int | None, InData] = None,
         on_error: OnError = "raise",
         cache: Annotated[Path | None, InData] = None,
         backbone: Annotated[str, InTraining] = "",
         model: Annotated[str, InTraining] = "",
         detector: Annotated[str, InMethod] = "confusion",
-        checkpoint: Annotated[Path | None, InMethod] = None,
+        checkpoint: Annotated[Path | None, chosen.uses("model", "history")] = None,
         resume: Annotated[bool, InOutput] = False,
         recipe: Annotated[recipe_type, Flat] = recipe_type(),
         hyper: Annotated[method_type, Flat] = method_type(),
@@ -254,11 +259,11 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         *,
         out: Annotated[Path, InOutput],
         clean: Annotated[Path | None, InData] = None,
-        suspicious: Annotated[Path | None, InData] = None,
+        suspicious: Annotated[Path | None, chosen.uses("suspicious", group=DATA)] = None,
         test: Annotated[Path | None, InData] = None,
-        verdict: Annotated[Path | None, InMethod] = None,
-        teacher: Annotated[Path | None, InMethod] = None,
-        trigger: Annotated[Path | None, InMethod] = None,
+        verdict: Annotated[Path | None, chosen.uses("verdict", "isolated")] = None,
+        teacher: Annotated[Path | None, chosen.uses("teacher")] = None,
+        trigger: Annotated[Path | None, chosen.uses("trigger")] = None,
         on_error: OnError = "raise",
         cache: Annotated[Path | None, InData] = None,
         backbone: Annotated[str, InTraining] = "",

@@ -127,17 +127,18 @@ def run_purify(
     from antibackdoor.attacks import load_trigger
     from antibackdoor.protocols import Given
 
+    if not checkpoint.exists():
+        raise ConfigError(f"there is no {checkpoint}; give a run folder or a file of weights")
     path = clean or suspicious or test
-    if path is None:
-        raise ConfigError("give --clean samples, or --suspicious data, or --test data: they tell the model's classes")
-    known = _given_samples(checkpoint, path, on_error, cache)
+    known = None if path is None else _given_samples(checkpoint, path, on_error, cache)
     choice, hints = NetworkChoice(backbone, model), FileHints(mean, std, _lines(classes))
     opened = open_model(checkpoint, choice, known, recipe, hints)
     poisoned = None if suspicious is None else _like(known, suspicious, "train", on_error, cache)
+    judged = poisoned or known
     given = Given(
         clean=None if clean is None else known,
         suspicious=poisoned,
-        verdict=None if verdict is None else verdict_of(verdict, poisoned or known),
+        verdict=None if verdict is None or judged is None else verdict_of(verdict, judged),
         teacher=None if teacher is None else open_model(teacher, NetworkChoice(), known, recipe).model,
         trigger=None if trigger is None else load_trigger(trigger).trigger,
     )

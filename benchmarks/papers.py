@@ -1,0 +1,366 @@
+"""The papers' tables, measured here: paper, ours, difference, grade; or "not run" and what it would cost.
+
+    python benchmarks/papers.py --list                       what there is, and about how long it takes
+    python benchmarks/papers.py --table nad-1                one table; goes on where it was stopped
+    python benchmarks/papers.py --table nad-1 --rows BadNets,SIG --scale paper
+    python benchmarks/papers.py --pages                      writes docs/results/ from what is measured
+
+All methods of a row see the same poisoned bytes, and purifiers and detectors the same attack model, which is kept in
+the cache between calls. The last epoch counts, never the best by test data. A row counts only if the attack works
+without a defense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import folders
+import numpy as np
+import safetensors.torch
+from paper_tables import TABLES, Method, Row, Table
+from torch import nn
+
+from antibackdoor.app.methods import TABLES as METHOD_TABLES
+from antibackdoor.app.networks import NetworkChoice, builder, describe_model
+from antibackdoor.attacks import ATTACKS, Poisoned, poison
+from antibackdoor.benchmark import (
+    Matrix,
+    Measured,
+    choose,
+    data_hash,
+    measure_cells,
+    measure_model,
+    measure_verdict,
+    read_lines,
+)
+from antibackdoor.data.cache import cache_folder
+from antibackdoor.data.reading import read
+from antibackdoor.data.samples import Samples
+from antibackdoor.data.streams import Stream, stream
+from antibackdoor.defenses import DEFENSES, Undefended
+from antibackdoor.protocols import Build, Given
+from antibackdoor.purifiers import PURIFIERS
+from antibackdoor.runs.atomic import replacing
+from antibackdoor.statistics import metrics
+from antibackdoor.statistics.isolation import highest
+from antibackdoor.training.history import LossHistory
+from antibackdoor.training.recipe import PRESETS, Recipe
+from antibackdoor.training.session import Session, seeded
+
+RESULTS = folders.RESULTS / "papers.jsonl"
+PAGES = folders.REPOSITORY / "docs" / "results"
+CLEAN_SHARE = 0.05  # of the training set, that purifiers get (all four papers)
+WEAK = 90.0  # percent of attack success without a defense below which a row does not count
+TOP = 0.01  # share of the samples whose precision is told
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained.
+
+    Attributes:
+        limit: Most training samples; 0 takes all.
+        epochs: Of the attack model, and of defenses that go by the recipe.
+        method_epochs: Epochs of methods with a number of their own, where it is not the paper's.
+    """
+
+    limit: int
+    epochs: int
+    method_epochs: dict[str, dict[str, int]]
+
+
+SCALES = {
+    "small": Scale(10_000, 30, {"abl": {"isolation_epochs": 10, "epochs": 30}, "mcr": {"epochs": 50}}),
+    "paper": Scale(0, 60, {}),
+}
+# Images a second on one core of the machine that the results were measured on, to estimate costs.
+SPEED = {"wrn-16-1": 700, "resnet18-thin": 650, "fcn": 2500}
+# Visits of a method, in those of the attack model's training: rough, for the estimate.
+COST = {"none": 1.0, "abl": 1.6, "advrbd": 2.5, "dbr": 1.7, "e2abl": 3.0, "dual-head": 1.2, "self-clean": 0.8}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table: an attack under a method."""
+
+    table: str
+    row: str
+    method: str  # the column's name
+    scale: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """For `--cells`."""
+        return f"{self.table}/{self.row}/{self.method}/{self.scale}/{self.seed}"
+
+    @property
+    def form(self) -> str:
+        """The same."""
+        return self.name
+
+    def parts(self) -> tuple[Table, Row, Method, Scale]:
+        """What the names stand for."""
+        table = TABLES[self.table]
+        row = next(row for row in table.rows if row.label == self.row)
+        method = next(method for method in table.methods if method.name == self.method)
+        return table, row, method, SCALES[self.scale]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The data of a row, and its attack model."""
+
+    train: Samples
+    test: Samples
+    clean: Samples
+    poisoned: Poisoned | None
+    recipe: Recipe
+    build: Build
+    network: NetworkChoice
+
+
+def prepare(cell: Cell, folder: Path) -> Prepared:
+    """Read, draw the clean samples, poison."""
+    table, row, _, scale = cell.parts()
+    data = read(folder / (row.data or table.data), seed=cell.seed)
+    assert data.test is not None
+    original = data.train
+    if scale.limit and len(original) > scale.limit:
+        original = original.take(np.linspace(0, len(original) - 1, scale.limit).astype(np.int64))
+    order = stream(cell.seed, Stream.CARD, 1).permutation(len(original))
+    clean = original.take(np.sort(order[: max(round(CLEAN_SHARE * len(original)), 2 * original.n_classes)]))
+    poisoned = None
+    if row.attack:
+        poisoned = poison(original, ATTACKS[row.attack](**dict(row.settings)), seed=cell.seed, rate=row.rate)
+    train = original if poisoned is None else poisoned.samples
+    recipe = replace(PRESETS[table.preset], epochs=scale.epochs, seed=cell.seed, progress=False)
+    choice = NetworkChoice(table.backbone)
+    build = builder(describe_model(train, choice, recipe, "none"))
+    return Prepared(train, data.test, clean, poisoned, recipe, build, choice)
+
+
+def attack_model(ready: Prepared, cell: Cell) -> tuple[nn.Module, LossHistory, float]:
+    """The network that was trained without a defense, its losses, and the seconds that it took; kept in the cache."""
+    key = f"{data_hash(ready.train)}-{TABLES[cell.table].backbone}-{TABLES[cell.table].preset}-{cell.scale}-{cell.seed}"
+    path = cache_folder(None) / "papers" / f"{key}.safetensors"
+    if not path.exists():
+        started = time.perf_counter()
+        trained = Undefended().train(ready.train, ready.build, ready.recipe)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        history = {"losses": np.ascontiguousarray(trained.history.losses), "steps": trained.history.steps}
+        with replacing(path) as temporary:
+            tensors = {f"model.{name}": value.contiguous() for name, value in trained.model.state_dict().items()}
+            tensors |= {f"history.{name}": _tensor(value) for name, value in history.items()}
+            tensors["seconds"] = _tensor(np.array(time.perf_counter() - started))
+            safetensors.torch.save_file(tensors, temporary)
+    kept = safetensors.torch.load_file(path)
+    model = seeded(ready.build, 0)
+    model.load_state_dict({name.removeprefix("model."): v for name, v in kept.items() if name.startswith("model.")})
+    history = LossHistory(kept["history.losses"].numpy(), kept["history.steps"].numpy())
+    return model.eval(), history, float(kept["seconds"])
+
+
+def _tensor(values: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(np.asarray(values))
+
+
+def made(method: Method, scale: Scale) -> Any:
+    """The method with its settings, and with the lengths of the scale where it has fields of these names."""
+    kind = next(table[method.key] for table in METHOD_TABLES if method.key in table)
+    known = {field.name for field in fields(kind)}
+    lengths = {name: value for name, value in scale.method_epochs.get(method.key, {}).items() if name in known}
+    return kind(**{**lengths, **dict(method.settings)})
+
+
+def measure(cell: Cell, folder: Path) -> Measured:
+    """Train or purify or detect, and measure."""
+    _, _, column, scale = cell.parts()
+    ready = prepare(cell, folder)
+    truth = None if ready.poisoned is None else ready.poisoned.truth
+    model, history, seconds_of_attack = attack_model(ready, cell)
+    started = time.perf_counter()
+    told: dict[str, Any] = {}
+    if column.key == "none":
+        delivered: nn.Module | None = model
+    elif column.key in DEFENSES:
+        trained = made(column, scale).train(ready.train, ready.build, ready.recipe)
+        delivered = trained.model
+        told = {**measure_verdict(trained.verdict, truth), "facts": asdict(trained.facts)}
+        if trained.midway is not None and truth is not None:
+            told["midway"] = measure_verdict(trained.midway, truth)
+    elif column.key in PURIFIERS:
+        purifier = made(column, scale)
+        purified = purifier.purify(model, _given(purifier, ready), ready.recipe)
+        delivered, told = purified.model, {"facts": asdict(purified.facts)}
+    else:
+        detector = made(column, scale)
+        given = _given(detector, ready, model, history)
+        detection = detector.detect(ready.train, given, ready.recipe)
+        delivered, told = None, {**measure_verdict(detection.verdict, truth), "facts": asdict(detection.facts)}
+        if truth is not None:
+            top = highest(detection.verdict.suspicion, TOP)
+            told["precision_of_top"] = metrics.isolation_precision(top, truth.is_poisoned)
+    seconds = seconds_of_attack if column.key == "none" else time.perf_counter() - started
+    measured = {**told, "seconds": round(seconds, 1), "n_train": len(ready.train)}
+    if delivered is not None:
+        session = Session(ready.recipe, len(ready.test), images=ready.test.kind == "image")
+        known = ready.poisoned
+        trigger, plan = (None, None) if known is None else (known.trigger, known.plan)
+        measured |= measure_model(session, session.prepare(delivered), ready.test, trigger=trigger, plan=plan)
+    return Measured(measured, data_hash(ready.train))
+
+
+def _given(method: Any, ready: Prepared, model: nn.Module | None = None, history: LossHistory | None = None) -> Given:
+    """What the method needs or can use, of what there is; no truth."""
+    there: dict[str, Any] = {"clean": ready.clean, "suspicious": ready.train, "model": model, "history": history}
+    wanted = {name: value for name, value in there.items() if name in (*method.needs, *method.takes)}
+    return Given(build=ready.build, input_shape=ready.train.shape, **wanted)
+
+
+# --------------------------------------------------------------------------- what is told
+
+
+def cells(names: Sequence[str], rows: str, scale: str, n_seeds: int) -> list[Cell]:
+    """The cells of some tables, row by row: a fair picture of a row stands before the next one begins."""
+    wanted = rows.split(",") if rows else []
+    return [
+        Cell(name, row.label, method.name, scale, seed)
+        for seed in range(n_seeds)
+        for name in names
+        for row in TABLES[name].rows
+        if not wanted or row.label in wanted
+        for method in TABLES[name].methods
+    ]
+
+
+def core_hours(cell: Cell) -> float:
+    """About how long a cell takes on one core; the attack model counts for the first cell of its row."""
+    table, _, method, scale = cell.parts()
+    visits = (scale.limit or 50_000) * scale.epochs
+    return COST.get(method.key, 0.15) * visits / SPEED.get(table.backbone, 500) / 3600
+
+
+def listing() -> str:
+    """Every table, its cost at both scales, and what it needs."""
+    rows = [
+        "| table | of | rows | core-hours, small | core-hours, paper | data |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for name, table in TABLES.items():
+        cost = [sum(map(core_hours, cells([name], "", scale, 1))) for scale in ("small", "paper")]
+        rows.append(f"| {name} | {table.title} | {len(table.rows)} | {cost[0]:.1f} | {cost[1]:.1f} | {table.data} |")
+    return "\n".join(rows)
+
+
+def page(name: str, lines: Sequence[dict[str, Any]]) -> str:
+    """A table as a page: paper, ours, difference; rows that were not run with their cost."""
+    table = TABLES[name]
+    text = [
+        f"# {table.title}",
+        "",
+        f"Evidence grade {table.grade}. {table.about} Attack success (ASR), clean accuracy (CA), accuracy without "
+        "the target class (CA-) and robust accuracy (RA: triggered samples that get their true class) in percent. "
+        f"Recipe `{table.preset}`, {table.backbone}. Made by `python benchmarks/papers.py --table {name}`.",
+    ]
+    for scale in SCALES:
+        found = {
+            (line["cell"]["row"], line["cell"]["method"]): line for line in lines if line["cell"]["scale"] == scale
+        }
+        if found or scale == "small":
+            text += ["", f"## Scale: {scale}", "", *_grid(name, scale, found)]
+    return "\n".join(text) + "\n"
+
+
+def _grid(name: str, scale: str, found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    head = "| attack | method | paper ASR / CA | ours ASR / CA | CA- | RA | top 1% precision | seconds |"
+    rows = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for row in TABLES[name].rows:
+        weak = _is_weak(found.get((row.label, "none")), row)
+        for method in TABLES[name].methods:
+            line = found.get((row.label, method.name))
+            asr, ca = row.paper.get(method.name, (None, None))
+            paper = f"{_percent(asr)} / {_percent(ca)}" if (asr, ca) != (None, None) else "-"
+            if line is None:
+                cost = core_hours(Cell(name, row.label, method.name, scale, 0))
+                rows.append(f"| {row.label} | {method.name} | {paper} | not run: {cost:.2f} core-hours | | | | |")
+                continue
+            told = _told(line["metrics"])
+            ours = "attack too weak: " + told[0] if weak else told[0]
+            rows.append(f"| {row.label} | {method.name} | {paper} | {ours} | {' | '.join(told[1:])} |")
+    return rows
+
+
+def _is_weak(line: dict[str, Any] | None, row: Row) -> bool:
+    if line is None or not row.attack:
+        return False
+    return bool(100 * line["metrics"].get("attack_success_rate", 0.0) < WEAK)
+
+
+def _told(m: dict[str, Any]) -> list[str]:
+    def share(key: str) -> str:
+        return "-" if m.get(key) is None else f"{100 * m[key]:.1f}"
+
+    both = f"{share('attack_success_rate')} / {share('clean_accuracy')}"
+    top = share("precision_of_top")
+    return [both, share("clean_accuracy_nontarget"), share("robust_accuracy"), top, f"{m['seconds']:.0f}"]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def brief(m: dict[str, Any]) -> str:
+    """A cell in half a line."""
+    told = _told(m)
+    return f"ASR / CA {told[0]}, top {told[3]}, {told[4]} s"
+
+
+def main() -> None:
+    """Parse and do."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="what there is, and what it costs")
+    parser.add_argument("--pages", action="store_true", help="write docs/results/ from what is measured")
+    parser.add_argument("--table", default="", help=f"some of {','.join(TABLES)}")
+    parser.add_argument("--rows", default="", help="only these rows, joined by commas")
+    parser.add_argument("--cells", default="*", help="only these cells, such as 'nad-1/BadNets/*'")
+    parser.add_argument("--scale", choices=list(SCALES), default="small")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--data", type=Path, default=folders.data())
+    options = parser.parse_args()
+    if options.list:
+        print(listing())
+        return
+    names = options.table.split(",") if options.table else []
+    unknown = [name for name in names if name not in TABLES]
+    if unknown:
+        sys.exit(f"there is no table {unknown[0]!r}: choose among {', '.join(TABLES)}")
+    every = cells(names, options.rows, options.scale, options.seeds)
+    if every:
+        print(f"about {sum(map(core_hours, every)):.1f} core-hours, {os.cpu_count()} cores", file=sys.stderr)
+        matrix = Matrix(every, measure, lambda lines: "", brief, lambda cell: cell.parts()[0].data, ("method",))
+        failed = measure_cells(matrix, choose(every, options.cells), options.out, options.data)
+        if failed:
+            print(f"{len(failed)} cells failed; run the same command again for them alone", file=sys.stderr)
+    lines = read_lines(options.out)
+    for name in TABLES if options.pages else names:
+        text = page(name, [line for line in lines if line["cell"]["table"] == name])
+        if options.pages:
+            PAGES.mkdir(parents=True, exist_ok=True)
+            (PAGES / f"{name}.md").write_text(text, encoding="utf-8")
+        else:
+            print(text)
+
+
+if __name__ == "__main__":
+    main()
