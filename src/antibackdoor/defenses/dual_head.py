@@ -156,6 +156,7 @@ class _Run:
                 budget=budget,
                 confidence=self.method.recovery_confidence,
                 rejected=self.rejected,
+                recorded=self.net is None,  # else the history is that of the search
                 look=self._look if number == 1 and self.method.post_training_check else None,
             )
             outcome = main.run(model, caught, late, find_removal(samples, caught.isolated, caught.core & ~late))

@@ -40,6 +40,7 @@ class MainTraining:
         budget: Visits to a sample, one by one, that the training lasts.
         confidence: Least probability of another label from which an isolated sample gets it, in (0, 1].
         rejected: `(N,)` bool, samples that never come back under their given label.
+        recorded: Whether the losses go into the history.
         look: Asks the network, when it has learned the classes, whether more is to be isolated; None asks nothing.
     """
 
@@ -48,6 +49,7 @@ class MainTraining:
     budget: int
     confidence: float
     rejected: BoolArray
+    recorded: bool
     look: Callable[[nn.Module, Caught], Later | None] | None
 
     def run(self, model: nn.Module, caught: Caught, late: BoolArray, removal: Removal | None) -> Outcome:
@@ -117,6 +119,7 @@ class MainTraining:
             plan=lambda _epoch: batches(order, session.batch_size),
             labels=back.labels,
             change=removal and removal.only(back.unchanged),
+            recorded=self.recorded,
         )
         trainer.epoch(
             model, phase, place, optimizer, within=lambda share: rate((visits + share * (done - visits)) / budget)
