@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from antibackdoor.app.measuring import accuracy_metrics, success_metrics
+from antibackdoor.app.measuring import accuracy_metrics, other_sources, success_metrics
 from antibackdoor.app.networks import Factory, load_model
 from antibackdoor.app.pipeline import fingerprint
 from antibackdoor.attacks import load_trigger, read_truth, trigger_test_set
@@ -126,6 +126,7 @@ def _attack_metrics(
         raise DataError("the data hold no sample that the attack aims at; give test data of all classes")
     answers = predict(session, model, triggered).labels
     measured: dict[str, Any] = success_metrics(answers, triggered.labels, saved.plan)
+    measured |= other_sources(session, model, samples, saved.trigger, saved.plan)
     goal, everyone = saved.plan.goal(triggered.labels), np.ones(len(triggered), dtype=bool)
     target = getattr(saved.plan, "target_label", None)
     if isinstance(target, int):

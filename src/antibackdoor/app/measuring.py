@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from antibackdoor.attacks import Truth, trigger_test_set
+from antibackdoor.attacks import AllToOne, Truth, trigger_test_set
 from antibackdoor.data.samples import IntArray, Samples
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.protocols import CLEANED, RELABELED, Plan, Trigger, Verdict
@@ -63,6 +63,7 @@ def measure_model(
         measured["clean_accuracy_nontarget"] = metrics.clean_accuracy_nontarget(answers, test.labels, target)
     if trigger is not None and plan is not None:
         measured |= attack_success(session, model, test, trigger, plan)
+        measured |= other_sources(session, model, test, trigger, plan)
     return measured
 
 
@@ -104,9 +105,34 @@ def success_metrics(answers: IntArray, labels: IntArray, plan: Plan) -> dict[str
         "attack_success_rate": metrics.attack_success_rate(answers, everyone, goal),
         "attack_success_rate_low": low,
         "attack_success_rate_high": high,
-        "robust_accuracy": metrics.robust_accuracy(answers, everyone, labels),
+        "robust_accuracy": metrics.robust_accuracy(answers, everyone, _true_labels(answers, labels, plan)),
         "n_triggered": len(labels),
     }
+
+
+def _true_labels(answers: IntArray, labels: IntArray, plan: Plan) -> IntArray:
+    """The labels that are right; a composite of two classes is both, so that either answer is."""
+    both = getattr(plan, "source_labels", ())
+    return np.where(np.isin(answers, both), answers, labels) if both else labels
+
+
+def other_sources(
+    session: Session, model: nn.Module, test: Samples, trigger: Trigger, plan: Plan
+) -> dict[str, float | int]:
+    """How often the trigger of an attack on one class works on samples of the others, where it should not.
+
+    Returns:
+        `attack_success_rate_other_sources` over the samples of neither source nor target; empty for other attacks.
+    """
+    source, target = getattr(plan, "source_label", None), getattr(plan, "target_label", None)
+    if not isinstance(source, int) or not isinstance(target, int):
+        return {}
+    others = test.take(np.flatnonzero((test.labels != source) & (test.labels != target)))
+    if not len(others):
+        return {}
+    triggered = trigger_test_set(others, trigger, AllToOne(target_label=target))
+    answers = predict(session, model, triggered).labels
+    return {"attack_success_rate_other_sources": float((answers == target).mean())}
 
 
 def measure_verdict(verdict: Verdict, truth: Truth | None = None) -> dict[str, Any]:
