@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -19,21 +20,18 @@ from torch import nn
 from antibackdoor.app.pipeline import verdict_table
 from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ModelError, RunError
-from antibackdoor.protocols import Trained
+from antibackdoor.protocols import CLEANED, CRITERIA, ISOLATED, KEPT, RELABELED, STATUSES, Verdict
 from antibackdoor.runs import artifacts, model_file
-from antibackdoor.runs.artifacts import (
+from antibackdoor.runs.artifacts import iterate_history, read_history, read_metrics, write_history, write_metrics
+from antibackdoor.runs.model_file import ModelSpec, load_model_spec, load_weights, save_model
+from antibackdoor.runs.run_folder import RunFolder, read_checkpoint, read_config, read_log
+from antibackdoor.runs.samples_table import (
+    SAMPLES,
     SamplesTable,
-    iterate_history,
-    read_history,
-    read_metrics,
     read_sample_columns,
     read_samples_table,
-    write_history,
-    write_metrics,
     write_samples_table,
 )
-from antibackdoor.runs.model_file import ModelSpec, load_model_spec, load_weights, save_model
-from antibackdoor.runs.run_folder import RunFolder, read_config, read_log
 from antibackdoor.training.history import LossHistory
 from antibackdoor.training.loop import Predictions
 
@@ -45,7 +43,7 @@ SPEC = ModelSpec(
     mean=(0.5, 0.4, 0.3),
     std=(0.2, 0.2, 0.2),
     image_size="resize",
-    defense="DualHead",
+    method="dual-head",
     package_version="0.1.0",
 )
 
@@ -55,15 +53,19 @@ def a_table(n: int = 10) -> SamplesTable:
     return SamplesTable(
         ids=np.array([f"a/{i}.png" for i in range(n)]),
         given_label=rng.integers(0, 3, n),
-        suspicion=rng.random(n),
-        isolated=rng.random(n) < 0.2,
-        recovered=np.zeros(n, dtype=np.bool_),
-        suggested_label=rng.integers(0, 3, n),
+        class_names=np.array(["cat", "dog", "frog"]),
+        verdict=Verdict(
+            suspicion=rng.random(n),
+            status=(np.arange(n) % len(STATUSES)).astype(np.uint8),
+            suggested_label=rng.integers(0, 3, n),
+            criterion=(np.arange(n) % len(CRITERIA)).astype(np.uint8),
+            poisoned=True,
+            target_labels=(0, 2),
+            p_value=0.01,
+            margin=rng.normal(size=n),
+        ),
         prediction=rng.integers(0, 3, n),
         confidence=rng.random(n),
-        class_names=np.array(["cat", "dog", "frog"]),
-        margin=rng.normal(size=n),
-        evidence=np.where(rng.random(n) < 0.2, "shortcut", ""),
     )
 
 
@@ -74,17 +76,16 @@ def one_line_of(error: pytest.ExceptionInfo[Exception]) -> str:
 
 
 def test_the_suggested_label_is_the_models_only_where_nothing_better_is_known() -> None:
-    """Of five samples one is trusted, one comes back relabelled, one under its label; two stay out."""
+    """Of five samples one is kept, one relabeled, one cleaned; two stay out, one with a label."""
     given, said = np.array([0, 0, 0, 0, 1]), np.array([2, 2, 2, 2, 2])
-    isolated, recovered, returned = (np.array(rows) > 0 for rows in ([0, 1, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]))
-    labels = np.where(recovered, 1, given)
     samples = Samples(np.zeros((5, 1, 4), np.float32), given, np.arange(5).astype(str), np.array(["a", "b", "c"]))
-    history = LossHistory.start(5, 3)
-    trained = Trained(nn.Identity(), history, np.zeros(5), isolated, recovered, labels, returned=returned)
+    status = np.array([KEPT, RELABELED, CLEANED, ISOLATED, ISOLATED], dtype=np.uint8)
+    verdict = Verdict(np.zeros(5), status, np.array([0, 1, 0, 1, 1]), np.zeros(5, dtype=np.uint8))
     predictions = Predictions(said, np.ones(5, np.float32), np.zeros(5, np.float32))
-    assert verdict_table(samples, trained, predictions).suggested_label.tolist() == [0, 1, 0, 2, 2]
-    table = verdict_table(samples, replace(trained, returned=None), predictions)
-    assert table.suggested_label.tolist() == [0, 1, 2, 2, 2]
+    assert verdict_table(samples, verdict, predictions).verdict.suggested_label.tolist() == [0, 1, 0, 1, 2]
+    assert verdict_table(samples, verdict).verdict.suggested_label.tolist() == [0, 1, 0, 1, 1], "without a model"
+    table = verdict_table(samples, replace(verdict, status=np.minimum(status, ISOLATED)), predictions)
+    assert table.verdict.suggested_label.tolist() == [0, 1, 2, 1, 2]
 
 
 def test_model_comes_back(tmp_path: Path) -> None:
@@ -141,32 +142,47 @@ def test_damaged_description_is_one_line(tmp_path: Path, text: str) -> None:
     one_line_of(error)
 
 
+def assert_same(table: SamplesTable, back: SamplesTable) -> None:
+    """Every column and every fact of the verdict, in the same types."""
+    for one, other in ((table, back), (table.verdict, back.verdict)):
+        for field in fields(one):
+            expected, found = getattr(one, field.name), getattr(other, field.name)
+            if isinstance(expected, Verdict):
+                continue
+            np.testing.assert_array_equal(found, expected, err_msg=field.name)
+            if isinstance(expected, np.ndarray):
+                assert found.dtype.kind == expected.dtype.kind, field.name
+            else:
+                assert type(found) is type(expected), field.name
+
+
 def test_samples_table_comes_back(tmp_path: Path) -> None:
     table = a_table()
     write_samples_table(tmp_path, table)
-    back = read_samples_table(tmp_path)
-    for name in SamplesTable.__dataclass_fields__:
-        expected, found = getattr(table, name), getattr(back, name)
-        np.testing.assert_array_equal(found, expected)
-        assert found.dtype.kind == expected.dtype.kind, name
+    assert_same(table, read_samples_table(tmp_path))
     columns, names = read_sample_columns(tmp_path, ["id", "suspicion"], np.array([3, 1]))
     assert list(columns["id"]) == ["a/3.png", "a/1.png"]
     assert names == ("cat", "dog", "frog")
+    write_samples_table(tmp_path, replace(table, verdict=replace(table.verdict, poisoned=None)), "midway.parquet")
+    assert read_samples_table(tmp_path, "midway.parquet").verdict.poisoned is None
 
 
 def test_samples_table_of_a_scan_has_no_predictions(tmp_path: Path) -> None:
-    table = replace(a_table(), prediction=None, confidence=None)
+    table = replace(a_table(), prediction=None, confidence=None, verdict=replace(a_table().verdict, margin=None))
     write_samples_table(tmp_path, table)
-    back = read_samples_table(tmp_path)
-    assert back.prediction is None and back.confidence is None
-    columns, _ = read_sample_columns(tmp_path, ["verdict"])
-    assert columns["verdict"].tolist() == table.verdict.tolist()
+    assert_same(table, read_samples_table(tmp_path))
+    columns, _ = read_sample_columns(tmp_path, ["status"])
+    assert columns["status"].tolist() == table.verdict.status.tolist()
+    # Other programs see words, not codes.
+    words = pq.read_table(tmp_path / SAMPLES).to_pydict()
+    assert words["status"] == table.status.tolist() and words["criterion"][:2] == ["none", "shortcut"]
 
 
-def test_verdicts_of_the_samples_table() -> None:
-    flags = np.array([False, True, True])
-    table = replace(a_table(3), isolated=flags, recovered=np.array([False, False, True]))
-    assert table.verdict.tolist() == ["clean", "isolated", "recovered"]
+def test_what_is_isolated_in_the_samples_table() -> None:
+    table = a_table(4)
+    assert table.status.tolist() == ["kept", "isolated", "relabeled", "cleaned"]
+    assert table.isolated.tolist() == [False, True, True, True]
+    assert table.suspicion is table.verdict.suspicion
 
 
 def test_samples_table_holds_hostile_names(tmp_path: Path) -> None:
@@ -192,7 +208,7 @@ def test_samples_table_errors_are_one_line(tmp_path: Path) -> None:
     one_line_of(error)
     with pytest.raises(RunError, match=r"samples\.parquet") as error:
         read_samples_table(tmp_path)
-    (tmp_path / artifacts.SAMPLES).write_bytes(b"PAR1 not really PAR1")
+    (tmp_path / SAMPLES).write_bytes(b"PAR1 not really PAR1")
     with pytest.raises(RunError, match="damaged") as error:
         read_samples_table(tmp_path)
     one_line_of(error)
@@ -253,6 +269,7 @@ def test_metrics(tmp_path: Path) -> None:
     }
     write_metrics(tmp_path, metrics)
     assert read_metrics(tmp_path) == {
+        "schema_version": 2,
         "clean_accuracy": 0.9,
         "n": 3,
         "x": None,
@@ -377,6 +394,24 @@ def test_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     at = whole.index(torch.tensor(500.0).numpy().tobytes())
     (tmp_path / "checkpoint.pt").write_bytes(whole[:at] + b"\xff\xff\xff\xff" + whole[at + 4 :])
     with pytest.raises(RunError, match="checksum"):
+        RunFolder.create(tmp_path, {}, resume=True)
+
+
+def test_checkpoint_of_another_version_is_one_line(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, {}) as run:
+        run.save({"epoch": 3})
+    path = tmp_path / "checkpoint.pt"
+    now = torch.load(path, weights_only=True)
+    before = {key: now[key] for key in ("log_bytes", "seconds", "state")}  # all that version 1 had
+    for other, said in ((before, "version 1"), ({**now, "version": 3}, "version 3")):
+        torch.save(other, path)
+        with pytest.raises(RunError, match=rf"{said} of checkpoints, this program writes 2: go on with") as error:
+            RunFolder.create(tmp_path, {}, resume=True)
+        assert "another folder" in one_line_of(error) and path.exists()
+        with pytest.raises(RunError, match=said):
+            read_checkpoint(tmp_path)
+    torch.save({**now, "state": {}}, path)
+    with pytest.raises(RunError, match="lacks some of its fields"):
         RunFolder.create(tmp_path, {}, resume=True)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from antibackdoor.data.samples import Samples
 from antibackdoor.errors import DataError
 from antibackdoor.protocols import KEPT, STATUSES, Verdict
+from antibackdoor.runs.artifacts import METRICS, read_metrics
 from antibackdoor.runs.samples_table import SamplesTable, read_samples_table
 
 
@@ -32,7 +33,7 @@ def verdict_of(run: str | Path, samples: Samples) -> Verdict:
         raise DataError(f"{run} is about other classes than the data; give the scan of these data")
     if (table.given_label[rows] != samples.labels).any():
         raise DataError(f"{run} is about other labels than the data have now; scan them again")
-    whole = table.verdict
+    whole = _judged(run, table)
     return replace(
         whole,
         suspicion=whole.suspicion[rows],
@@ -43,6 +44,16 @@ def verdict_of(run: str | Path, samples: Samples) -> Verdict:
         target_labels=tuple(sorted(set(samples.labels[whole.status[rows] != KEPT].tolist()) & {*whole.target_labels})),
         margin=None if whole.margin is None else whole.margin[rows],
     )
+
+
+def _judged(run: Path, table: SamplesTable) -> Verdict:
+    """The verdict of a table; what older tables do not say of the data stands in the metrics."""
+    verdict = table.verdict
+    if verdict.poisoned is not None or not (run / METRICS).exists():
+        return verdict
+    facts = read_metrics(run)
+    named = np.isin(table.class_names, [str(name) for name in facts["target_labels"]])
+    return replace(verdict, poisoned=facts["poisoned"], target_labels=tuple(np.flatnonzero(named).tolist()))
 
 
 def _rows(run: Path, table: SamplesTable, samples: Samples) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -122,6 +122,28 @@ def write_classes(run: Path, class_names: StrArray, columns: Mapping[str, Sequen
     _write_csv(run / CLASSES, [("class", *columns), *zip(class_names.tolist(), *columns.values(), strict=True)])
 
 
+def read_classes(run: Path) -> tuple[list[str], dict[str, list[float | None]]]:
+    """Read `classes.csv`: the class names, and each column; None where a cell is empty.
+
+    Raises:
+        RunError: It is missing or damaged.
+    """
+    path = run / CLASSES
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        columns = {
+            name: [float(row[place]) if row[place] else None for row in rows]
+            for place, name in enumerate(header)
+            if place
+        }
+        return [row[0] for row in rows], columns
+    except OSError as error:
+        raise RunError(cannot("read", path, error)) from error
+    except (ValueError, IndexError, csv.Error) as error:
+        raise RunError(f"{path} is damaged: {one_line(error)}") from error
+
+
 def _write_csv(path: Path, rows: Iterable[Iterable[Scalar]]) -> None:
     with (
         replacing(path) as temporary,
@@ -162,10 +184,12 @@ def read_metrics(run: Path) -> dict[str, Any]:
 
 def _renamed(metrics: dict[str, Any]) -> dict[str, Any]:
     """Metrics of version 1 under the names of version 2."""
-    old = metrics.pop("backdoor_labels", None), metrics.pop("backdoor_label", None)
+    judged = not {"backdoor_labels", "backdoor_label"}.isdisjoint(metrics)
+    several, one = metrics.pop("backdoor_labels", None), metrics.pop("backdoor_label", None)
     if "target_labels" not in metrics:
-        metrics["target_labels"] = old[0] or ([] if old[1] is None else [old[1]])
-    metrics.setdefault("poisoned", bool(metrics["target_labels"]) or None)
+        metrics["target_labels"] = several or ([] if one is None else [one])
+    # At first a label of None was how a run said that it had found nothing.
+    metrics.setdefault("poisoned", bool(metrics["target_labels"]) if judged else None)
     for before, now in (("n_recovered", "n_relabeled"), ("n_returned", "n_cleaned")):
         if before in metrics:
             metrics[now] = metrics.pop(before)

@@ -79,7 +79,7 @@ class ModelSpec:
 
 def _method(values: Mapping[str, Any]) -> str:
     """The method's name; older files called it `defense`, and had other names for two of them."""
-    if "method" in values:
+    if "method" in values or "defense" not in values:
         return str(values["method"])
     return {"e2abl": "dual-head", "e2abl-published": "e2abl"}.get(str(values["defense"]), str(values["defense"]))
 

@@ -131,7 +131,7 @@ class RunFolder:
         """
         checkpoint = {
             "version": CHECKPOINT_VERSION,
-            "fields": sorted(state),
+            "fields": sorted(map(str, state)),
             "log_bytes": self._log_bytes(),
             "seconds": self.seconds,
             "state": _tensors(state, "state"),
@@ -245,13 +245,11 @@ def _read_checkpoint(path: Path, *, mmap: bool) -> dict[str, Any] | None:
             if parts.testzip() is not None:
                 raise ValueError("a checksum is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        version = checkpoint.get("version", 1) if isinstance(checkpoint, dict) else None
-        kinds = {"fields": list, "log_bytes": int, "seconds": float, "state": dict}
-        if version == CHECKPOINT_VERSION and not all(
-            isinstance(checkpoint[part], kind) for part, kind in kinds.items()
-        ):
+        kinds = {"log_bytes": int, "seconds": float, "state": dict}  # in every version
+        if not (isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(key), kinds[key]) for key in kinds)):
             raise TypeError("it is not a checkpoint of this package")
-        if version == CHECKPOINT_VERSION and checkpoint["fields"] != sorted(checkpoint["state"]):
+        version = checkpoint.get("version", 1)
+        if version == CHECKPOINT_VERSION and checkpoint["fields"] != sorted(map(str, checkpoint["state"])):
             raise ValueError("it lacks some of its fields")
     except OSError as error:
         raise RunError(cannot("read", path, error)) from error

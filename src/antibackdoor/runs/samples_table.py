@@ -108,9 +108,13 @@ def write_samples_table(run: Path, table: SamplesTable, name: str = SAMPLES) -> 
     if len({len(given[field.name]) for field in known}) != 1:
         lengths = ", ".join(f"{field.name} {len(given[field.name])}" for field in known)
         raise RunError(f"the columns of {name} differ in length: {lengths}")
-    facts = {"class_names": json.dumps([str(name) for name in table.class_names])}
-    schema = pa.schema(known, metadata={**facts, "poisoned": json.dumps(verdict.poisoned)})
-    schema = schema.with_metadata({**schema.metadata, "target_labels": json.dumps(list(verdict.target_labels))})
+    about = {
+        "class_names": [str(name) for name in table.class_names],
+        "poisoned": verdict.poisoned,
+        "target_labels": list(verdict.target_labels),
+        "p_value": verdict.p_value,
+    }
+    schema = pa.schema(known, metadata={key: json.dumps(value) for key, value in about.items()})
     # An open file, here and below, since pyarrow takes no path that is not UTF-8.
     with (
         replacing(run / name) as temporary,
@@ -151,6 +155,7 @@ def read_samples_table(run: Path, name: str = SAMPLES) -> SamplesTable:
             criterion=columns["criterion"],
             poisoned=about["poisoned"],
             target_labels=tuple(about["target_labels"]),
+            p_value=about["p_value"],
             margin=columns.get("margin"),
         ),
         prediction=columns.get("prediction"),
@@ -163,9 +168,13 @@ def _about(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         metadata = pq.read_schema(file).metadata or {}
     try:
-        poisoned = json.loads(metadata.get(b"poisoned", b"null"))
+        poisoned, p_value = (json.loads(metadata.get(key, b"null")) for key in (b"poisoned", b"p_value"))
         labels = json.loads(metadata.get(b"target_labels", b"[]"))
-        return {"poisoned": None if poisoned is None else bool(poisoned), "target_labels": [int(k) for k in labels]}
+        return {
+            "poisoned": None if poisoned is None else bool(poisoned),
+            "target_labels": [int(label) for label in labels],
+            "p_value": None if p_value is None else float(p_value),
+        }
     except (ValueError, TypeError) as error:
         raise RunError(f"{path} is damaged: {one_line(error)}") from error
 
