@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import time
 from html.parser import HTMLParser
@@ -12,13 +13,15 @@ from torch import nn
 
 from antibackdoor.data.samples import Samples
 from antibackdoor.errors import RunError
+from antibackdoor.protocols import ISOLATED, KEPT, NO_CRITERION, RELABELED, SCORE, Verdict
 from antibackdoor.report import Gallery, load_gallery, save_gallery, write_comparison, write_report
 from antibackdoor.report.figures import class_bars, loss_figure, score_figure, training_figures
 from antibackdoor.report.svg import Rule, chart, count_axis, linear_axis, sparkline, step_axis, step_position
 from antibackdoor.report.words import comparison_headline, duration, key_numbers, percent, printable, quoted, verdict
-from antibackdoor.runs.artifacts import SamplesTable, write_history, write_samples_table
+from antibackdoor.runs.artifacts import read_metrics, write_history
 from antibackdoor.runs.model_file import ModelSpec, save_model
 from antibackdoor.runs.run_folder import RunFolder
+from antibackdoor.runs.samples_table import SamplesTable, write_samples_table
 from antibackdoor.statistics.difference import difference
 from antibackdoor.training.history import LossHistory
 
@@ -66,6 +69,16 @@ def fake_history(is_poisoned: np.ndarray, n_classes: int, moments: int = 30) -> 
     return LossHistory(losses.astype(np.float32), np.arange(moments, dtype=np.int64) * 391)
 
 
+def judged(suspicion: np.ndarray, suggested: np.ndarray, isolated: np.ndarray, relabeled: np.ndarray) -> Verdict:
+    """What a method with a score would say."""
+    return Verdict(
+        suspicion=suspicion,
+        status=np.where(relabeled, RELABELED, np.where(isolated, ISOLATED, KEPT)).astype(np.uint8),
+        suggested_label=suggested,
+        criterion=np.where(isolated, SCORE, NO_CRITERION).astype(np.uint8),
+    )
+
+
 def fake_run(
     path: Path, *, n: int = 2000, kind: str = "image", class_names: list[str] = CLASSES, poisoned: bool = True
 ) -> Path:
@@ -78,10 +91,10 @@ def fake_run(
     isolated = suspicion > 2.6
     history = fake_history(is_poisoned, len(class_names))
     suggested = np.where(isolated, (labels + 3) % len(class_names), labels)
-    spec = ModelSpec("resnet18", "image", small.shape, tuple(class_names), (0.5,), (0.2,), None, "DualHead", "0.1.0")
+    spec = ModelSpec("resnet18", "image", small.shape, tuple(class_names), (0.5,), (0.2,), None, "dual-head", "0.1.0")
     command = ["antibackdoor", "train", "data/my photos", "--defense", "dual-head", "--name", class_names[0]]
     settings = {
-        "defense": {"name": "DualHead", "warmup_epochs": 5, "rates": [0.05, 0.1]},
+        "hyper_parameters": {"name": "dual-head", "warmup_epochs": 5, "rates": [0.05, 0.1]},
         "seed": 0,
         "device": None,
     }
@@ -97,13 +110,10 @@ def fake_run(
             SamplesTable(
                 ids=ids,
                 given_label=labels,
-                suspicion=suspicion,
-                isolated=isolated,
-                recovered=isolated & (suspicion > 3),
-                suggested_label=suggested,
+                class_names=np.array(class_names),
+                verdict=judged(suspicion, suggested, isolated, isolated & (suspicion > 3)),
                 prediction=suggested,
                 confidence=np.full(n, 0.9),
-                class_names=np.array(class_names),
             ),
         )
         save_gallery(path, small, np.argsort(-suspicion[: len(small)]), isolated[: len(small)])
@@ -111,9 +121,11 @@ def fake_run(
             {
                 "n_samples": n,
                 "n_isolated": int(isolated.sum()),
-                "n_recovered": int((isolated & (suspicion > 3)).sum()),
+                "n_relabeled": int((isolated & (suspicion > 3)).sum()),
                 "poisoned": poisoned,
-                "backdoor_label": class_names[0] if poisoned else None,
+                "target_labels": class_names[:1] if poisoned else [],
+                "method": "dual-head",
+                "epochs": 30,
                 "clean_accuracy": 0.9312,
                 "attack_success_rate": 0.0121,
                 "isolation_precision": 0.981,
@@ -186,7 +198,7 @@ def test_report_is_complete_and_self_contained(tmp_path: Path, kind: str) -> Non
         "The 48 most suspicious samples",
         "Accuracy in training",
         "antibackdoor train 'data/my photos'",
-        "defense.warmup_epochs",
+        "hyper_parameters.warmup_epochs",
         "resnet18",
     ):
         assert phrase in text, phrase
@@ -228,7 +240,8 @@ def test_a_million_samples_stay_small_and_quick(tmp_path: Path) -> None:
         names = np.array([f"class {k}" for k in range(200)])
         flags = suspicion > 0.95
         ids = np.arange(n).astype(np.str_)
-        write_samples_table(run, SamplesTable(ids, labels, suspicion, flags, flags, labels, names, labels, suspicion))
+        verdict = judged(suspicion, labels, flags, flags)
+        write_samples_table(run, SamplesTable(ids, labels, names, verdict, labels, suspicion))
         losses = rng.random((4, n), dtype=np.float32)
         write_history(run, LossHistory(losses, np.arange(4, dtype=np.int64)))
     start = time.perf_counter()
@@ -325,7 +338,8 @@ def test_what_isolated_samples_have_in_common(tmp_path: Path, kind: str) -> None
 
 
 def test_verdict_words() -> None:
-    metrics = {"n_samples": 50_000, "n_isolated": 5003, "n_recovered": 4000, "backdoor_label": "airplane"}
+    metrics = {"poisoned": True, "n_samples": 50_000, "n_isolated": 5003, "n_relabeled": 4000, "epochs": 20}
+    metrics |= {"target_labels": ["airplane"]}
     found = verdict(metrics)
     assert found.status == "poisoned"
     assert found.sentences == (
@@ -333,14 +347,29 @@ def test_verdict_words() -> None:
         "They were kept from the model.",
         "4,000 of them came back under the label that the rest of the data suggests.",
     )
-    returned = verdict({**metrics, "n_recovered": 0, "n_returned": 1200}).sentences[-1]
-    assert returned.startswith("1,200 of them belong to their label")
+    cleaned = verdict({**metrics, "n_relabeled": 0, "n_cleaned": 1200}).sentences[-1]
+    assert cleaned.startswith("1,200 of them belong to their label")
     assert verdict({**metrics, "poisoned": False}).status == "quiet"
-    assert "no proof of cleanliness" in verdict({"backdoor_label": None}).sentences[0]
+    assert "no proof of cleanliness" in verdict({"poisoned": False}).sentences[0]
     assert verdict({}).status == verdict(None).status == "open"
-    many = verdict({"poisoned": True, "backdoor_labels": list("abcdefg")}).sentences[0]
+    many = verdict({"poisoned": True, "target_labels": list("abcdefg")}).sentences[0]
     assert many.startswith("Some samples carry a shortcut to the labels") and many.endswith("and 2 more.")
     assert verdict({"poisoned": True}).sentences == ("Some samples carry a shortcut.",)
+
+
+def test_verdict_words_of_older_metrics(tmp_path: Path) -> None:
+    """Files without a schema version name one label, or several, under other keys, and need not say `poisoned`."""
+    facts = {"n_samples": 50_000, "n_isolated": 5003, "n_recovered": 4000, "n_returned": 0, "epochs": 20}
+    for old, said in (
+        ({"backdoor_label": "airplane"}, "carry a shortcut to the label ‘\u2068airplane\u2069’."),
+        ({"backdoor_labels": ["a", "b"], "backdoor_label": "a"}, "to the labels ‘\u2068a\u2069’ and ‘\u2068b\u2069’."),
+        ({"backdoor_label": None}, "no proof of cleanliness"),
+    ):
+        (tmp_path / "metrics.json").write_text(json.dumps({**facts, **old}))
+        found = verdict(read_metrics(tmp_path))
+        assert said in found.sentences[0]
+    (tmp_path / "metrics.json").write_text(json.dumps({**facts, "backdoor_label": "airplane"}))
+    assert "4,000 of them came back" in verdict(read_metrics(tmp_path)).sentences[-1]
 
 
 def test_what_the_late_look_found_is_no_shortcut() -> None:
@@ -363,7 +392,8 @@ def test_the_verdict_tells_of_copies() -> None:
 
 @pytest.mark.parametrize("junk", ["text", None, True, [], [1]])
 def test_words_survive_junk(junk: Any) -> None:
-    metrics = dict.fromkeys(("n_samples", "n_isolated", "clean_accuracy", "backdoor_label", "backdoor_labels"), junk)
+    names = ("n_samples", "n_isolated", "clean_accuracy", "target_labels", "poisoned", "n_planted_rates", "method")
+    metrics = dict.fromkeys(names, junk)
     verdict(metrics)
     key_numbers(metrics)
     comparison_headline([("a", metrics), ("b", metrics)])
@@ -463,5 +493,5 @@ def test_class_bars_count_by_hand() -> None:
 
 @pytest.mark.parametrize(("n_isolated", "note"), [(0, "suspected"), (5, "5.0% of the samples, suspected")])
 def test_a_scan_keeps_nothing_from_a_model(n_isolated: int, note: str) -> None:
-    numbers = key_numbers({"defense": "scan", "n_samples": 100, "n_isolated": n_isolated})
+    numbers = key_numbers({"method": "confusion", "n_samples": 100, "n_isolated": n_isolated})
     assert next(number.note for number in numbers if number.name == "Isolated") == note
