@@ -48,7 +48,7 @@ def trained(call: Call, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "poison", "demo", "evaluate", "predict", "report", "attacks", "doctor"]
+    "command", ["", "train", "scan", "purify", "poison", "demo", "evaluate", "predict", "report", "attacks", "doctor"]
 )
 def test_help(call: Call, command: str) -> None:
     code, out, err = call(*([command] if command else []), "--help")
@@ -236,7 +236,7 @@ def test_nothing_already_written_is_lost(call: Call, tmp_path: Path, trained: Pa
 def test_a_training_that_diverges_says_so(call: Call, tmp_path: Path) -> None:
     data, wild = make_data(tmp_path, "folder"), ["--warmup-learning-rate", "1e30", "--epochs", "2"]
     settings = ["--backbone", "wrn-10-1", "--precision", "fp32", "--device", "cpu"]
-    expect(call("train", data, "--out", tmp_path / "run", *wild, *settings), "diverged", "--warmup-learning-rate")
+    expect(call("train", data, "--out", tmp_path / "run", *wild, *settings), "diverged", "'warm-up", "learning rate")
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
@@ -366,7 +366,7 @@ def test_a_mistake_in_the_settings_leaves_no_run_behind(call: Call, tmp_path: Pa
     assert (code, err) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["train", "poison", "evaluate", "predict", "report"])
+@pytest.mark.parametrize("command", ["train", "scan", "purify", "poison", "evaluate", "predict", "report"])
 def test_missing_arguments(call: Call, command: str) -> None:
     expect(call(command))
 
