@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from antibackdoor.app.residual import residual_attack_success
 from antibackdoor.data.samples import Samples
-from antibackdoor.protocols import Trained
+from antibackdoor.protocols import CLEANED, KEPT, NEARBY, RELABELED, Trained, Verdict
 from antibackdoor.statistics.difference import difference
 from antibackdoor.training.history import LossHistory
 from antibackdoor.training.recipe import Recipe
@@ -51,12 +51,17 @@ def poisoned(kind: str, *, clean_label: bool) -> tuple[Samples, np.ndarray, Samp
     return Samples(inputs, labels, clean.ids, clean.class_names), core, clean
 
 
-def caught(samples: Samples, core: np.ndarray, returned: np.ndarray | None = None) -> Trained:
-    """What a defense would say that isolated the samples of a core and brought some of them back."""
+def caught(samples: Samples, core: np.ndarray) -> Trained:
+    """What a defense would say that isolated the samples of a core."""
     n = len(samples)
     history = LossHistory(np.zeros((1, n), np.float32), np.ones(1, np.int64))
-    nobody = np.zeros(n, bool)
-    return Trained(nn.Identity(), history, np.zeros(n), core, nobody, samples.labels, returned=returned)
+    return Trained(nn.Identity(), history, Verdict.isolating(np.zeros(n), core, samples))
+
+
+def came_back(trained: Trained, rows: np.ndarray, status: int) -> Trained:
+    """The same, but some of the isolated came back: `CLEANED` or `RELABELED`."""
+    codes = np.where(rows, status, trained.verdict.status).astype(np.uint8)
+    return replace(trained, verdict=replace(trained.verdict, status=codes))
 
 
 class Confused(nn.Module):
@@ -92,7 +97,8 @@ def test_true_labels_are_no_obedience_even_where_the_trigger_hides_the_class(kin
     model = Confused(Oracle(clean, 0.0), 1 / 3)
     without = residual_attack_success(session, model, samples, caught(samples, core))
     assert 0.15 < without[NAME] < 0.5
-    assert residual_attack_success(session, model, samples, caught(samples, core, core))[NAME] < 0.05
+    back = came_back(caught(samples, core), core, CLEANED)
+    assert residual_attack_success(session, model, samples, back)[NAME] < 0.05
 
 
 class LearnedByHeart(nn.Module):
@@ -122,9 +128,9 @@ def test_samples_that_were_taught_to_be_something_else_tell_nothing(monkeypatch:
     session = Session(RECIPE, len(samples), images=True)
     kept = core & (np.cumsum(core) % 2 == 0)
     model = LearnedByHeart(Oracle(clean, 1.0), samples.take(np.flatnonzero(core & ~kept)))
-    trained = replace(caught(samples, core), recovered=core & ~kept)
+    trained = came_back(caught(samples, core), core & ~kept, RELABELED)
     assert residual_attack_success(session, model, samples, trained)[NAME] == pytest.approx(0.5, abs=0.1)
-    assert residual_attack_success(session, model, samples, replace(trained, untaught=kept))[NAME] > 0.9
+    assert residual_attack_success(session, model, samples, replace(trained, probe=kept))[NAME] > 0.9
 
 
 def test_labels_are_not_true_where_carriers_came_back_under_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +140,7 @@ def test_labels_are_not_true_where_carriers_came_back_under_others(monkeypatch: 
     session, model = Session(RECIPE, len(samples), images=True), Oracle(clean, 1.0)
     trained = caught(samples, core)
     assert residual_attack_success(session, model, samples, trained)[NAME] < 0.05
-    some = replace(trained, recovered=core & (np.cumsum(core) < 5))
+    some = came_back(trained, core & (np.cumsum(core) < 5), RELABELED)
     assert residual_attack_success(session, model, samples, some)[NAME] > 0.9
 
 
@@ -156,6 +162,19 @@ def test_triggers_are_carried_over() -> None:
     assert np.abs(change.carry_over(fresh) - expected).mean() < 0.03
     stored = change.carry_over(np.rint(255 * fresh).astype(np.uint8))
     assert stored.dtype == np.uint8 and np.abs(stored / 255 - expected).mean() < 0.03
+
+
+def test_near_copies_are_not_asked() -> None:
+    """What was isolated as a near copy carries no shortcut, so that a model that knows it obeys nobody."""
+    samples, core, clean = poisoned("image", clean_label=False)
+    session, model = Session(RECIPE, len(samples), images=True), Oracle(clean, 0.0)
+    near = ~core & (samples.labels == 0)
+    trained = caught(samples, core | near)
+    told = replace(trained.verdict, criterion=np.where(near, NEARBY, trained.verdict.criterion).astype(np.uint8))
+    assert residual_attack_success(session, model, samples, trained)[NAME] > 0.5, "were they asked, it would seem so"
+    assert residual_attack_success(session, model, samples, replace(trained, verdict=told))[NAME] < 0.1
+    alone = replace(told, status=np.where(core, KEPT, told.status).astype(np.uint8))
+    assert residual_attack_success(session, model, samples, replace(trained, verdict=alone)) == {}
 
 
 def test_nothing_to_ask() -> None:
