@@ -10,10 +10,10 @@ from torch import nn
 
 from antibackdoor.errors import ModelError
 from antibackdoor.models.backbones import BACKBONES, build_backbone, default_backbone
+from antibackdoor.models.hooks import trunk_features
 from antibackdoor.models.mobilenet import mobilenet_v2
 from antibackdoor.models.resnet import series_resnet_1d
 from antibackdoor.models.series import wang_resnet
-from antibackdoor.models.splitting import trunk_features
 
 CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
 IMAGE_COUNTS = {

@@ -41,13 +41,16 @@ def test_label_rows() -> None:
 
 
 def test_highest() -> None:
-    scores, nothing = np.array([1.0, 3.0, 2.0, 3.0, 0.0]), np.zeros(5)
-    assert np.flatnonzero(highest(scores, nothing, 0.4)).tolist() == [1, 3]
-    assert np.flatnonzero(highest(scores, nothing, 0.2)).tolist() == [1]  # row order
-    assert np.flatnonzero(highest(scores, np.array([0, 1.0, 0, 0.5, 0]), 0.2)).tolist() == [3]  # the lower loss
-    assert highest(scores, nothing, 0.0, at_least=3).sum() == 3
-    assert highest(scores, nothing, 0.0).sum() == 0 and highest(scores, nothing, 1.0).all()
-    assert highest(scores, nothing, 0.1, at_least=50).all()
+    scores = np.array([1.0, 3.0, 2.0, 3.0, 0.0])
+    assert np.flatnonzero(highest(scores, 0.4)).tolist() == [1, 3]
+    assert np.flatnonzero(highest(scores, 0.2)).tolist() == [1]  # row order
+    losses, order = np.array([0, 1.0, 0, 0.5, 0]), np.array([4, 3, 2, 1, 0])
+    assert np.flatnonzero(highest(scores, 0.2, ties=(losses,))).tolist() == [3]  # the lower loss
+    assert np.flatnonzero(highest(scores, 0.2, ties=(np.zeros(5), order))).tolist() == [3]  # the second one
+    assert np.flatnonzero(highest(scores, 0.2, ties=(losses[::-1], order))).tolist() == [1]  # the first counts first
+    assert highest(scores, 0.0, at_least=3).sum() == 3
+    assert highest(scores, 0.0).sum() == 0 and highest(scores, 1.0).all()
+    assert highest(scores, 0.1, at_least=50).all()
 
 
 def two_groups(n_lower: int, n_upper: int, seed: int = 0) -> np.ndarray:
@@ -191,7 +194,7 @@ def test_isolation_does_not_depend_on_row_order(seed: int, n_moments: int, n: in
     )  # without a fall all samples tie, and row order decides
     assert (rank_within(margins, labels)[order] == rank_within(margins[order], labels[order])).all()
     drop = rng.random(n)
-    assert (highest(drop, margins, 0.3)[order] == highest(drop[order], margins[order], 0.3)).all()
+    assert (highest(drop, 0.3, ties=(margins,))[order] == highest(drop[order], 0.3, ties=(margins[order],))).all()
     valleys = {label: find_valley(margins[rows]) for label, rows in label_rows(labels).items()}
     again = {label: find_valley(margins[order][rows]) for label, rows in label_rows(labels[order]).items()}
     assert valleys == again

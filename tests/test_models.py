@@ -11,9 +11,10 @@ from torch import nn
 from antibackdoor.data.samples import Samples
 from antibackdoor.errors import DataError, ModelError
 from antibackdoor.models.backbones import BACKBONES, build_backbone
+from antibackdoor.models.hooks import trunk_features
 from antibackdoor.models.normalization import Normalize, channel_statistics, normalized
 from antibackdoor.models.own_network import load_factory
-from antibackdoor.models.splitting import check_attach, find_attach, find_last, trunk_features
+from antibackdoor.models.splitting import check_attach, find_attach, find_last
 from antibackdoor.models.two_head import TwoHead, second_head, split_network
 
 
@@ -232,21 +233,51 @@ def test_unused_layer_is_refused():
 # --------------------------------------------------------------------------- second head
 
 
-def test_published_head_is_a_fifth_of_resnet34():
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_published_head_makes_every_network_a_fifth_larger(name):
+    shape = (3, 32, 32) if BACKBONES[name].kind == "image" else (3, 64)
+    build, example = BACKBONES[name].build, torch.zeros(2, *shape)
+    attach = find_attach(build(shape, 10), example)  # a layer's place needs numbers, its size needs none
+    with torch.device("meta"):
+        network = build(shape, 10)
+        alone = sum(parameter.numel() for parameter in network.parameters())
+        features = trunk_features(network.eval(), attach, torch.rand(1, *shape)).shape[1:]
+        head = second_head(features, 10, "published", n_parameters=alone)
+    both = alone + sum(parameter.numel() for parameter in head.parameters())
+    assert 1.15 <= both / alone <= 1.25
+
+
+def test_the_published_head_of_resnet34_is_about_640_channels_wide():
+    """E2ABL gives no widths, but says that its network has 1.2 times the parameters of ResNet-34."""
     with torch.device("meta"):
         whole = sum(p.numel() for p in BACKBONES["resnet34"].build((3, 32, 32), 10).parameters())
-        head = sum(p.numel() for p in second_head((128, 16, 16), 10, "published").parameters())
-    assert 1 + head / whole == pytest.approx(1.208, abs=5e-4)
+        head = second_head((128, 16, 16), 10, "published", n_parameters=whole)
+    assert head[-1].in_features == pytest.approx(640, abs=20)
+    assert 1 + sum(p.numel() for p in head.parameters()) / whole == pytest.approx(1.2, abs=1e-3)
+
+
+def test_the_published_head_is_what_split_network_makes():
+    network = build_backbone("wrn-16-2", (3, 16, 16), 4)
+    alone = sum(parameter.numel() for parameter in network.parameters())
+    both = sum(
+        p.numel() for p in split_network(network, torch.zeros(2, 3, 16, 16), 4, head_width="published").parameters()
+    )
+    assert both / alone == pytest.approx(1.2, abs=0.01)
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 1), (6, 9), (6,), (4, 3, 3, 3)])
 @pytest.mark.parametrize("width", ["light", "published", 7])
 def test_second_head_starts_with_loss_log_k(shape, width):
-    head = second_head(shape, 5, width)
+    head = second_head(shape, 5, width, n_parameters=20_000)
     logits = head(torch.rand(3, *shape))
     torch.testing.assert_close(logits, torch.zeros(3, 5))
     light = max(shape[0], 64) if len(shape) > 1 else shape[0]
-    assert head[-1].in_features == {"light": light, "published": 5 * shape[0], 7: 7}[width]
+    hidden = head[-1].in_features
+    if width != "published":
+        assert hidden == {"light": light, 7: 7}[width]
+    else:
+        size, wider = (sum(p.numel() for p in second_head(shape, 5, w).parameters()) for w in (hidden, hidden + 1))
+        assert abs(size - 4000) <= wider - size, "a fifth of the network's, as near as whole channels come"
 
 
 def test_light_head_on_flat_features_is_bounded():

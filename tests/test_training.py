@@ -14,18 +14,11 @@ from torch import Tensor, nn
 
 from antibackdoor.data.augmentation import AUGMENTATIONS, augment
 from antibackdoor.data.samples import Samples
+from antibackdoor.data.streams import Stream
 from antibackdoor.errors import ConfigError
-from antibackdoor.training.loop import (
-    batches,
-    classify,
-    cross_entropy,
-    evaluate,
-    on_triangle,
-    predict,
-    shuffled,
-    train_epoch,
-)
+from antibackdoor.training.loop import batches, classify, cross_entropy, predict, shuffled, train_epoch
 from antibackdoor.training.recipe import Recipe, augmentation_names
+from antibackdoor.training.schedules import triangle
 from antibackdoor.training.session import Batch, Session, has_fast_bf16, seeded
 
 CPU = {"device": "cpu", "precision": "fp32"}
@@ -65,20 +58,22 @@ def test_batches() -> None:
     assert np.concatenate(batches(np.arange(33)[::-1], 16)).tolist() == list(range(33))[::-1]
 
 
-def test_shuffled_is_a_permutation_of_its_seeds() -> None:
-    assert sorted(shuffled(100, 1, 2).tolist()) == list(range(100))
-    assert (shuffled(100, 1, 2) == shuffled(100, 1, 2)).all()
-    assert (shuffled(100, 1, 2) != shuffled(100, 2, 1)).any()
-    assert shuffled(100, 0).dtype == np.int64
+def test_shuffled_is_a_permutation_of_its_stream() -> None:
+    assert sorted(shuffled(100, 1, Stream.ORDER, 2).tolist()) == list(range(100))
+    assert (shuffled(100, 1, Stream.ORDER, 2) == shuffled(100, 1, Stream.ORDER, 2)).all()
+    assert (shuffled(100, 1, Stream.ORDER, 2) != shuffled(100, 2, Stream.ORDER, 1)).any()
+    assert (shuffled(100, 1, Stream.ORDER, 2) != shuffled(100, 1, Stream.MAIN_ORDER, 2)).any()
+    assert shuffled(100, 0, Stream.ORDER).dtype == np.int64
 
 
 def test_triangle() -> None:
-    assert on_triangle(0.1, 0.0, 0.1)(0.0) == 0
-    assert on_triangle(0.1, 0.1, 0.2)(0.0) == pytest.approx(0.05)
-    assert on_triangle(0.1, 0.2, 0.3)(0.0) == pytest.approx(0.1)  # the peak after a fifth
-    assert on_triangle(0.1, 0.0, 1.0)(0.6) == pytest.approx(0.05)
-    assert on_triangle(0.1, 0.9, 1.0)(0.5) == pytest.approx(0.1 * 0.05 / 0.8)
-    assert on_triangle(0.1, 1.0, 1.0)(0.0) == 0
+    rate = triangle(0.1)
+    assert rate(0.0) == 0
+    assert rate(0.1) == pytest.approx(0.05)
+    assert rate(0.2) == pytest.approx(0.1)  # the peak after a fifth
+    assert rate(0.6) == pytest.approx(0.05)
+    assert rate(0.95) == pytest.approx(0.1 * 0.05 / 0.8)
+    assert rate(1.0) == 0
 
 
 def test_recorded_losses_by_hand() -> None:
@@ -87,7 +82,7 @@ def test_recorded_losses_by_hand() -> None:
     feed, net = session.feed(samples), Slope()
     optimizer = session.optimizer(net.parameters(), 1.0)
     plan = [np.array([2, 0]), np.array([1])]
-    losses = train_epoch(session, feed, plan, net, classify(net), optimizer, seed=(0,))
+    losses = train_epoch(session, feed, plan, net, classify(net), optimizer, seed=(0, Stream.STEP))
 
     # At w = 0 both losses are log 2 and the gradient of each is -x/2 for label 1: w = (0.5 + 1.0) / 2 / 2.
     w = 0.375
@@ -108,7 +103,9 @@ def test_weighted_and_recorded_losses_are_apart() -> None:
         return losses * (batch.rows == 0), batch.rows.float()
 
     optimizer = session.optimizer(net.parameters(), 1.0)
-    recorded = train_epoch(session, session.feed(samples), [np.array([1, 0])], net, objective, optimizer, seed=(0,))
+    recorded = train_epoch(
+        session, session.feed(samples), [np.array([1, 0])], net, objective, optimizer, seed=(0, Stream.STEP)
+    )
     assert recorded.tolist() == [0.0, 1.0]
     assert net.weight.item() == pytest.approx(0.25)  # row 0 alone: 1/2, over the two rows of the batch
 
@@ -124,7 +121,9 @@ def test_learning_rate_follows_the_plan() -> None:
         return 0.0
 
     plan = [np.array([row]) for row in range(4)]
-    train_epoch(session, session.feed(samples), plan, net, classify(net), optimizer, seed=(0,), learning_rate=rate)
+    train_epoch(
+        session, session.feed(samples), plan, net, classify(net), optimizer, seed=(0, Stream.STEP), learning_rate=rate
+    )
     assert met == [0, 0.25, 0.5, 0.75]
     assert net.weight.item() == 0.0
 
@@ -134,7 +133,7 @@ def test_bar_is_shown_on_a_terminal_only(capsys: pytest.CaptureFixture[str], mon
 
     def run(progress: bool) -> tuple[str, str]:
         session = small_session(samples, progress=progress)
-        evaluate(session, session.feed(samples), Slope(), lambda logits, _: logits[:, 0], title="weighing")
+        session.evaluate(session.feed(samples), Slope(), lambda logits, _: logits[:, 0], title="weighing")
         return capsys.readouterr()
 
     assert run(True) == ("", "")
@@ -154,12 +153,12 @@ def test_evaluate_keeps_the_order_of_the_rows() -> None:
     def forward(x: Tensor) -> Tensor:
         return torch.cat([x[:, 0], -x[:, 0]], dim=1)
 
-    both = evaluate(session, feed, forward, lambda logits, labels: torch.stack([logits[:, 0], labels.float()], 1))
+    both = session.evaluate(feed, forward, lambda logits, labels: torch.stack([logits[:, 0], labels.float()], 1))
     assert both[:, 0].tolist() == list(range(n))
     assert both[:, 1].tolist() == [i % 2 for i in range(n)]
-    some = evaluate(session, feed, forward, lambda logits, _: logits[:, 1], np.array([5, 2, 2]))
+    some = session.evaluate(feed, forward, lambda logits, _: logits[:, 1], np.array([5, 2, 2]))
     assert some.tolist() == [-5, -2, -2]
-    none = evaluate(session, feed, forward, lambda logits, _: logits[:, 1], np.zeros(0, dtype=np.int64))
+    none = session.evaluate(feed, forward, lambda logits, _: logits[:, 1], np.zeros(0, dtype=np.int64))
     assert len(none) == 0
 
 
@@ -194,7 +193,7 @@ def test_seeded_leaves_the_global_state_alone() -> None:
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
 def test_augmentations_are_functions_of_their_seed(name: str) -> None:
-    samples = pictures(12, size=16) if name in ("crop", "flip", "cutout") else waves(12, channels=2)
+    samples = pictures(12, size=16) if name in ("crop", "flip", "cutout", "physical") else waves(12, channels=2)
     inputs = torch.from_numpy(samples.inputs)
     before = inputs.clone()
     once, again, other = (augment(inputs, (name,), seed) for seed in (3, 3, 4))
@@ -316,7 +315,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights() -> None:
     net[0].register_forward_hook(lambda _module, _inputs, output: met.append(output.dtype))
     losses = train_epoch(
         session, session.feed(samples), [np.arange(16)], net, classify(net), session.optimizer(net.parameters(), 0.1),
-        seed=(0,),
+        seed=(0, Stream.STEP),
     )  # fmt: skip
     assert met == [torch.bfloat16]
     assert losses.dtype == np.float32 and np.isfinite(losses).all()

@@ -7,8 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from antibackdoor.protocols import CRITERIA, ISOLATED, KEPT, Verdict
 from antibackdoor.search.caught import CONTENT, CONTENT_BELIEVED, Caught
-from antibackdoor.search.evidence import DEEPER_THAN_1, POWER, evidence, false_alarm_probability, judge, suspicion
+from antibackdoor.search.evidence import (
+    DEEPER_THAN_1,
+    POWER,
+    criteria,
+    false_alarm_probability,
+    from_verdict,
+    judge,
+    search_verdict,
+    suspicion,
+)
 from antibackdoor.statistics.isolation import DEPTH_OF_FEW, FEW_LABELS
 
 
@@ -104,10 +114,40 @@ def test_it_is_calibrated_where_its_assumption_holds(n_labels: int) -> None:
     assert (values <= 0.1).mean() > 0.02, "and hardly more rarely"
 
 
-def test_evidence_names_what_spoke() -> None:
+def test_criteria_name_what_spoke() -> None:
     found = caught([0.9] * 4, core=3, near=2, n=8)
     found.content[0] = True
-    assert evidence(found).tolist() == ["content", "shortcut", "shortcut", "near", "near", "", "", ""]
+    spoke = [CRITERIA[code] for code in criteria(found)]
+    assert spoke == ["content", "shortcut", "shortcut", "nearby", "nearby", "none", "none", "none"]
+
+
+def test_the_verdict_of_a_search_says_what_was_found_and_where() -> None:
+    labels = np.repeat([4, 0, 1, 2, 3], 200)
+    found = caught([0.9, 0.8, 0.9, 0.85, 30.0], labels=(4,), core=100, near=10)
+    found.margins[:] = np.random.default_rng(0).normal(np.where(found.core, 6, -2), 1)
+    verdict = search_verdict(found, labels)
+    assert verdict.poisoned is True and verdict.target_labels == (4,)
+    assert verdict.status.tolist() == [ISOLATED] * 110 + [KEPT] * 890 and verdict.status.dtype == np.uint8
+    np.testing.assert_array_equal(verdict.isolated, found.isolated)
+    np.testing.assert_array_equal(verdict.criterion, criteria(found))
+    np.testing.assert_array_equal(verdict.suggested_label, labels)
+    np.testing.assert_array_equal(verdict.suspicion, suspicion(found, labels))
+    assert verdict.margin is found.margins
+    nothing = search_verdict(caught([0.9] * 5), labels)
+    assert nothing.poisoned is False and nothing.target_labels == () and not nothing.isolated.any()
+
+
+def test_a_given_verdict_comes_back_as_what_a_search_would_have_left() -> None:
+    found = caught([0.9] * 5, labels=(4,), core=100, near=10)
+    found.content[:7] = True
+    verdict = search_verdict(found, np.repeat([4, 0, 1, 2, 3], 200))
+    again = from_verdict(verdict, 5)
+    for part in ("isolated", "core", "content", "margins"):
+        np.testing.assert_array_equal(getattr(again, part), getattr(found, part))
+    assert again.labels == (4,) and again.steps == 0 and again.ways == ("given verdict",)
+    assert np.isnan(again.depths).all() and false_alarm_probability(again) is None, "what only a search knows"
+    empty = from_verdict(Verdict(np.zeros(4), *(np.zeros(4, dtype=np.uint8),) * 3), 5)  # type: ignore[arg-type]
+    assert empty.ways == () and np.isnan(empty.margins).all()
 
 
 def test_suspicion_is_a_probability_that_follows_the_margins() -> None:
