@@ -126,10 +126,12 @@ class Purified:
     Attributes:
         model: The purified classifier, on the CPU, in eval mode; the given one is unchanged.
         facts: A frozen dataclass of plain values, for `metrics.json`.
+        teacher: A network that the method trained to teach the purified one, on the CPU; None where there is none.
     """
 
     model: nn.Module
     facts: Any = NoFacts()
+    teacher: nn.Module | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,14 @@ from torch import nn
 from antibackdoor.app.measuring import accuracy_metrics, other_sources, success_metrics
 from antibackdoor.app.networks import Factory, load_model
 from antibackdoor.app.pipeline import fingerprint
-from antibackdoor.attacks import load_trigger, read_truth, trigger_test_set
+from antibackdoor.attacks import SavedTrigger, load_trigger, read_truth, trigger_test_set
 from antibackdoor.data.samples import BoolArray, IntArray, Samples
 from antibackdoor.errors import DataError
 from antibackdoor.protocols import RELABELED
 from antibackdoor.report import write_report
-from antibackdoor.runs.artifacts import CLASSES, read_metrics, write_classes, write_metrics
+from antibackdoor.runs.artifacts import CLASSES, read_classes, read_metrics, write_classes, write_metrics
 from antibackdoor.runs.run_folder import read_config
-from antibackdoor.runs.samples_table import MIDWAY, SamplesTable, read_sample_columns, read_samples_table
+from antibackdoor.runs.samples_table import MIDWAY, SAMPLES, SamplesTable, read_sample_columns, read_samples_table
 from antibackdoor.statistics.intervals import wilson_interval
 from antibackdoor.statistics.isolation import highest
 from antibackdoor.statistics.metrics import (
@@ -27,6 +29,7 @@ from antibackdoor.statistics.metrics import (
     class_accuracy,
     class_attack_success,
     clean_accuracy_nontarget,
+    false_positive_rate,
     isolation_precision,
     isolation_recall,
     recovered_label_precision,
@@ -37,7 +40,10 @@ from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Session
 
 TOP = 0.01  # share of the samples that the papers isolate or relabel
-ClassColumns = dict[str, list[float | int | None]]
+ClassColumns = dict[str, Sequence[float | int | None]]
+
+BEFORE = "_before"  # ends what `purify` measured of the model that it was given
+CLEAN, ATTACKED = ("clean_accuracy",), ("attack_success_rate", "robust_accuracy")
 
 
 def evaluate(
@@ -69,15 +75,67 @@ def evaluate(
     run = Path(run)
     if samples is None and (truth is None or trigger is not None):
         raise DataError("nothing to measure: give --data for the model, or --truth for the verdict")
+    if truth is not None and not (run / SAMPLES).exists():
+        raise DataError(f"{run} says nothing of any sample (a purified model): leave --truth out")
+    known, about = read_metrics(run), fingerprints(samples, trigger, truth)
+    known = _comparable(known, about)
     measured: dict[str, Any] = {}
     if samples is not None:
         measured, classes = _model_metrics(run, samples, trigger, device, factory)
-        write_classes(run, samples.class_names, classes)
+        write_classes(run, samples.class_names, {**classes, **_kept_columns(run, samples, known)})
     if truth is not None:
         measured |= _truth_metrics(run, truth)
-    write_metrics(run, {**read_metrics(run), **measured})
+    write_metrics(run, {**known, **measured, **about})
     write_report(run)
     return measured if samples is None else {**measured, "by_class": CLASSES}
+
+
+def is_evaluated(run: Path, samples: Samples | None, trigger: Path | None, truth: Path | None) -> bool:
+    """Whether `evaluate` has measured a run on just these samples, with this trigger and this truth."""
+    known = read_metrics(run)
+    return all(known.get(name) == digest for name, digest in fingerprints(samples, trigger, truth).items())
+
+
+def fingerprints(samples: Samples | None, trigger: Path | None, truth: Path | None) -> dict[str, str]:
+    """What a run is measured by, as short hashes, so that numbers are compared only where they belong together."""
+    found: dict[str, str] = {}
+    if samples is not None:
+        found["test_fingerprint"] = fingerprint(samples)
+    if trigger is not None:
+        load_trigger(trigger)  # says what is missing or damaged
+        found["trigger_fingerprint"] = _files_digest(trigger / "trigger.json", trigger / "trigger.safetensors")
+    if truth is not None:
+        read_truth(truth)
+        found["truth_fingerprint"] = _files_digest(truth)
+    return found
+
+
+def _files_digest(*paths: Path) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _comparable(known: Mapping[str, Any], about: Mapping[str, str]) -> dict[str, Any]:
+    """Old metrics, without what was measured before a purification on other data, or with another trigger."""
+    moved = {name for name, digest in about.items() if known.get(name) != digest}
+    gone = (*CLEAN, *ATTACKED) if "test_fingerprint" in moved else ATTACKED if "trigger_fingerprint" in moved else ()
+    dropped = {f"{name}{BEFORE}" for name in gone}
+    if "test_fingerprint" in moved:  # what the trigger does to these data is not known yet
+        dropped.add("trigger_fingerprint")
+    return {key: value for key, value in known.items() if key not in dropped}
+
+
+def _kept_columns(run: Path, samples: Samples, known: Mapping[str, Any]) -> ClassColumns:
+    """Columns of `classes.csv` about the model before a purification, where they are still comparable."""
+    if not (run / CLASSES).exists():
+        return {}
+    names, columns = read_classes(run)
+    kept: ClassColumns = {name: values for name, values in columns.items() if name.endswith(BEFORE) and name in known}
+    if names != [str(name) for name in samples.class_names.tolist()]:
+        return {}
+    return kept
 
 
 def _model_metrics(
@@ -85,13 +143,30 @@ def _model_metrics(
 ) -> tuple[dict[str, Any], ClassColumns]:
     model, spec = load_model(run, factory)
     session = Session(Recipe(device=device), len(samples), images=spec.kind == "image")
-    model = session.prepare(model)
+    saved = None if trigger is None else load_trigger(trigger)
+    return measure_by_class(session, session.prepare(model), samples, saved)
+
+
+def measure_by_class(
+    session: Session, model: nn.Module, samples: Samples, saved: SavedTrigger | None
+) -> tuple[dict[str, Any], ClassColumns]:
+    """Metrics of a model on clean and, if a trigger is known, triggered samples, and the same for each class.
+
+    Args:
+        session: Device and precision.
+        model: Prepared by the session.
+        samples: Clean labelled test samples.
+        saved: Trigger and fitted plan.
+
+    Raises:
+        DataError: If the attack aims at none of the samples.
+    """
     predicted = predict(session, model, samples).labels
     measured: dict[str, Any] = accuracy_metrics(predicted, samples.labels)
     classes = _columns("clean_accuracy", class_accuracy(predicted, samples.labels, samples.n_classes))
-    if trigger is None:
+    if saved is None:
         return measured, classes
-    attacked, by_class = _attack_metrics(session, model, samples, predicted, trigger)
+    attacked, by_class = _attack_metrics(session, model, samples, predicted, saved)
     return {**measured, **attacked}, {**classes, **by_class}
 
 
@@ -103,9 +178,13 @@ def never_trained_on(run: str | Path, samples: Samples) -> Samples:
         samples: All labelled data, as `read_samples` gives them.
 
     Raises:
-        DataError: If the run was trained on every one of them.
+        DataError: If the run was trained (or purified) on every one of them.
     """
     run = Path(run)
+    if not (run / SAMPLES).exists():
+        if fingerprint(samples) in read_config(run)["settings"].get("given", {}).values():
+            raise DataError(f"{run} was purified with these very data; give others, or --split all to measure on them")
+        return samples
     columns, _ = read_sample_columns(run, ["id"])
     place = {name: row for row, name in enumerate(samples.ids.tolist())}
     rows = np.array([place[name] for name in columns["id"] if name in place], dtype=np.int64)
@@ -118,9 +197,8 @@ def never_trained_on(run: str | Path, samples: Samples) -> Samples:
 
 
 def _attack_metrics(
-    session: Session, model: nn.Module, samples: Samples, predicted: IntArray, folder: Path
+    session: Session, model: nn.Module, samples: Samples, predicted: IntArray, saved: SavedTrigger
 ) -> tuple[dict[str, Any], ClassColumns]:
-    saved = load_trigger(folder)
     triggered = trigger_test_set(samples, saved.trigger, saved.plan)
     if not len(triggered):
         raise DataError("the data hold no sample that the attack aims at; give test data of all classes")
@@ -186,6 +264,7 @@ def _verdict_metrics(table: SamplesTable, is_poisoned: BoolArray, true_labels: I
     return {
         "isolation_precision": isolation_precision(isolated, is_poisoned),
         "isolation_recall": isolation_recall(isolated, is_poisoned),
+        "false_positive_rate": false_positive_rate(isolated, is_poisoned),
         "recovered_label_precision": recovered_label_precision(
             verdict.suggested_label, true_labels, verdict.status == RELABELED, is_poisoned
         ),

@@ -161,7 +161,7 @@ def describe(data: DataSet, method: Any, recipe: Recipe, spec: ModelSpec, given:
         "recipe": settings,
         "model": {"network": spec.backbone, "input_shape": list(spec.input_shape)},
         "given": {
-            name: _digest(verdict)
+            name: verdict_digest(verdict)
             for name, verdict in (("verdict", given.verdict), ("decisions", given.decisions))
             if verdict is not None
         },
@@ -177,7 +177,8 @@ def describe(data: DataSet, method: Any, recipe: Recipe, spec: ModelSpec, given:
     }
 
 
-def _digest(verdict: Verdict) -> str:
+def verdict_digest(verdict: Verdict) -> str:
+    """A short hash of what a verdict says of each sample."""
     digest = hashlib.blake2b(digest_size=8)
     for part in (verdict.status, verdict.criterion, verdict.suggested_label):
         digest.update(np.ascontiguousarray(part).tobytes())

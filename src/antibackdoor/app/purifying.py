@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import nn
+
+from antibackdoor.app.attention_pictures import save_attention_of
+from antibackdoor.app.evaluation import ATTACKED, BEFORE, CLEAN, fingerprints, measure_by_class
 from antibackdoor.app.given_models import Opened
-from antibackdoor.app.measuring import accuracy_metrics
 from antibackdoor.app.methods import hyper_parameters, method_name
-from antibackdoor.app.pipeline import fingerprint
+from antibackdoor.app.pipeline import fingerprint, verdict_digest
+from antibackdoor.attacks import SavedTrigger, load_trigger
 from antibackdoor.data.samples import Samples
-from antibackdoor.errors import ConfigError
+from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.protocols import Given, Purified, Purifier
 from antibackdoor.report import write_report
+from antibackdoor.runs.artifacts import write_classes
 from antibackdoor.runs.model_file import save_model
 from antibackdoor.runs.run_folder import RunFolder
-from antibackdoor.training.loop import predict
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Session
 
@@ -30,6 +36,7 @@ def purify(
     given: Given,
     recipe: Recipe | None = None,
     test: Samples | None = None,
+    measure_trigger: Path | None = None,
     resume: bool = False,
     command: Sequence[str] = (),
 ) -> dict[str, Any] | None:
@@ -42,6 +49,8 @@ def purify(
         given: `clean` samples, or whatever else the method needs; `build` is filled in.
         recipe: How to train.
         test: Clean labelled samples to measure the accuracy before and after; they train nothing.
+        measure_trigger: Folder of a saved trigger, to measure on `test` how often it works before and after. The
+            method never sees it.
         resume: Go on with the purification in `out`.
         command: The command line, for the report.
 
@@ -49,18 +58,20 @@ def purify(
         What stands in `metrics.json`; None if the run was finished already.
 
     Raises:
-        AntibackdoorError: If settings, data, model or folder do not fit.
+        AntibackdoorError: If settings, data, model, trigger or folder do not fit.
     """
     recipe, out = recipe or Recipe(), Path(out)
     if recipe.devices > 1:
         raise ConfigError(f"a purification runs on one device; --devices {recipe.devices} is for train")
+    saved = _trigger_to_measure(measure_trigger, test)
     name = method_name(purifier)
     spec = replace(opened.spec, method=name)
     with RunFolder.create(out, _settings(opened, purifier, recipe, given), resume=resume, command=command) as run:
         if run.finished:
             write_report(out)
             return None
-        purified = purifier.purify(opened.model, replace(given, build=opened.build, input_shape=opened.spec.input_shape), recipe, journal=run)
+        whole = replace(given, build=opened.build, input_shape=opened.spec.input_shape)
+        purified = purifier.purify(opened.model, whole, recipe, journal=run)
         metrics = {
             "method": name,
             "backbone": spec.backbone,
@@ -69,12 +80,31 @@ def purify(
             "seconds": round(run.seconds, 2),
             "seed": recipe.seed,
             **asdict(purified.facts),
-            **_accuracies(opened, purified, recipe, test),
         }
+        if test is not None and len(test):
+            metrics |= fingerprints(test, measure_trigger, None)
+            metrics |= _measured(out, opened, purified, given, recipe, test, saved)
         save_model(out, purified.model, spec)
         run.finish(metrics)
     write_report(out)
     return metrics
+
+
+def _trigger_to_measure(folder: Path | None, test: Samples | None) -> SavedTrigger | None:
+    """The trigger, once it is known to fit the test data: a mistake is told before the work, not after it."""
+    if folder is None:
+        return None
+    if test is None or not len(test):
+        raise ConfigError("a trigger is measured on test data: give --test beside --measure-trigger")
+    saved = load_trigger(folder)
+    rows = np.flatnonzero(saved.plan.eligible(test.labels))[:1]
+    if not len(rows):
+        raise DataError(f"the attack of {folder} aims at none of the test samples; give test data of all classes")
+    try:
+        saved.trigger.apply(np.asarray(test.inputs[rows]), rows)
+    except (ValueError, IndexError) as error:
+        raise DataError(f"the trigger of {folder} does not fit samples of shape {test.shape}") from error
+    return saved
 
 
 def _settings(opened: Opened, purifier: Purifier, recipe: Recipe, given: Given) -> dict[str, Any]:
@@ -82,24 +112,56 @@ def _settings(opened: Opened, purifier: Purifier, recipe: Recipe, given: Given) 
     settings = asdict(recipe)
     del settings["progress"]
     known = {"clean": given.clean, "suspicious": given.suspicious}
+    also = {
+        "verdict": None if given.verdict is None else verdict_digest(given.verdict),
+        "teacher": None if given.teacher is None else weights_digest(given.teacher),
+    }
     return {
         "method": method_name(purifier),
         "hyper_parameters": hyper_parameters(purifier),
         "recipe": settings,
-        "model": {"network": opened.spec.backbone, "input_shape": list(opened.spec.input_shape)},
-        "given": {name: fingerprint(samples) for name, samples in known.items() if samples is not None},
+        "model": {
+            "network": opened.spec.backbone,
+            "input_shape": list(opened.spec.input_shape),
+            "weights": weights_digest(opened.model),
+        },
+        "given": {
+            **{name: fingerprint(samples) for name, samples in known.items() if samples is not None},
+            **{name: digest for name, digest in also.items() if digest is not None},
+        },
     }
 
 
-def _accuracies(opened: Opened, purified: Purified, recipe: Recipe, test: Samples | None) -> dict[str, Any]:
-    """Accuracy on test samples before and after."""
-    if test is None or not len(test):
-        return {}
+def weights_digest(model: nn.Module) -> str:
+    """A short hash of names and values of all parameters and buffers: another model resumes no run."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _measured(
+    out: Path,
+    opened: Opened,
+    purified: Purified,
+    given: Given,
+    recipe: Recipe,
+    test: Samples,
+    saved: SavedTrigger | None,
+) -> dict[str, Any]:
+    """What test samples say of the model before and after: metrics, and `classes.csv` and `attention.npz`."""
+    teacher = purified.teacher or given.teacher
+    save_attention_of(out, opened.model, teacher, purified.model, test, saved)
     session = Session(recipe, len(test), images=test.kind == "image")
-    before = predict(session, session.prepare(opened.model), test).labels
-    after = predict(session, session.prepare(purified.model), test).labels
+    before, old = measure_by_class(session, session.prepare(opened.model), test, saved)
+    after, new = measure_by_class(session, session.prepare(purified.model), test, saved)
+    opened.model.cpu()
     purified.model.cpu()
-    return {
-        "clean_accuracy_before": accuracy_metrics(before, test.labels)["clean_accuracy"],
-        **accuracy_metrics(after, test.labels),
-    }
+    write_classes(out, test.class_names, {**new, **_before(old)})
+    return {**_before(before), **after}
+
+
+def _before(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured of the given model, under names of its own."""
+    return {f"{key}{BEFORE}": measured[key] for key in (*CLEAN, *ATTACKED) if key in measured}

@@ -23,7 +23,6 @@ from antibackdoor.cli.commands import (
     print_facts,
     refuse_inside,
     report,
-    run_purify,
     run_scan,
     run_train,
     stop,
@@ -39,6 +38,7 @@ from antibackdoor.cli.flags import (
     refuse_unused,
     settings_type,
 )
+from antibackdoor.cli.purify import run_purify
 from antibackdoor.errors import AntibackdoorError, spelled_out
 
 USER_ERROR = 2
@@ -264,6 +264,7 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         verdict: Annotated[Path | None, chosen.uses("verdict", "isolated")] = None,
         teacher: Annotated[Path | None, chosen.uses("teacher")] = None,
         trigger: Annotated[Path | None, chosen.uses("trigger")] = None,
+        measure_trigger: Annotated[Path | None, InData] = None,
         on_error: OnError = "raise",
         cache: Annotated[Path | None, InData] = None,
         backbone: Annotated[str, InTraining] = "",
@@ -296,6 +297,9 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
             Another model, a run folder, for methods that distill.
         trigger
             Folder of a known trigger, for methods that unlearn it.
+        measure_trigger
+            Folder of a known trigger (as `poison` writes it), to measure on the test data how often it works before
+            and after. The method never sees it.
         on_error
             What to do about a sample that cannot be read: stop, or skip it.
         cache
@@ -317,8 +321,9 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         """
         run_purify(
             checkpoint, out, chosen.made(hyper), chosen.recipe_of(recipe), clean=clean, suspicious=suspicious,
-            test=test, verdict=verdict, teacher=teacher, trigger=trigger, backbone=backbone, model=model, mean=mean,
-            std=std, classes=classes, on_error=on_error, cache=cache, resume=resume, command=arguments,
+            test=test, verdict=verdict, teacher=teacher, trigger=trigger, measure_trigger=measure_trigger,
+            backbone=backbone, model=model, mean=mean, std=std, classes=classes, on_error=on_error, cache=cache,
+            resume=resume, command=arguments,
         )  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def run_scan(
         data, test_fraction=0, image_size=image_size, on_error=on_error, cache=cache, seed=recipe.seed,
         progress=recipe.progress,
     )  # fmt: skip
-    known = None if clean is None else _like(loaded.train, clean, "train", on_error, cache)
+    known = None if clean is None else like(loaded.train, clean, "train", on_error, cache)
     given = Given(clean=known)
     if checkpoint is not None:
         choice = NetworkChoice(backbone, model)
@@ -97,76 +97,7 @@ def run_scan(
     print(f"Report: {out / 'report.html'}")
 
 
-def run_purify(
-    checkpoint: Path,
-    out: Path,
-    purifier: Any,
-    recipe: Any,
-    *,
-    clean: Path | None,
-    suspicious: Path | None,
-    test: Path | None,
-    verdict: Path | None,
-    teacher: Path | None,
-    trigger: Path | None,
-    backbone: str,
-    model: str,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    classes: Path | None,
-    on_error: Literal["raise", "skip"],
-    cache: Path | None,
-    resume: bool,
-    command: Sequence[str],
-) -> None:
-    """Open, purify, tell."""
-    from antibackdoor.app.given_models import FileHints, open_model
-    from antibackdoor.app.networks import NetworkChoice
-    from antibackdoor.app.purifying import purify
-    from antibackdoor.app.verdicts import verdict_of
-    from antibackdoor.attacks import load_trigger
-    from antibackdoor.protocols import Given
-
-    if not checkpoint.exists():
-        raise ConfigError(f"there is no {checkpoint}; give a run folder or a file of weights")
-    path = clean or suspicious or test
-    known = None if path is None else _given_samples(checkpoint, path, on_error, cache)
-    choice, hints = NetworkChoice(backbone, model), FileHints(mean, std, _lines(classes))
-    opened = open_model(checkpoint, choice, known, recipe, hints)
-    poisoned = None if suspicious is None else _like(known, suspicious, "train", on_error, cache)
-    judged = poisoned or known
-    given = Given(
-        clean=None if clean is None else known,
-        suspicious=poisoned,
-        verdict=None if verdict is None or judged is None else verdict_of(verdict, judged),
-        teacher=None if teacher is None else open_model(teacher, NetworkChoice(), known, recipe).model,
-        trigger=None if trigger is None else load_trigger(trigger).trigger,
-    )
-    tested = None if test is None else _like(known, test, "test", on_error, cache)
-    with resumable(out):
-        facts = purify(
-            opened, purifier, out, given=given, recipe=recipe, test=tested, resume=resume, command=portable(command)
-        )
-    if facts is not None:
-        print_facts(facts)
-    print(f"Report: {out / 'report.html'}")
-
-
-def _given_samples(checkpoint: Path, path: Path, on_error: Literal["raise", "skip"], cache: Path | None) -> Any:
-    """Labelled samples in the shape and the classes of a run folder, or in their own."""
-    from antibackdoor.data.reading import read, read_samples
-    from antibackdoor.runs.model_file import load_model_spec
-
-    if not checkpoint.is_dir():
-        return read(path, test_fraction=0, on_error=on_error, cache=cache, progress=True).train
-    spec = load_model_spec(checkpoint)
-    return read_samples(
-        path, class_names=list(spec.class_names), shape=spec.input_shape, split="train", on_error=on_error, cache=cache,
-        progress=True,
-    )  # fmt: skip
-
-
-def _like(
+def like(
     samples: Any, path: Path, split: Literal["test", "train"], on_error: Literal["raise", "skip"], cache: Path | None
 ) -> Any:
     """Other labelled samples, in the shape and the classes of these."""
@@ -176,15 +107,6 @@ def _like(
         path, class_names=samples.class_names.tolist(), shape=samples.shape, split=split, on_error=on_error,
         cache=cache, progress=True,
     )  # fmt: skip
-
-
-def _lines(path: Path | None) -> tuple[str, ...]:
-    """The lines of a text file that are not empty."""
-    if path is None:
-        return ()
-    if not path.is_file():
-        raise ConfigError(f"--classes {path} is no file; give a text file with one class a line")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
 
 
 @contextmanager
@@ -282,7 +204,7 @@ def evaluate(
         )  # fmt: skip
         if split == "test":
             samples = evaluation.never_trained_on(run, samples)
-    factory = _factory(model)
+    factory = factory_of(model)
     print_facts(evaluation.evaluate(run, samples, truth=truth, trigger=trigger, device=device, factory=factory))
 
 
@@ -326,7 +248,7 @@ def predict(
         raise ConfigError(f"--out {out} must end in .csv or .parquet")
     if out.exists():
         raise ConfigError(f"--out {out} exists already; remove it or choose another name")
-    network, spec = networks.load_model(run, _factory(model))
+    network, spec = networks.load_model(run, factory_of(model))
     inputs, ids = read_inputs(data, shape=spec.input_shape, on_error=on_error, cache=cache, progress=True)
     answers = pipeline.classify_inputs(network, spec, inputs, ids, device=device)
     names = [spec.class_names[label] for label in answers.labels]
@@ -401,7 +323,7 @@ def print_facts(facts: dict[str, Any]) -> None:
         print(f"{key:28} {value:.4f}" if isinstance(value, float) else spelled_out(f"{key:28} {value}"))
 
 
-def _factory(model: str) -> Any:
+def factory_of(model: str) -> Any:
     """The factory that `--model` names; None if it names none."""
     from antibackdoor.models.own_network import import_factory
 

@@ -4,16 +4,20 @@ The page has no script and fetches nothing: charts are inline SVG, pictures are 
 security policy forbids the rest. Names in the data set come from an attacker and are treated so.
 """
 
+from antibackdoor.report.attention import Attention, save_attention, small_inputs
 from antibackdoor.report.card import Changes, Visibility, visibility, write_card
 from antibackdoor.report.gallery import Gallery, load_gallery, save_gallery
 from antibackdoor.report.page import write_comparison, write_report
 
 __all__ = [
+    "Attention",
     "Changes",
     "Gallery",
     "Visibility",
     "load_gallery",
+    "save_attention",
     "save_gallery",
+    "small_inputs",
     "visibility",
     "write_card",
     "write_comparison",

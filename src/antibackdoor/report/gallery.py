@@ -140,7 +140,7 @@ def cards(run: Path, gallery: Gallery) -> list[Card]:
             Card(
                 picture=data_uri(values) if is_image else sparkline(values),
                 is_image=is_image,
-                pixelated=is_image and max(values.shape[1:]) <= _PIXELATED,
+                pixelated=is_image and is_pixelated(values),
                 name=printable(sample_id, 40),
                 title=quoted(sample_id, 300),
                 given=_class_name(class_names, given),
@@ -168,6 +168,11 @@ def small_images(inputs: InputArray) -> InputArray:
     size = max(1, round(width * scale)), max(1, round(height * scale))
     shrunk = [np.asarray(_picture(image).resize(size, Image.Resampling.BOX)) for image in inputs]
     return np.stack([image[None] if image.ndim == 2 else image.transpose(2, 0, 1) for image in shrunk])
+
+
+def is_pixelated(image: InputArray) -> bool:
+    """Whether a browser must show the pixels of a `(C, H, W)` image as they are."""
+    return max(image.shape[1:], default=0) <= _PIXELATED
 
 
 def short_series(inputs: InputArray) -> InputArray:

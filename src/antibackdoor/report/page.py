@@ -12,9 +12,18 @@ import numpy as np
 
 from antibackdoor.errors import RunError
 from antibackdoor.protocols import KEPT
+from antibackdoor.report.attention import AttentionGrid, attention_grid, load_attention
 from antibackdoor.report.figures import ClassBar, Figure, class_bars, loss_figure, score_figure, training_figures
 from antibackdoor.report.gallery import Card, Gallery, cards, difference_picture, load_gallery
 from antibackdoor.report.html import write_page
+from antibackdoor.report.purified import (
+    ClassTable,
+    class_tables,
+    is_purified,
+    purified_facts,
+    purified_numbers,
+    purified_verdict,
+)
 from antibackdoor.report.svg import sparkline
 from antibackdoor.report.words import (
     KeyNumber,
@@ -37,6 +46,11 @@ from antibackdoor.runs.samples_table import SAMPLES, read_sample_columns, sample
 from antibackdoor.training.history import Losses
 
 REPORT = "report.html"
+
+SAMPLES_FOOTER = (
+    "The verdict for every sample is in samples.parquet, the numbers are in metrics.json, both in the run folder."
+)
+MODEL_FOOTER = "The purified model is in model.safetensors, the numbers are in metrics.json, both in the run folder."
 
 _MOMENTS = 60  # points of the loss curves
 _SETTINGS = 300  # lines of the settings table
@@ -69,6 +83,10 @@ class Page:
     classes: tuple[ClassBar, ...]
     cards: tuple[Card, ...]
     common: str  # data URI or markup of what isolated samples have in common; may be empty
+    class_tables: tuple[ClassTable, ...]  # accuracy and attack success of each class, where they were measured
+    attention: AttentionGrid | None  # where the networks of a purification look
+    facts: tuple[tuple[str, str], ...]  # what a purifier tells of itself
+    footer: str
     training: tuple[Figure, ...]
     settings: tuple[tuple[str, str], ...]
     command: str
@@ -123,20 +141,30 @@ def _page(run: Path) -> Page:
     metrics = _metrics(run)
     evidence, classes = _evidence(run, metrics or {})
     gallery = load_gallery(run)
+    purified = metrics if metrics is not None and is_purified(metrics) else None
     return Page(
         title=printable(run.resolve().name),
         subtitle=_subtitle(run),
-        verdict=verdict(metrics),
-        numbers=tuple(key_numbers(metrics or {})),
+        verdict=verdict(metrics) if purified is None else purified_verdict(purified),
+        numbers=tuple(key_numbers(metrics or {}) if purified is None else purified_numbers(purified)),
         evidence=evidence,
         classes=classes,
         cards=() if gallery is None or not (run / SAMPLES).exists() else tuple(cards(run, gallery)),
         common=_common(gallery),
+        class_tables=tuple(class_tables(run)),
+        attention=_attention(run),
+        facts=() if purified is None else tuple(purified_facts(purified)),
+        footer=SAMPLES_FOOTER if purified is None else MODEL_FOOTER,
         training=tuple(training_figures(read_log(run))),
         settings=tuple(_flat(config["settings"])[:_SETTINGS]),
         command=printable(shlex.join(str(word) for word in config["command"]), 2000),
         versions=tuple((printable(name), printable(number)) for name, number in config["versions"].items()),
     )
+
+
+def _attention(run: Path) -> AttentionGrid | None:
+    attention = load_attention(run)
+    return None if attention is None else attention_grid(attention, load_model_spec(run).class_names)
 
 
 def _common(gallery: Gallery | None) -> str:

@@ -1,0 +1,90 @@
+"""`purify` on the command line: open a model, purify it, tell."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from antibackdoor.cli.commands import like, portable, print_facts, resumable
+from antibackdoor.errors import ConfigError
+
+
+def run_purify(
+    checkpoint: Path,
+    out: Path,
+    purifier: Any,
+    recipe: Any,
+    *,
+    clean: Path | None,
+    suspicious: Path | None,
+    test: Path | None,
+    verdict: Path | None,
+    teacher: Path | None,
+    trigger: Path | None,
+    measure_trigger: Path | None,
+    backbone: str,
+    model: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    classes: Path | None,
+    on_error: Literal["raise", "skip"],
+    cache: Path | None,
+    resume: bool,
+    command: Sequence[str],
+) -> None:
+    """Open, purify, tell."""
+    from antibackdoor.app.given_models import FileHints, open_model
+    from antibackdoor.app.networks import NetworkChoice
+    from antibackdoor.app.purifying import purify
+    from antibackdoor.app.verdicts import verdict_of
+    from antibackdoor.attacks import load_trigger
+    from antibackdoor.protocols import Given
+
+    if not checkpoint.exists():
+        raise ConfigError(f"there is no {checkpoint}; give a run folder or a file of weights")
+    path = clean or suspicious or test
+    known = None if path is None else _given_samples(checkpoint, path, on_error, cache)
+    choice, hints = NetworkChoice(backbone, model), FileHints(mean, std, _lines(classes))
+    opened = open_model(checkpoint, choice, known, recipe, hints)
+    poisoned = None if suspicious is None else like(known, suspicious, "train", on_error, cache)
+    judged = known if poisoned is None else poisoned
+    if verdict is not None and judged is None:
+        raise ConfigError(f"--verdict {verdict} is about data: give them with --suspicious")
+    given = Given(
+        clean=None if clean is None else known,
+        suspicious=poisoned,
+        verdict=None if verdict is None or judged is None else verdict_of(verdict, judged),
+        teacher=None if teacher is None else open_model(teacher, NetworkChoice(), known, recipe).model,
+        trigger=None if trigger is None else load_trigger(trigger).trigger,
+    )
+    tested = None if test is None else like(known, test, "test", on_error, cache)
+    with resumable(out):
+        facts = purify(
+            opened, purifier, out, given=given, recipe=recipe, test=tested, measure_trigger=measure_trigger,
+            resume=resume, command=portable(command),
+        )  # fmt: skip
+    if facts is not None:
+        print_facts(facts)
+    print(f"Report: {out / 'report.html'}")
+
+
+def _given_samples(checkpoint: Path, path: Path, on_error: Literal["raise", "skip"], cache: Path | None) -> Any:
+    """Labelled samples in the shape and the classes of a run folder, or in their own."""
+    from antibackdoor.data.reading import read, read_samples
+    from antibackdoor.runs.model_file import load_model_spec
+
+    if not checkpoint.is_dir():
+        return read(path, test_fraction=0, on_error=on_error, cache=cache, progress=True).train
+    spec = load_model_spec(checkpoint)
+    return read_samples(
+        path, class_names=list(spec.class_names), shape=spec.input_shape, split="train", on_error=on_error, cache=cache,
+        progress=True,
+    )  # fmt: skip
+
+
+def _lines(path: Path | None) -> tuple[str, ...]:
+    """The lines of a text file that are not empty."""
+    if path is None:
+        return ()
+    if not path.is_file():
+        raise ConfigError(f"--classes {path} is no file; give a text file with one class a line")
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
