@@ -1,7 +1,7 @@
 """Data that are drawn by rule, so that no file is needed: pictures of shapes and characters, and three sets of series.
 
 `drawn.py` trains on them, `isolation.py` and `unseen.py` search them. No limit of the search was set with them but the
-two that `docs/findings.md` tells of (when hard samples come oftener, and `LEAST_MOVED`).
+two that `benchmarks/NOTEBOOK.md` tells of (when hard samples come oftener, and `LEAST_MOVED`).
 """
 
 from __future__ import annotations

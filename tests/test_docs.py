@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from contextlib import redirect_stdout
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +20,14 @@ from PIL import Image
 import antibackdoor
 from antibackdoor.cli import main
 from antibackdoor.cli.app import build_app
-from antibackdoor.defenses import E2ABL, DualHead
+from antibackdoor.defenses import DEFENSES, E2ABL, DualHead
+from antibackdoor.detectors import DETECTORS
+from antibackdoor.purifiers import PURIFIERS
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
-DOCUMENTS += sorted((REPOSITORY / "docs").glob("*.md"))
+DOCUMENTS += sorted((REPOSITORY / "docs").rglob("*.md"))
 NAMES = [path.name for path in DOCUMENTS]
 
 
@@ -58,21 +62,21 @@ def test_commands_parse(path: Path) -> None:
         build_app(words).parse_args(words, exit_on_error=False, print_error=False)
 
 
+@cache
+def known_flags() -> set[str]:
+    """Every flag that a command has, with any method."""
+    methods = (("train", "--defense", DEFENSES), ("scan", "--detector", DETECTORS), ("purify", "--method", PURIFIERS))
+    calls = [[command, flag, name] for command, flag, table in methods for name in table]
+    shown = io.StringIO()
+    with redirect_stdout(shown):
+        for words in [*calls, ["poison"], ["evaluate"], ["predict"]]:
+            call([*words, "--help"])
+    return set(re.findall(r"--[a-z][a-z0-9-]*", shown.getvalue())) | {"--help", "--memory"}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
-def test_commands_and_flags_in_the_text_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = path.read_text(encoding="utf-8")
-    helps = ""
-    for words in (
-        ["train"],
-        ["train", "--defense", "e2abl"],
-        ["scan"],
-        ["poison"],
-        ["evaluate"],
-        ["predict"],
-    ):
-        call([*words, "--help"])
-        helps += capsys.readouterr().out
-    known = set(re.findall(r"--[a-z][a-z0-9-]*", helps)) | {"--help", "--memory"}
+def test_commands_and_flags_in_the_text_exist(path: Path) -> None:
+    text, known = path.read_text(encoding="utf-8"), known_flags()
     for flag in re.findall(r"`(--[a-z][a-z0-9-]*)", text):
         assert flag in known, f"{path.name} names {flag}"
     names = {name for name in build_app([]) if not name.startswith("-")}
@@ -113,7 +117,8 @@ def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     snippet = next(block for block in blocks(README, "python") if "antibackdoor" in block)
     documented = (antibackdoor.__doc__ or "").replace('out="run"', 'out="python_run"')
     assert [line for line in snippet.splitlines() if line not in documented] == []
-    job = antibackdoor.Job(DualHead(warmup_steps=50, confusion_steps=8), antibackdoor.Recipe(epochs=1, device="cpu"))
+    search = antibackdoor.ConfusionTraining(power=False, warmup_steps=50, confusion_steps=8)
+    job = antibackdoor.Job(DualHead(search), antibackdoor.Recipe(epochs=1, device="cpu"))
     monkeypatch.setattr(antibackdoor, "train", partial(antibackdoor.train, job=job))
     # The test names the lines of this repository's own README; nothing foreign is run.
     exec(snippet, {})
@@ -173,7 +178,7 @@ def test_the_architecture_names_every_part() -> None:
 
 
 def test_the_method_card_names_every_reading() -> None:
-    text = (REPOSITORY / "docs" / "e2abl.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "docs" / "methods" / "e2abl.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| (A\d+) \|", text, flags=re.MULTILINE) == [f"A{n}" for n in range(1, 26)]
     assert [field.name for field in fields(E2ABL) if f"`{field.name}`" not in text] == []
 
