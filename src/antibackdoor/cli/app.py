@@ -386,6 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; the user's mistakes end in one line and exit code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore", message=".*even kernel lengths.*")
+    warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of a file that is read without unpickling
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
