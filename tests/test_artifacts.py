@@ -364,6 +364,25 @@ def test_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
     assert read_log(tmp_path) == [{"phase": "warmup", "epoch": 1}, {"phase": "warmup", "epoch": 2}]
 
 
+def test_what_is_said_between_two_phases_is_logged_once(tmp_path: Path) -> None:
+    """A method that resumes finds its phases done, and says again what stands between them."""
+    with RunFolder.create(tmp_path, {}) as run:
+        run.log(phase="warm-up", epoch=1)
+        run.log(phase="isolation", n_isolated=7)
+        run.log(phase="training", epoch=1)
+        run.save({"epoch": 1})
+    for _ in range(2):
+        with RunFolder.create(tmp_path, {}, resume=True) as run:
+            run.log(phase="isolation", n_isolated=7)
+    with RunFolder.create(tmp_path, {}, resume=True) as run:
+        run.log(phase="isolation", n_isolated=7)
+        run.log(phase="training", epoch=2)
+        run.save({"epoch": 2})
+        run.log(phase="isolation", n_isolated=7)  # a second search that finds as many
+    phases = [entry["phase"] for entry in read_log(tmp_path)]
+    assert phases == ["warm-up", "isolation", "training", "training", "isolation"]
+
+
 def test_damaged_log_and_config_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_bytes(b"{}\nnonsense\n{}\n")
     with pytest.raises(RunError, match="line 2"):

@@ -46,7 +46,7 @@ def test_the_backdoor_is_found_and_not_learned(call: Call, tmp_path: Path) -> No
     assert defended["attack_success_rate"] < 0.1
     assert defended["clean_accuracy"] > 0.9
     assert defended["isolation_recall"] > 0.9 and defended["isolation_precision"] > 0.9
-    assert defended["poisoned"] is True and defended["backdoor_label"] == "class2"
+    assert defended["poisoned"] is True and defended["target_labels"] == ["class2"]
     page = (tmp_path / "dual-head" / "report.html").read_text()
     assert "class2" in page and re.search("poisoned", page)
     assert "<script" not in page
@@ -91,7 +91,7 @@ def test_own_network_and_own_arrays(tmp_path: Path) -> None:
     assert measured["n_test"] == len(data.test)
 
     trained = antibackdoor.DualHead().train(data.train, lambda: small((1, 16), 3), recipe)
-    assert trained.model(inputs).shape == (5, 3) and trained.suspicion.shape == (len(data.train),)
+    assert trained.model(inputs).shape == (5, 3) and trained.verdict.suspicion.shape == (len(data.train),)
     with pytest.raises(antibackdoor.ModelError, match="lambda"):
         antibackdoor.train(data, antibackdoor.Job(recipe=recipe, model=lambda: nn.Flatten()), tmp_path / "wrong")
 
@@ -123,7 +123,7 @@ def test_clean_data_stay_whole(seed: int) -> None:
     trained = antibackdoor.DualHead().train(
         samples, lambda: antibackdoor.build_backbone("wrn-10-1", samples.shape, 3), recipe
     )
-    assert trained.isolated.mean() < 0.02
+    assert trained.verdict.isolated.mean() < 0.02
     with torch.no_grad():
         answers = trained.model(torch.from_numpy(samples.inputs / np.float32(255))).argmax(1).numpy()
     assert (answers == samples.labels).mean() > 0.9
@@ -137,6 +137,6 @@ def test_demo(call: Call, tmp_path: Path) -> None:
     for run in ("undefended", "dual-head"):
         assert json.loads((out / run / "metrics.json").read_text())["n_poisoned"] > 100
         assert (out / run / "report.html").exists()
-    assert "DualHead" in (out / "report.html").read_text()
+    assert "With the default defense" in (out / "report.html").read_text()
     code, again, _ = call("demo", "--out", out, "--epochs", "1", "--device", "cpu")  # finished runs are kept
     assert code == 0 and again == said

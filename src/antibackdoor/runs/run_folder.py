@@ -48,7 +48,8 @@ class RunFolder:
     """The folder of one run, held against other writers until it is closed. It is a `Journal`.
 
     Log the facts of an epoch first, save the checkpoint after them: a checkpoint remembers how long the log
-    was, and a resumed run cuts the log to that length, so that no epoch is told twice.
+    was, and a resumed run cuts the log to that length, so that no epoch is told twice. What a method logs between its
+    phases it says again when it resumes; such a line is not written a second time.
 
     Attributes:
         path: The folder.
@@ -62,6 +63,7 @@ class RunFolder:
         self.settings = settings
         self.tell: Callable[[str], None] = lambda _message: None
         self._lock: int | None = lock
+        self._told: set[bytes] = set()  # lines of the processes that were stopped
         self._opened, self._before = time.perf_counter(), 0.0
 
     @classmethod
@@ -107,12 +109,15 @@ class RunFolder:
         return self._before + time.perf_counter() - self._opened
 
     def log(self, **fields: float | int | str | bool | None) -> None:
-        """Append one JSON line to `log.jsonl`. NaN becomes null.
+        """Append one JSON line to `log.jsonl`, unless it was there when the run was resumed. NaN becomes null.
 
         Raises:
             RunError: The file cannot be written.
         """
-        line = (json.dumps(plain(fields), allow_nan=False) + "\n").encode("ascii")
+        line = _line(fields)
+        if line in self._told:
+            self._told.remove(line)
+            return
         try:
             with (self.path / LOG).open("ab") as file:
                 file.write(line)
@@ -212,6 +217,7 @@ class RunFolder:
             return
         checkpoint = self._checkpoint(mmap=True)
         self._cut_log(0 if checkpoint is None else checkpoint["log_bytes"])
+        self._told = {_line(entry) for entry in read_log(self.path)}
         self._before = 0.0 if checkpoint is None else float(checkpoint["seconds"])
 
     def _checkpoint(self, *, mmap: bool) -> dict[str, Any] | None:
@@ -316,6 +322,10 @@ def read_log(run: Path) -> list[dict[str, Any]]:
             raise RunError(f"{path} is damaged in line {number}: it is no JSON object")
         entries.append(entry)
     return entries
+
+
+def _line(fields: Mapping[str, Any]) -> bytes:
+    return (json.dumps(plain(fields), allow_nan=False) + "\n").encode("ascii")
 
 
 def _is_ours(name: str) -> bool:
