@@ -1,0 +1,488 @@
+"""Phases of training: a defense says what they are, and resumes by itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from conftest import pictures, waves, write_folder
+from ledger import Ledger
+from torch import Tensor, nn
+
+from antibackdoor.data.samples import Samples
+from antibackdoor.defenses import DEFENSES
+from antibackdoor.errors import ConfigError
+from antibackdoor.models.backbones import build_backbone
+from antibackdoor.protocols import Build, Given, Trained, Verdict, check_given
+from antibackdoor.statistics.isolation import highest
+from antibackdoor.training.journal import Journal
+from antibackdoor.training.loop import Objective, classify, cross_entropy
+from antibackdoor.training.mixing import cutmix, mixup
+from antibackdoor.training.objectives import ascend, flooding
+from antibackdoor.training.ranges import check_ranges
+from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.schedules import constant, cosine, step, triangle
+from antibackdoor.training.session import Batch
+from antibackdoor.training.trainer import Phase, Trainer
+
+RECIPE = Recipe(epochs=2, batch_size=16, device="cpu", precision="fp32", augment="none", seed=3)
+Call = Callable[..., tuple[int, str, str]]
+
+
+# --------------------------------------------------------------------------- a defense of a user's own
+
+
+@dataclass(frozen=True)
+class TwoCounts:
+    """Facts.
+
+    Attributes:
+        n_isolated: Samples that were unlearned.
+    """
+
+    n_isolated: int
+
+
+@dataclass(frozen=True)
+class ThreePhases:
+    """Isolates what is learned first, trains on the rest, and unlearns what was isolated (after ABL).
+
+    Attributes:
+        level: At which the mean loss is held, in nats, >= 0.
+        isolation_rate: Share of the samples that are isolated, in (0, 1).
+        isolation_epochs: Passes of the first phase, >= 1.
+        unlearning_epochs: Passes of the last phase, >= 0.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ()
+
+    level: float = 0.5
+    isolation_rate: float = 0.1
+    isolation_epochs: int = 2
+    unlearning_epochs: int = 2
+
+    def train(
+        self,
+        samples: Samples,
+        build: Build,
+        recipe: Recipe,
+        *,
+        given: Given | None = None,
+        journal: Journal | None = None,
+    ) -> Trained:
+        check_given(self, given)
+        check_ranges(self, level="[0, inf)", isolation_rate="(0, 1)")
+        trainer = Trainer(samples, recipe, journal)
+        model, rate, bound = trainer.network(build), recipe.learning_rate, math.log(samples.n_classes)
+        trainer.run(
+            model,
+            Phase("isolation", self.isolation_epochs, flooding(model, self.level), constant(rate), augment="none"),
+        )
+        scores = trainer.remember("scores", lambda: -trainer.losses(model).astype(np.float64))
+        isolated = highest(scores, self.isolation_rate)
+        rest, few = np.flatnonzero(~isolated), np.flatnonzero(isolated)
+        trainer.run(model, Phase("training", trainer.passes, classify(model), triangle(rate), rows=rest))
+        trainer.run(
+            model, Phase("unlearning", self.unlearning_epochs, ascend(model, bound), constant(rate / 10), rows=few)
+        )
+        verdict = Verdict.isolating(scores, isolated, samples)
+        return Trained(trainer.delivered(model, build), trainer.history, verdict, TwoCounts(len(few)))
+
+
+def builder(samples: Samples) -> Build:
+    name = "wrn-10-1" if samples.kind == "image" else "fcn"
+    return lambda: build_backbone(name, samples.shape, samples.n_classes)
+
+
+def weights(model: nn.Module) -> bytes:
+    return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+
+
+def test_a_defense_of_three_phases_resumes_at_every_checkpoint() -> None:
+    samples, whole = pictures(48, 3), Ledger()
+    train = lambda journal: ThreePhases().train(samples, builder(samples), RECIPE, journal=journal)  # noqa: E731
+    unbroken = train(whole)
+    assert whole.n_saved == 2 + 1 + 2 + 2, "one for each epoch and for what is remembered"
+    assert [line["phase"] for line in whole.lines] == ["isolation"] * 2 + ["training"] * 2 + ["unlearning"] * 2
+    assert [line["n_trained"] for line in whole.lines] == [48, 48, 43, 43, 5, 5]
+    assert unbroken.verdict.isolated.sum() == unbroken.facts.n_isolated == 5
+    assert unbroken.history.steps.tolist() == [0, 3, 6, 9, 12, 13, 14]
+    for stop in range(1, whole.n_saved + 1):
+        broken = Ledger(stop_after=stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(broken)
+        rest = Ledger(broken.kept)
+        resumed = train(rest)
+        assert weights(resumed.model) == weights(unbroken.model), f"stopped after checkpoint {stop}"
+        assert resumed.history.losses.tobytes() == unbroken.history.losses.tobytes()
+        assert resumed.verdict.suspicion.tobytes() == unbroken.verdict.suspicion.tobytes()
+        assert broken.n_saved + rest.n_saved == whole.n_saved and broken.lines + rest.lines == whole.lines
+
+
+def test_a_line_in_the_table_puts_it_on_the_command_line(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DEFENSES, "three-phases", ThreePhases)
+    data, run = write_folder(pictures(40, 2), tmp_path / "data"), tmp_path / "run"
+    code, said, _ = call("train", data, "--out", run, "--defense", "three-phases", "--help")
+    assert code == 0
+    for flag in ("--level", "--isolation-rate", "--isolation-epochs", "--unlearning-epochs", "--learning-rate"):
+        assert flag in said
+    assert "Share of the samples that are isolated" in " ".join(said.split())
+    quick = ("--epochs", 1, "--isolation-epochs", 1, "--unlearning-epochs", 1, "--backbone", "wrn-10-1")
+    code, _, err = call("train", data, "--out", run, "--defense", "three-phases", "--level", 0.3, *quick)
+    assert (code, err) == (0, "")
+    config = json.loads((run / "config.json").read_text())["settings"]
+    assert config["method"] == "three-phases"
+    assert config["hyper_parameters"] == {
+        "level": 0.3, "isolation_rate": 0.1, "isolation_epochs": 1, "unlearning_epochs": 1,
+    }  # fmt: skip
+    assert json.loads((run / "metrics.json").read_text())["n_isolated"] == 3  # a tenth of the training split
+
+
+# --------------------------------------------------------------------------- what an objective sees
+
+
+class Seen:
+    """An objective that learns nothing, and keeps the batches that it is shown."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.batches = model, list[Batch]()
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self.batches.append(batch)
+        losses = cross_entropy(self.model(batch.inputs), batch.labels)
+        return losses, losses
+
+    @property
+    def rows(self) -> list[int]:
+        return torch.cat([batch.rows for batch in self.batches]).tolist()
+
+
+def shown(samples: Samples, recipe: Recipe = RECIPE, name: str = "looking", epochs: int = 1, **settings: Any) -> Seen:
+    """The batches of a phase, as its objective sees them."""
+    trainer = Trainer(samples, recipe)
+    model = trainer.network(builder(samples))
+    seen = Seen(model)
+    trainer.run(model, Phase(name, epochs, seen, constant(0.01), **settings))
+    return seen
+
+
+def test_each_step_has_a_seed_of_its_own_which_comes_again_in_the_next_run() -> None:
+    samples = pictures(48, 3)
+    seeds = [[batch.seed for batch in shown(samples, epochs=2).batches] for _ in range(2)]
+    assert seeds[0] == seeds[1] and len(set(seeds[0])) == 6
+    others = [batch.seed for batch in shown(samples, epochs=2, name="another phase").batches]
+    assert not set(seeds[0]) & set(others)
+    other_run = [batch.seed for batch in shown(samples, replace(RECIPE, seed=4), epochs=2).batches]
+    assert not set(seeds[0]) & set(other_run)
+
+
+def test_a_phase_visits_its_rows_once_in_an_epoch_in_an_order_of_its_own() -> None:
+    samples, some = pictures(48, 3), np.arange(1, 48, 2)
+    first, second = shown(samples, rows=some, epochs=2), shown(samples, rows=some, name="another phase")
+    assert sorted(first.rows[:24]) == sorted(first.rows[24:]) == sorted(second.rows) == some.tolist()
+    assert first.rows[:24] != first.rows[24:] != second.rows != first.rows[:24]
+    assert [len(batch.rows) for batch in shown(samples, batch_size=24).batches] == [24, 24]
+
+
+def test_a_plan_names_the_rows_of_each_batch() -> None:
+    seen = shown(pictures(48, 3), epochs=2, plan=lambda epoch: [np.array([epoch, 7]), np.array([7, 9, 7])])
+    assert [batch.rows.tolist() for batch in seen.batches] == [[0, 7], [7, 9, 7], [1, 7], [7, 9, 7]]
+
+
+def test_labels_of_a_phase_take_the_place_of_the_given_ones() -> None:
+    samples = pictures(48, 3)
+    hard = (samples.labels + 1) % 3
+    for batch in shown(samples, labels=hard).batches:
+        assert batch.labels.tolist() == hard[batch.rows].tolist()
+    soft = np.random.default_rng(0).dirichlet(np.ones(3), 48).astype(np.float32)
+    for batch in shown(samples, labels=soft).batches:
+        assert batch.labels.dtype == torch.float32
+        np.testing.assert_array_equal(batch.labels.numpy(), soft[batch.rows])
+    assert [batch.labels.dtype for batch in shown(samples).batches] == [torch.int64] * 3
+
+
+def test_soft_labels_that_are_sure_teach_what_hard_ones_do() -> None:
+    samples = pictures(48, 3)
+
+    def trained(labels: Any) -> bytes:
+        trainer = Trainer(samples, RECIPE)
+        model = trainer.network(builder(samples))
+        trainer.run(model, Phase("training", 1, classify(model), constant(0.1), labels=labels))
+        return trainer.history.losses[-1]
+
+    sure = np.eye(3, dtype=np.float32)[samples.labels]
+    np.testing.assert_allclose(trained(sure), trained(None), rtol=1e-3)
+    even = np.full((48, 3), 1 / 3, dtype=np.float32)
+    assert (trained(even) >= math.log(3) - 1e-4).all(), "no guess has a lower loss against even labels"
+
+
+def test_a_change_comes_before_the_augmentation() -> None:
+    samples = pictures(48, 3)
+
+    def lit(inputs: Tensor, rows: Tensor) -> Tensor:
+        return torch.where((rows < 10)[:, None, None, None], torch.full_like(inputs, 255), inputs)
+
+    for batch in shown(samples, change=lit).batches:
+        raw = samples.inputs[batch.rows] / np.float32(255)
+        is_lit = (batch.rows < 10).numpy()
+        assert (batch.inputs[is_lit] == 1).all()
+        np.testing.assert_allclose(batch.inputs[~is_lit], raw[~is_lit])
+    holes = [batch.inputs[batch.rows < 10] for batch in shown(samples, change=lit, augment="cutout").batches]
+    assert all((part == 0).flatten(1).any(1).all() for part in holes), "holes in what the change had made bright"
+
+
+@pytest.mark.parametrize(("of_recipe", "of_phase", "is_raw"), [("flip", "none", True), ("none", "flip", False)])
+def test_the_augmentation_of_a_phase_wins_over_the_recipes(of_recipe: str, of_phase: str, is_raw: bool) -> None:
+    samples = pictures(48, 3)
+    samples.inputs[:, :, :, 4:] //= 2  # so that its mirror image is another one
+    recipe = replace(RECIPE, augment=of_recipe)
+    same = [
+        np.allclose(batch.inputs, samples.inputs[batch.rows] / np.float32(255))
+        for batch in shown(samples, recipe, augment=of_phase).batches
+    ]
+    assert same == [is_raw] * 3
+    assert (Trainer(samples, recipe).feed.augmentations == ()) == (of_recipe == "none")
+
+
+# --------------------------------------------------------------------------- learning rates
+
+
+def test_schedules_by_hand() -> None:
+    assert [constant(0.3)(done) for done in (0.0, 0.9)] == [0.3, 0.3]
+    drops = step(0.1, at=(0.5, 0.75), factor=0.2)
+    assert [drops(done) for done in (0.0, 0.49, 0.5, 0.74, 0.75, 0.99)] == pytest.approx(
+        [0.1, 0.1, 0.02, 0.02, 0.004, 0.004]
+    )
+    assert [triangle(1.0)(done) for done in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    assert [cosine(1.0)(done) for done in (0.0, 1 / 3, 0.5, 2 / 3, 1.0)] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+
+
+def test_a_schedule_spans_the_phase_step_by_step() -> None:
+    samples, met = pictures(48, 3), list[float]()
+    trainer = Trainer(samples, RECIPE)
+    model = trainer.network(builder(samples))
+
+    def schedule(done: float) -> float:
+        met.append(done)
+        return 0.01
+
+    trainer.run(model, Phase("training", 2, classify(model), schedule))
+    assert met == pytest.approx([k / 6 for k in range(6)])
+
+
+def test_without_a_schedule_the_optimizer_keeps_its_own_rates() -> None:
+    samples = pictures(48, 3)
+    trainer = Trainer(samples, RECIPE)
+    model = trainer.network(builder(samples))
+    optimizer = trainer.optimizer(
+        [{"params": [p], "lr": 0.01 * (k + 1)} for k, p in enumerate(model.parameters())],
+        momentum=0.5,
+        weight_decay=0.0,
+    )
+    trainer.run(model, Phase("training", 1, classify(model), None), optimizer)
+    assert [group["lr"] for group in optimizer.param_groups][:2] == [0.01, 0.02]
+    settings = optimizer.param_groups[0]
+    assert (settings["momentum"], settings["weight_decay"], settings["nesterov"]) == (0.5, 0.0, True)
+
+
+# --------------------------------------------------------------------------- mixtures
+
+
+@pytest.mark.parametrize("kind", ["image", "series"])
+@pytest.mark.parametrize("mixing", [cutmix, mixup])
+def test_a_mixture_is_a_function_of_the_seed_of_the_batch(kind: str, mixing: Callable[..., Objective]) -> None:
+    samples = pictures(16, 3) if kind == "image" else waves(16, 3)
+    trainer = Trainer(samples, RECIPE)
+    model = trainer.network(builder(samples)).eval()
+    objective, batch = mixing(model, 1.0, 3), trainer.session.batch(trainer.feed, np.arange(16))
+    with torch.no_grad():
+        once, again, other = (objective(batch._replace(seed=seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(once, again) and not torch.equal(once, other)
+
+
+def test_labels_of_a_mixture_count_by_what_is_left_of_each_sample() -> None:
+    """Each pixel of an image says which class it is of, so the share of a class can be counted."""
+    samples = pictures(16, 2)
+    samples.inputs[:] = 255 * samples.labels[:, None, None, None]
+    trainer, met = Trainer(samples, RECIPE), list[Tensor]()
+
+    class SureOfOne(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            met.append(inputs.mean((1, 2, 3)))
+            return torch.tensor([0.0, 100.0]).expand(len(inputs), 2)
+
+    batch = trainer.session.batch(trainer.feed, np.arange(16))
+    losses, _ = cutmix(SureOfOne(), 1.0, 2)(batch._replace(seed=5))
+    # The network is sure of class 1, so each loss is 100 times the share of class 0.
+    assert losses.numpy() / 100 == pytest.approx(1 - met[0].numpy(), abs=1e-4)
+    assert len(set(np.round(losses.tolist(), 3))) > 2, "some are mixed with the other class"
+
+
+def test_a_training_on_mixtures_of_soft_labels_resumes() -> None:
+    samples, whole = pictures(32, 3), Ledger()
+    soft = np.random.default_rng(0).dirichlet(np.ones(3), 32).astype(np.float32)
+
+    def train(journal: Ledger) -> bytes:
+        trainer = Trainer(samples, RECIPE, journal)
+        model = trainer.network(builder(samples))
+        trainer.run(model, Phase("mixing", 3, cutmix(model, 1.0, 3), triangle(0.1), labels=soft))
+        return weights(model)
+
+    unbroken = train(whole)
+    for stop in range(1, whole.n_saved + 1):
+        broken = Ledger(stop_after=stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(broken)
+        assert train(Ledger(broken.kept)) == unbroken
+
+
+def test_a_recipe_that_mixes_is_for_methods_whose_phases_all_classify() -> None:
+    samples = pictures(32, 3)
+    recipe = replace(RECIPE, augment="cutmix")
+    with pytest.raises(ConfigError, match="'cutmix' mixes labels"):
+        Trainer(samples, recipe)
+    trainer = Trainer(samples, recipe, mixes=True)
+    model = trainer.network(builder(samples))
+    seen = Seen(model)
+    trainer.run(model, Phase("mixed", 1, seen, constant(0.01)))
+    trainer.run(model, Phase("as they are", 1, seen, constant(0.01), augment="none"))
+    assert [batch.labels.dtype for batch in seen.batches] == [torch.float32] * 2 + [torch.int64] * 2
+    assert not np.allclose(seen.batches[0].inputs, samples.inputs[seen.batches[0].rows] / np.float32(255))
+
+
+# --------------------------------------------------------------------------- what is kept
+
+
+def test_what_is_remembered_is_computed_once() -> None:
+    samples, calls = pictures(32, 3), list[str]()
+
+    def compute() -> dict[str, Any]:
+        calls.append("computed")
+        return {"rows": np.arange(4), "pair": (np.ones(2, dtype=bool), 3), "words": ("a", "b"), "nothing": None}
+
+    def train(journal: Ledger) -> dict[str, Any]:
+        trainer = Trainer(samples, RECIPE, journal)
+        model = trainer.network(builder(samples))
+        trainer.run(model, Phase("first", 1, classify(model), constant(0.1)))
+        kept = trainer.remember("all", compute)
+        trainer.run(model, Phase("second", 2, classify(model), constant(0.1)))
+        return kept
+
+    broken = Ledger(stop_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken)
+    kept = train(Ledger(broken.kept))
+    assert calls == ["computed"]
+    assert kept["rows"].tolist() == [0, 1, 2, 3] and isinstance(kept["rows"], np.ndarray)
+    assert kept["pair"][0].dtype == bool and kept["pair"][1] == 3 and kept["words"] == ("a", "b")
+    assert kept["nothing"] is None
+
+
+@pytest.mark.parametrize("stop", range(1, 5))
+def test_a_fold_ends_early_and_resumes_where_it_was(stop: int) -> None:
+    samples = pictures(32, 3)
+    start = {"sum": 0, "met": np.zeros(0, dtype=np.int64), "tensor": torch.zeros(2), "deep": {"none": None}}
+
+    def fold(journal: Ledger, steps: list[int]) -> dict[str, Any]:
+        def add(place: int, state: dict[str, Any]) -> dict[str, Any]:
+            steps.append(place)
+            met = np.append(state["met"], place)
+            return {**state, "sum": state["sum"] + place, "met": met, "tensor": state["tensor"] + place}
+
+        return Trainer(samples, RECIPE, journal).fold("sums", 10, start, add, until=lambda state: state["sum"] >= 6)
+
+    whole, steps = Ledger(), list[int]()
+    state = fold(whole, steps)
+    assert steps == [0, 1, 2, 3] and state["sum"] == 6 and whole.n_saved == 4
+    broken, steps = Ledger(stop_after=stop), []
+    with pytest.raises(KeyboardInterrupt):
+        fold(broken, steps)
+    again = fold(Ledger(broken.kept), steps)
+    assert steps == [0, 1, 2, 3], "no step is taken twice"
+    assert again["sum"] == 6 and again["met"].tolist() == [0, 1, 2, 3] and again["deep"] == {"none": None}
+    assert isinstance(again["met"], np.ndarray) and torch.equal(again["tensor"], torch.full((2,), 6.0))
+
+
+def test_a_fold_may_be_over_before_it_begins() -> None:
+    trainer = Trainer(pictures(32, 3), RECIPE)
+    never = lambda _place, _state: pytest.fail("a step was taken")  # noqa: E731
+    assert trainer.fold("over", 5, 7, never, until=lambda state: state == 7) == 7
+    assert trainer.fold("empty", 0, 7, never) == 7
+
+
+def test_networks_and_optimizers_come_back_as_they_were() -> None:
+    """Also those that outlive a phase, and a network that is made later on."""
+    samples, whole = pictures(32, 3), Ledger()
+
+    def train(journal: Ledger) -> tuple[bytes, bytes]:
+        trainer = Trainer(samples, RECIPE, journal)
+        first = trainer.network(builder(samples))
+        optimizer = trainer.optimizer(first.parameters())
+        trainer.run(first, Phase("first", 2, classify(first), constant(0.05)), optimizer)
+        trainer.run(first, Phase("with the same momentum", 1, classify(first), constant(0.05)), optimizer)
+        second = trainer.network(builder(samples), index=1)
+        trainer.run(second, Phase("second", 2, classify(second), constant(0.05)))
+        return weights(first), weights(second)
+
+    unbroken = train(whole)
+    assert whole.n_saved == 5
+    for stop in range(1, 6):
+        broken = Ledger(stop_after=stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(broken)
+        assert train(Ledger(broken.kept)) == unbroken
+
+
+def test_first_weights_depend_on_seed_and_index_alone() -> None:
+    samples = pictures(32, 3)
+
+    def first(seed: int, index: int) -> bytes:
+        torch.manual_seed(int(np.random.default_rng().integers(2**31)))
+        return weights(Trainer(samples, replace(RECIPE, seed=seed)).network(builder(samples), index=index))
+
+    assert first(3, 0) == first(3, 0)
+    assert len({first(3, 0), first(3, 1), first(4, 0), first(4, 1)}) == 4
+
+
+def test_the_history_keeps_the_last_loss_of_a_sample_that_was_not_seen() -> None:
+    samples = pictures(32, 3)
+    trainer = Trainer(samples, RECIPE)
+    model = trainer.network(builder(samples))
+    trainer.run(model, Phase("some", 1, classify(model), constant(0.05), rows=np.arange(10)))
+    trainer.run(model, Phase("unrecorded", 1, classify(model), constant(0.05), recorded=False))
+    assert trainer.history.losses.shape == (2, 32) and trainer.history.steps.tolist() == [0, 1]
+    assert (trainer.history.losses[-1][10:] == np.float32(math.log(3))).all()
+    assert (trainer.history.losses[-1][:10] != np.float32(math.log(3))).all()
+
+
+def test_losses_are_measured_without_augmentation_and_leave_the_mode_alone() -> None:
+    samples = pictures(32, 3)
+    trainer = Trainer(samples, replace(RECIPE, augment="cutout"))
+    model = trainer.network(builder(samples)).train()
+    once, some = trainer.losses(model), trainer.losses(model, np.array([5, 2]))
+    assert model.training
+    np.testing.assert_allclose(some, once[[5, 2]], rtol=1e-5)
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(samples.inputs / np.float32(255)))
+    np.testing.assert_allclose(once, cross_entropy(logits, torch.from_numpy(samples.labels)), rtol=1e-4)
+
+
+def test_a_phase_that_cannot_be_run_says_why() -> None:
+    samples = pictures(32, 3)
+    trainer = Trainer(samples, RECIPE)
+    model = trainer.network(builder(samples))
+    with pytest.raises(ConfigError, match="'backwards' has -1 epochs; give 0 or more"):
+        trainer.run(model, Phase("backwards", -1, classify(model), None))
+    with pytest.raises(ConfigError, match="a loss of 'too fast 1/1' is not finite"):
+        trainer.run(model, Phase("too fast", 1, classify(model), constant(1e20)))
