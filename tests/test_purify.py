@@ -174,7 +174,7 @@ def test_suspicious_data_are_enough_for_self_clean(call: Call, bench: Path, tmp_
 
 def weights(bench: Path, path: Path, *, shuffled: bool = False) -> Path:
     """The attacked model's weights as somebody else might have stored them."""
-    state = {name: value for name, value in load_file(bench / "attacked" / "model.safetensors").items()}
+    state = load_file(bench / "attacked" / "model.safetensors")
     if shuffled:
         generator = torch.Generator().manual_seed(0)
         for value in state.values():

@@ -85,12 +85,12 @@ def open_model(
     if path.is_dir():
         if choice.backbone:
             raise ConfigError(f"{path} is a run folder, which knows its network: leave --backbone out")
-        model, spec = load_model(path, _own_factory(choice))
+        model, spec = load_model(path, own_factory(choice))
         known = samples is None or (spec.input_shape, spec.class_names) == (samples.shape, tuple(samples.class_names))
         if not known:
             raise ModelError(f"{path} was trained on other shapes or classes than the data have")
         history = read_history(path) if (path / HISTORY).exists() else None
-        return Opened(model, spec, builder(spec, _own_factory(choice)), history, {})
+        return Opened(model, spec, builder(spec, own_factory(choice)), history, {})
     if not (choice.backbone or choice.model):
         raise ConfigError(f"{path} is a bare file: say with --backbone or --model what network it holds")
     if samples is None:
@@ -98,7 +98,7 @@ def open_model(
     return _open_file(path, choice, samples, recipe, hints)
 
 
-def _own_factory(choice: NetworkChoice) -> Any:
+def own_factory(choice: NetworkChoice) -> Any:
     """The factory of a network of one's own, as an object."""
     from antibackdoor.models.own_network import import_factory
 

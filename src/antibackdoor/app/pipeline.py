@@ -160,11 +160,7 @@ def describe(data: DataSet, method: Any, recipe: Recipe, spec: ModelSpec, given:
         "hyper_parameters": hyper_parameters(method),
         "recipe": settings,
         "model": {"network": spec.backbone, "input_shape": list(spec.input_shape)},
-        "given": {
-            name: verdict_digest(verdict)
-            for name, verdict in (("verdict", given.verdict), ("decisions", given.decisions))
-            if verdict is not None
-        },
+        "given": describe_given(given),
         "data": {
             "n_train": len(data.train),
             "n_test": 0 if data.test is None else len(data.test),
@@ -175,6 +171,27 @@ def describe(data: DataSet, method: Any, recipe: Recipe, spec: ModelSpec, given:
             **{key: value for key, value in data.notes.items() if isinstance(value, str | int | float)},
         },
     }
+
+
+def describe_given(given: Given) -> dict[str, str]:
+    """What a method was given beside its data, as short hashes: given something else, no run is resumed."""
+    samples = {"clean": given.clean, "suspicious": given.suspicious}
+    verdicts = {"verdict": given.verdict, "decisions": given.decisions}
+    networks = {"model": given.model, "teacher": given.teacher}
+    return {
+        **{name: fingerprint(known) for name, known in samples.items() if known is not None},
+        **{name: verdict_digest(known) for name, known in verdicts.items() if known is not None},
+        **{name: weights_digest(known) for name, known in networks.items() if known is not None},
+    }
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A short hash of names and values of all parameters and buffers."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def verdict_digest(verdict: Verdict) -> str:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from antibackdoor.app.attention_pictures import save_attention_of
 from antibackdoor.app.evaluation import ATTACKED, BEFORE, CLEAN, fingerprints, measure_by_class
 from antibackdoor.app.given_models import Opened
 from antibackdoor.app.methods import hyper_parameters, method_name
-from antibackdoor.app.pipeline import fingerprint, verdict_digest
+from antibackdoor.app.pipeline import describe_given, weights_digest
 from antibackdoor.attacks import SavedTrigger, load_trigger
 from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError, DataError
@@ -111,11 +109,6 @@ def _settings(opened: Opened, purifier: Purifier, recipe: Recipe, given: Given) 
     """All that decides the outcome, in JSON's types."""
     settings = asdict(recipe)
     del settings["progress"]
-    known = {"clean": given.clean, "suspicious": given.suspicious}
-    also = {
-        "verdict": None if given.verdict is None else verdict_digest(given.verdict),
-        "teacher": None if given.teacher is None else weights_digest(given.teacher),
-    }
     return {
         "method": method_name(purifier),
         "hyper_parameters": hyper_parameters(purifier),
@@ -125,20 +118,8 @@ def _settings(opened: Opened, purifier: Purifier, recipe: Recipe, given: Given) 
             "input_shape": list(opened.spec.input_shape),
             "weights": weights_digest(opened.model),
         },
-        "given": {
-            **{name: fingerprint(samples) for name, samples in known.items() if samples is not None},
-            **{name: digest for name, digest in also.items() if digest is not None},
-        },
+        "given": describe_given(given),
     }
-
-
-def weights_digest(model: nn.Module) -> str:
-    """A short hash of names and values of all parameters and buffers: another model resumes no run."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _measured(
@@ -151,7 +132,7 @@ def _measured(
     saved: SavedTrigger | None,
 ) -> dict[str, Any]:
     """What test samples say of the model before and after: metrics, and `classes.csv` and `attention.npz`."""
-    teacher = purified.teacher or given.teacher
+    teacher = given.teacher if purified.teacher is None else purified.teacher
     save_attention_of(out, opened.model, teacher, purified.model, test, saved)
     session = Session(recipe, len(test), images=test.kind == "image")
     before, old = measure_by_class(session, session.prepare(opened.model), test, saved)

@@ -27,6 +27,7 @@ from antibackdoor.cli.commands import (
     run_train,
     stop,
 )
+from antibackdoor.cli.compare import add_compare, shared_recipe
 from antibackdoor.cli.flags import (
     DATA,
     METHOD,
@@ -68,6 +69,8 @@ class _Chosen:
             self.method = settings_type(self.kind, METHOD)
         elif command in ("train", "scan", "purify"):
             self._of_a_method(command, arguments)
+        elif command == "compare":
+            self.recipe = shared_recipe()
 
     def _of_a_method(self, command: str, arguments: Sequence[str]) -> None:
         # Only the command that is called needs its settings, and torch, which they import, is slow to load.
@@ -129,6 +132,7 @@ def build_app(arguments: Sequence[str]) -> App:
     _add_train(app, chosen, arguments)
     _add_scan(app, chosen, arguments)
     _add_purify(app, chosen, arguments)
+    add_compare(app, chosen.recipe, arguments)
     _add_poison(app, chosen)
     for command in (demo, evaluate, predict, report, attacks, doctor):
         app.command(command)

@@ -91,7 +91,7 @@ def run_scan(
         given = Given(clean=known, model=opened.model, history=opened.history)
     job = Scan(detector, recipe, "" if checkpoint is not None and checkpoint.is_dir() else backbone, model)
     with resumable(out):
-        facts = scan(loaded, job, out, given=given, resume=resume, command=portable(command), tell=_tell)
+        facts = scan(loaded, job, out, given=given, resume=resume, command=portable(command), tell=told)
     if facts is not None:
         print_facts(facts)
     print(f"Report: {out / 'report.html'}")
@@ -123,7 +123,7 @@ def portable(command: Sequence[str]) -> list[str]:
     return ["antibackdoor", *map(_portable, command)]
 
 
-def _tell(message: str) -> None:
+def told(message: str) -> None:
     print(spelled_out(message), file=sys.stderr, flush=True)
 
 
@@ -266,7 +266,7 @@ def predict(
 
 
 def report(run: Path) -> None:
-    """Write report.html of a run anew.
+    """Write report.html of a run again.
 
     Parameters
     ----------

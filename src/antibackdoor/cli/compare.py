@@ -1,0 +1,136 @@
+"""`compare` on the command line: the same data through several methods, and one table."""
+
+# Annotations are not postponed here: those of the command name a type that is made at run time.
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from antibackdoor.cli.commands import like, portable, refuse_inside, resumable, told
+from antibackdoor.cli.flags import DATA, METHOD, OUTPUT, TRAINING, made, settings_type
+
+InData, InTraining = Parameter(group=DATA), Parameter(group=TRAINING)
+InMethod, InOutput = Parameter(group=METHOD), Parameter(group=OUTPUT)
+
+
+def shared_recipe() -> type[Any]:
+    """The flags of the recipe that all compared methods share."""
+    from antibackdoor.training.recipe import Recipe
+
+    return settings_type(Recipe, TRAINING, without=("devices",))
+
+
+def add_compare(app: App, recipe_type: Any, arguments: Sequence[str]) -> None:
+    """Add the command; `recipe_type` holds the flags of the recipe."""
+
+    @app.command
+    def compare(
+        data: Annotated[Path, InData],
+        *,
+        methods: Annotated[str, InMethod],
+        out: Annotated[Path, InOutput],
+        clean: Annotated[Path | None, InData] = None,
+        test: Annotated[Path | None, InData] = None,
+        test_fraction: Annotated[float, InData] = 0.2,
+        truth: Annotated[Path | None, InData] = None,
+        trigger: Annotated[Path | None, InData] = None,
+        image_size: Annotated[int | None, InData] = None,
+        on_error: Annotated[Literal["raise", "skip"], InData] = "raise",
+        cache: Annotated[Path | None, InData] = None,
+        backbone: Annotated[str, InTraining] = "",
+        model: Annotated[str, InTraining] = "",
+        seeds: Annotated[int, InTraining] = 1,
+        resume: Annotated[bool, InOutput] = False,
+        recipe: Annotated[recipe_type, Parameter(name="*")] = recipe_type(),
+    ) -> None:
+        """Put DATA through several defenses, detectors and purifiers and compare them in one table.
+
+        Each method has its default hyper-parameters. Purifiers, and detectors that need a trained model, work on one
+        undefended training of the same data and seed.
+
+        Parameters
+        ----------
+        data
+            Folder or zip with a folder for each class, or a .npz, .ts, .csv or .tsv file.
+        methods
+            Names of methods of any kind, joined by commas: none, dual-head, abl, spectral, nad and others.
+        out
+            A folder for all runs (METHOD-SEED), comparison.csv and report.html.
+        clean
+            Samples that are known to be clean, for purifiers and detectors that need some; their training split is
+            used.
+        test
+            Other data to measure on.
+        test_fraction
+            Share of each class to hold out if there is no test split, in [0, 1).
+        truth
+            truth.parquet of the poisoned data, to measure what was isolated. No method sees it.
+        trigger
+            Folder of a saved trigger, to measure the attack success rate. No method sees it.
+        image_size
+            Resize images to squares of this side, in pixels.
+        on_error
+            What to do about a sample that cannot be read: stop, or skip it and list it in the run folders.
+        cache
+            Where to keep decoded images.
+        backbone
+            The network; `antibackdoor doctor` lists all. Chosen by data and machine if not given.
+        model
+            A network of your own, as package.module:factory. Its code is run.
+        seeds
+            How many seeds for each method; the first one is --seed.
+        resume
+            Go on with a comparison that was stopped; finished runs are kept.
+        """
+        _run_compare(
+            data, _names(methods), out, recipe, clean=clean, test=test, test_fraction=test_fraction, truth=truth,
+            trigger=trigger, image_size=image_size, on_error=on_error, cache=cache, backbone=backbone, model=model,
+            seeds=seeds, resume=resume, command=arguments,
+        )  # fmt: skip
+
+
+def _names(methods: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in methods.split(",") if name.strip())
+
+
+def _run_compare(
+    data: Path,
+    methods: tuple[str, ...],
+    out: Path,
+    recipe_flags: Any,
+    *,
+    clean: Path | None,
+    test: Path | None,
+    test_fraction: float,
+    truth: Path | None,
+    trigger: Path | None,
+    image_size: int | None,
+    on_error: Literal["raise", "skip"],
+    cache: Path | None,
+    backbone: str,
+    model: str,
+    seeds: int,
+    resume: bool,
+    command: Sequence[str],
+) -> None:
+    """Read, compare, tell."""
+    from antibackdoor.app.comparing import Material, Study, compare
+    from antibackdoor.data.reading import read
+    from antibackdoor.report import text_table
+    from antibackdoor.training.recipe import Recipe
+
+    refuse_inside(out, data)
+    recipe = made(Recipe, recipe_flags)
+    study = Study(methods, recipe, seeds, backbone, model)  # refuses unknown names before data are read
+    loaded = read(
+        data, test=test, test_fraction=test_fraction, image_size=image_size, on_error=on_error, cache=cache,
+        seed=recipe.seed, progress=recipe.progress,
+    )  # fmt: skip
+    known = None if clean is None else like(loaded.train, clean, "train", on_error, cache)
+    material = Material(loaded, known, truth, trigger)
+    with resumable(out):
+        runs = compare(study, material, out, resume=resume, command=portable(command), tell=told)
+    print(text_table(runs))
+    print(f"Table: {out / 'comparison.csv'}")
+    print(f"Report: {out / 'report.html'}")
