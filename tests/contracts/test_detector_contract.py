@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ledger import Ledger
 from sklearn.metrics import roc_auc_score
-from test_defense_contract import Ledger
 from torch import nn
 
 from antibackdoor.data.samples import BoolArray, Samples
@@ -305,28 +305,19 @@ def test_a_history_of_other_data_is_refused(name: str, plain: Plain) -> None:
 # --------------------------------------------------------------------------- resuming
 
 
-class Journal(Ledger):
-    """A ledger that may be told things."""
-
-    folder = None
-
-    def tell(self, message: str) -> None:
-        pass
-
-
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_resumed_at_every_checkpoint_it_ends_the_same(name: str, kind: str, plain: Plain) -> None:
     samples, trained = plain[kind]
     given = what_it_needs(name, samples, trained)
-    whole = Journal()
+    whole = Ledger()
     unbroken = make(name).detect(samples, given, RECIPE, journal=whole)
     assert said(unbroken) == said(detected(name, samples, trained))  # a journal changes nothing
     assert whole.n_saved or name not in TRAINING
     for stop in range(1, whole.n_saved + 1):
-        broken = Journal(stop_after=stop)
+        broken = Ledger(stop_after=stop)
         with pytest.raises(KeyboardInterrupt):
             make(name).detect(samples, given, RECIPE, journal=broken)
-        resumed = make(name).detect(samples, given, RECIPE, journal=Journal(broken.kept))
+        resumed = make(name).detect(samples, given, RECIPE, journal=Ledger(broken.kept))
         assert said(resumed) == said(unbroken), f"stopped after checkpoint {stop} of {whole.n_saved}"
         assert resumed.facts == unbroken.facts
         if unbroken.history is not None:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from backdoored import Ledger, Tiny, make, weights
+from backdoored import Tiny, make, weights
+from ledger import Ledger
 from torch import Tensor, nn
 
 from antibackdoor.app.demo import digits
