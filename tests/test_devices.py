@@ -22,10 +22,12 @@ from conftest import CLI, pictures, write_folder
 from torch import nn
 
 from antibackdoor.data.samples import Samples
+from antibackdoor.data.streams import Stream
 from antibackdoor.defenses import E2ABL, DualHead
+from antibackdoor.detectors import ConfusionTraining
 from antibackdoor.models.backbones import build_backbone
 from antibackdoor.models.batch_norm import CrossProcessBatchNorm, synchronize_batch_norm
-from antibackdoor.training.loop import classify, evaluate, predict, train_epoch
+from antibackdoor.training.loop import classify, predict, train_epoch
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Session
 
@@ -35,7 +37,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills processes
 SCRIPT = [str(Path(sys.executable).with_name("antibackdoor"))]
 PLAIN: list[object] = ["--defense", "none", "--backbone", "wrn-10-1", "--device", "cpu", "--precision", "fp32"]
 RECIPE = Recipe(epochs=4, device="cpu", precision="fp32", batch_size=32)
-SHORT = DualHead(warmup_steps=150, by_parts=False, across_labels=False, in_the_rest=False)
+SEARCH = ConfusionTraining(power=False, warmup_steps=150, by_parts=False, across_labels=False, in_the_rest=False)
+SHORT = DualHead(search=SEARCH)
 
 
 def poisoned_pictures() -> tuple[Samples, np.ndarray]:
@@ -76,10 +79,10 @@ def run_all(recipe: Recipe, rank: int) -> dict[str, Any]:
     net = session.prepare(build_backbone("wrn-10-1", samples.shape, 4))
     plan = [np.arange(32), np.arange(40, 73), np.array([100, 101, 102])]
     optimizer = session.optimizer(net.parameters(), 0.01)
-    losses = train_epoch(session, feed, plan, net, classify(net), optimizer, seed=(0,))
+    losses = train_epoch(session, feed, plan, net, classify(net), optimizer, seed=(0, Stream.STEP))
     net.eval()
     order = np.arange(0, 399, 2, dtype=np.int64)[::-1].copy()
-    met = evaluate(session, feed, net, lambda logits, labels: torch.stack([logits[:, 0], labels.float()], 1), order)
+    met = session.evaluate(feed, net, lambda logits, labels: torch.stack([logits[:, 0], labels.float()], 1), order)
     said = predict(session, net, samples)
 
     def build() -> nn.Module:
@@ -93,7 +96,7 @@ def run_all(recipe: Recipe, rank: int) -> dict[str, Any]:
         "losses": losses,
         "met": met,
         "said": said.labels,
-        "isolated": trap.isolated,
+        "isolated": trap.verdict.isolated,
         "published_losses": published.history.losses[1],
         "published_weights": torch.cat([p.flatten() for p in published.model.parameters()]).detach().numpy(),
         "weights": torch.cat([p.detach().flatten() for p in net.parameters()]).numpy(),
