@@ -21,8 +21,8 @@ from antibackdoor.models.features import last_layer
 from antibackdoor.models.hooks import evaluation_mode, find_layer, hooked
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-ROWS = 64
-TOLERANCE = 1e-3  # of the largest logit: far above rounding, far below what a channel does
+ROWS = 32  # noise of which a rectifier swallows half, so that 2^-32 of it passes unseen
+TOLERANCE = 1e-4  # of the largest logit: above rounding, far below what a channel does
 
 
 def masked(network: nn.Module, layer: str, off: Tensor) -> Callable[[Tensor], Tensor]:

@@ -47,9 +47,7 @@ def clean_samples(method: Any, model: nn.Module, given: Given | None) -> Samples
     clean = check_given(method, given).clean
     assert clean is not None
     if len(clean) < FEWEST:
-        raise DataError(
-            f"{len(clean)} clean samples cannot be trained on: give at least {FEWEST}, better 5% of the data"
-        )
+        raise DataError(f"too few clean samples ({len(clean)}): give at least {FEWEST}, better 5% of the data")
     try:
         with torch.no_grad(), evaluation_mode(model):
             logits = model(torch.zeros(FEWEST, *clean.shape))
