@@ -17,7 +17,7 @@ Settings, and a network of your own (any function that returns a `torch.nn.Modul
 Without files: any arrays, and a defense by itself. `build` takes no arguments and makes the untrained network:
 
     trained = antibackdoor.DualHead().train(data.train, build, antibackdoor.Recipe(epochs=30))
-    trained.model, trained.suspicion, trained.isolated
+    trained.model, trained.verdict.suspicion, trained.verdict.isolated
 
 Attack a copy of the data before you trust a defense on them:
 

@@ -1,4 +1,4 @@
-"""Every error that is the user's to mend, in one tree.
+"""Every error that a user can fix, in one tree.
 
 The command line prints the message of an `AntibackdoorError` as one line and exits with code 2. A message
 names what is wrong, where, and what to do about it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict
 from typing import Any
 
@@ -36,6 +37,14 @@ def look_up(name: str, table: dict[str, Any], flag: str) -> Any:
     if name not in table:
         raise ConfigError(f"{flag} {name} is unknown: choose one of {', '.join(table)}")
     return table[name]
+
+
+def method_summary(method: Any) -> str:
+    """What a method does, and where it comes from: the first line of its docstring, and its references."""
+    text = inspect.getdoc(method) or ""
+    first, _, rest = text.partition("\n\n")
+    cited = next((part for part in rest.split("\n\n") if part.startswith(("Reference", "It keeps"))), "")
+    return " ".join(f"{first} {cited}".split())
 
 
 def hyper_parameters(method: Any) -> dict[str, Any]:

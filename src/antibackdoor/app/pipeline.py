@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from antibackdoor.app.methods import hyper_parameters, method_name
+from antibackdoor.app.methods import hyper_parameters, method_name, method_summary
 from antibackdoor.app.networks import Factory, NetworkChoice, builder, describe_model
 from antibackdoor.app.residual import residual_attack_success
 from antibackdoor.data.reading import DataSet
@@ -223,6 +223,7 @@ def _write(
     metrics = {
         **verdict_metrics(samples, verdict),
         "method": spec.method,
+        "method_summary": method_summary(job.defense),
         "backbone": spec.backbone,
         "epochs": getattr(job.defense, "epochs", None) or job.recipe.passes(len(samples)),
         "seconds": round(seconds, 2),

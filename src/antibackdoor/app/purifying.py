@@ -12,7 +12,7 @@ import numpy as np
 from antibackdoor.app.attention_pictures import save_attention_of
 from antibackdoor.app.evaluation import ATTACKED, BEFORE, CLEAN, fingerprints, measure_by_class
 from antibackdoor.app.given_models import Opened
-from antibackdoor.app.methods import hyper_parameters, method_name
+from antibackdoor.app.methods import hyper_parameters, method_name, method_summary
 from antibackdoor.app.pipeline import describe_given, weights_digest
 from antibackdoor.attacks import SavedTrigger, load_trigger
 from antibackdoor.data.samples import Samples
@@ -72,6 +72,7 @@ def purify(
         purified = purifier.purify(opened.model, whole, recipe, journal=run)
         metrics = {
             "method": name,
+            "method_summary": method_summary(purifier),
             "backbone": spec.backbone,
             "purified_from": opened.spec.method,
             **opened.notes,

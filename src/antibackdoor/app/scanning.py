@@ -11,13 +11,14 @@ import numpy as np
 from torch import nn
 
 from antibackdoor.app.chapters import Chapters
-from antibackdoor.app.methods import method_name
+from antibackdoor.app.methods import method_name, method_summary
 from antibackdoor.app.networks import Factory, NetworkChoice, builder, describe_model
 from antibackdoor.app.pipeline import describe, verdict_metrics, verdict_table
 from antibackdoor.data.reading import DataSet
 from antibackdoor.data.samples import Samples
 from antibackdoor.defenses import Undefended
 from antibackdoor.detectors import ConfusionTraining
+from antibackdoor.errors import ConfigError
 from antibackdoor.protocols import Build, Detection, Detector, Given, check_given
 from antibackdoor.report import save_gallery, write_report
 from antibackdoor.runs.artifacts import write_history, write_skipped
@@ -81,6 +82,9 @@ def scan(
         AntibackdoorError: If settings, data or folder do not fit.
     """
     job, out, given = job or Scan(), Path(out), given or Given()
+    wanted = getattr(job, "detector", job)
+    if not hasattr(wanted, "detect"):
+        raise ConfigError(f"{type(wanted).__name__} is no detector: give one of DETECTORS, as Scan(detector)")
     samples = data.train
     spec = describe_model(samples, job.network, job.recipe, method_name(job.detector), data.notes.get("image_size"))
     build = builder(spec, job.network.factory)
@@ -96,6 +100,7 @@ def scan(
         metrics = {
             **verdict_metrics(samples, detection.verdict),
             "method": spec.method,
+            "method_summary": method_summary(job.detector),
             "backbone": spec.backbone,
             "seconds": round(run.seconds, 2),
             "seed": job.recipe.seed,

@@ -84,15 +84,15 @@ def find_stages(network: nn.Module, example: Tensor) -> tuple[str, ...]:
             for layer in trace.ended
             if len(layer.shape) > 2 and _n_convolutions(network, layer) and _is_cut(network, layer.name, probe, logits)
         ]
-    for depth in range(1 + max((layer.name.count(".") for layer in layers), default=0)):
+    if not layers:
+        raise ModelError("the network has no stages: no layer with a convolution can be cut off; name layers instead")
+    for depth in range(1 + max(layer.name.count(".") for layer in layers)):
         outer = [layer for layer in layers if not _is_left_out(layer, layers, depth)]
         if any(_n_convolutions(network, layer) > 1 for layer in outer):  # beside blocks, a stem is no stage
             outer = [layer for layer in outer if _n_convolutions(network, layer) > 1]
         ends = [a.name for a, b in zip(outer, [*outer[1:], None], strict=True) if b is None or a.shape != b.shape]
         if len(ends) > 1:
             return tuple(ends)
-    if not layers:
-        raise ModelError("the network has no stages: no layer with a convolution can be cut off; name layers instead")
     return (layers[-1].name,)
 
 

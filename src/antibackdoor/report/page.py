@@ -89,6 +89,7 @@ class Page:
     footer: str
     training: tuple[Figure, ...]
     settings: tuple[tuple[str, str], ...]
+    method: str  # what the method does and where it comes from
     command: str
     versions: tuple[tuple[str, str], ...]
 
@@ -157,6 +158,7 @@ def _page(run: Path) -> Page:
         footer=SAMPLES_FOOTER if purified is None else MODEL_FOOTER,
         training=tuple(training_figures(read_log(run))),
         settings=tuple(_flat(config["settings"])[:_SETTINGS]),
+        method=printable((metrics or {}).get("method_summary", ""), 1500),
         command=printable(shlex.join(str(word) for word in config["command"]), 2000),
         versions=tuple((printable(name), printable(number)) for name, number in config["versions"].items()),
     )

@@ -211,7 +211,7 @@ def _what_was_found(metrics: Facts, labels: Sequence[str]) -> list[str]:
         *found,
         f"{who}{' with the' + named if everyone and named else ''} look like samples of the other labels to a network "
         "that had learned the classes: poisoned with a trigger that is hard to see, or mislabelled. "
-        "The training began anew without them.",
+        "The training started over without them.",
     ]
 
 
