@@ -13,10 +13,14 @@ from antibackdoor.app.demo import digits
 from antibackdoor.attacks import ATTACKS, poison
 from antibackdoor.data.samples import BoolArray, IntArray
 from antibackdoor.defenses import DEFENSES, DualHead
+from antibackdoor.defenses.dual_head import _Run
+from antibackdoor.detectors import ConfusionTraining
+from antibackdoor.protocols import Given
 from antibackdoor.search.post_training import more_carriers
 from antibackdoor.statistics.carriers import carriers
 from antibackdoor.training.history import LossHistory
 from antibackdoor.training.session import Session
+from antibackdoor.training.trainer import Trainer
 
 N_CLASSES, WIDTH, TARGET = 5, 40, 2
 N_EACH, N_POISONED = 300, 100
@@ -107,7 +111,7 @@ def test_a_trained_network_shows_the_other_half_of_the_poison() -> None:
 def test_rounds_before_a_finding_are_not_those_of_what_is_left() -> None:
     """They are of other rows: the trained network must not be asked about them."""
     data = poison(digits(0).train, ATTACKS["badnets"](), seed=0, rate=0.1)
-    caught, _ = DualHead(in_the_rest=False).isolate(data.samples, builder(data.samples), RECIPE)
+    caught, _ = ConfusionTraining(power=False, in_the_rest=False).search(data.samples, builder(data.samples), RECIPE)
     assert caught.isolated.any() and len(caught.rounds) == 0
 
 
@@ -117,11 +121,11 @@ def test_between_few_labels_nobody_is_added(monkeypatch: pytest.MonkeyPatch, n_l
     whole = digits(0).train
     samples = whole.take(np.flatnonzero(whole.labels < n_labels))
     samples = replace(samples, class_names=whole.class_names[:n_labels])
-    session = Session(RECIPE, len(samples), images=True)
-    feed, model = session.feed(samples), session.prepare(builder(samples)())
-    settings, net = DualHead().trap_settings(n_labels), DualHead().two_heads(session, samples, builder(samples))
+    method, trainer = DualHead(), Trainer(samples, RECIPE)
+    session, feed, model = trainer.session, trainer.feed, trainer.network(builder(samples))
+    settings, net = method.search.settings(n_labels), method.search.two_heads(samples, builder(samples))
     nothing = find_nothing(session, samples, feed, net, settings, LossHistory.start(len(samples), n_labels))
     found = np.arange(len(samples)) < 20
     monkeypatch.setattr("antibackdoor.defenses.dual_head.more_carriers", lambda *given: ~given[-1] & given[-1].any())
-    more = DualHead()._missed(session, samples, feed, model, replace(nothing, isolated=found))
+    more = _Run(method, trainer, builder(samples), Given())._missed(model, replace(nothing, isolated=found))
     assert more.any() == (n_labels > 3)

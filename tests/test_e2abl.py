@@ -1,4 +1,4 @@
-"""E2ABL on real digits, poisoned: what is found, what is delivered."""
+"""The default defense on real digits, poisoned: what is found, what is delivered; and E2ABL as published."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,19 +7,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import pictures
-from watched_runs import RECIPE, Watched, assert_alike, builder, killed_and_resumed
+from watched_runs import RECIPE, SEARCHED, Watched, assert_alike, builder, killed_and_resumed
 
 from antibackdoor.app.demo import digits
 from antibackdoor.attacks import BadNets, Poisoned, poison, trigger_test_set
 from antibackdoor.data.samples import Samples
-from antibackdoor.defenses import E2ABL, DualHead, e2abl
-from antibackdoor.protocols import Trained
+from antibackdoor.data.streams import Stream, number
+from antibackdoor.defenses import E2ABL, DualHead
+from antibackdoor.detectors import ConfusionTraining
+from antibackdoor.protocols import RELABELED, Trained
+from antibackdoor.training import trainer
 from antibackdoor.training.loop import predict, train_epoch
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Session, seeded
 
 # One attempt, and none at what is left: these tests are of what comes before and after the search.
-METHOD = DualHead(by_parts=False, across_labels=False, in_the_rest=False)
+METHOD = DualHead(ConfusionTraining(power=False, by_parts=False, across_labels=False, in_the_rest=False))
 
 
 class Whole(NamedTuple):
@@ -60,29 +63,30 @@ def test_the_poison_is_isolated_and_the_delivered_model_does_not_know_the_trigge
 ) -> None:
     trained = on_dirty.trained
     is_poisoned = dirty.truth.is_poisoned
-    assert trained.backdoor_labels == (4,) and trained.poisoned
-    assert (is_poisoned & ~trained.isolated).sum() == 0
-    assert (trained.isolated & ~is_poisoned).sum() <= 5
+    verdict = trained.verdict
+    assert verdict.target_labels == (4,) and verdict.poisoned
+    assert (is_poisoned & ~verdict.isolated).sum() == 0
+    assert (verdict.isolated & ~is_poisoned).sum() <= 5
     test = digits(0).test
     assert test is not None
     shown = trigger_test_set(test, dirty.trigger, dirty.plan)
     session = Session(RECIPE, len(shown), images=True)
     assert (predict(session, trained.model, shown).labels == 4).mean() < 0.05
     assert (predict(session, trained.model, test).labels == test.labels).mean() > 0.9
-    came_back = trained.recovered & is_poisoned
-    assert (trained.labels[came_back] == dirty.truth.true_labels[came_back]).mean() > 0.8
+    came_back = (verdict.status == RELABELED) & is_poisoned
+    assert (verdict.suggested_label[came_back] == dirty.truth.true_labels[came_back]).mean() > 0.8
 
 
 def test_a_killed_run_ends_as_an_unbroken_one_does(tmp_path: Path, on_dirty: Whole) -> None:
     """With samples that come back, which must do so alike before and after the kill."""
-    assert on_dirty.trained.recovered.any()
-    ends = (("found", 0), ("main", 1), ("main", 3))
+    assert (on_dirty.trained.verdict.status == RELABELED).any()
+    ends = (SEARCHED, ("training", 1), ("training", 3))
     assert_alike(killed_and_resumed(tmp_path / "run", on_dirty.samples, RECIPE, *ends, method=METHOD), on_dirty.trained)
 
 
 def test_a_killed_run_on_clean_data_goes_on_from_the_same_warm_up(tmp_path: Path, on_clean: Whole) -> None:
-    assert not on_clean.trained.isolated.any()
-    resumed = killed_and_resumed(tmp_path / "run", on_clean.samples, RECIPE, ("found", 0), method=METHOD)
+    assert not on_clean.trained.verdict.isolated.any()
+    resumed = killed_and_resumed(tmp_path / "run", on_clean.samples, RECIPE, SEARCHED, method=METHOD)
     assert_alike(resumed, on_clean.trained)
 
 
@@ -91,9 +95,9 @@ def test_the_delivered_network_starts_afresh_whether_or_not_anything_was_caught(
     build, last = builder(whole.samples), whole.journal.last
     # Steps too small to change a weight: what is delivered is what the main training began with.
     recipe = Recipe(epochs=1, seed=0, learning_rate=1e-12)
-    trained = METHOD.train(whole.samples, build, recipe, journal=Watched(begin=last["found"]))
-    assert trained.poisoned == whole.trained.poisoned
-    warm, fresh = last["warm-up"]["model"], seeded(build, 0).state_dict()
+    trained = METHOD.train(whole.samples, build, recipe, journal=Watched(begin=last[SEARCHED[0]]))
+    assert trained.verdict.poisoned == whole.trained.verdict.poisoned
+    [warm], fresh = last["warm-up"]["modules"], seeded(build, number(0, Stream.WEIGHTS, 0)).state_dict()
     for name, parameter in trained.model.named_parameters():
         torch.testing.assert_close(parameter.detach(), fresh[name], rtol=1e-5, atol=1e-7)
     assert any(not value.equal(warm[f"network.{name}"]) for name, value in fresh.items())
@@ -102,7 +106,7 @@ def test_the_delivered_network_starts_afresh_whether_or_not_anything_was_caught(
 def test_the_main_head_sees_as_many_samples_whatever_is_kept_from_it(whole: Whole) -> None:
     """The main training of so few steps is as long as a plain one."""
     n, trained = len(whole.samples), whole.journal.trained
-    assert trained[0] == n - whole.trained.isolated.sum()
+    assert trained[0] == n - whole.trained.verdict.isolated.sum()
     assert max(trained) <= n
     share = RECIPE.epochs * n
     assert share - Session(RECIPE, n, images=True).batch_size < sum(trained) <= share + 1
@@ -110,40 +114,41 @@ def test_the_main_head_sees_as_many_samples_whatever_is_kept_from_it(whole: Whol
 
 def test_a_long_training_gives_up_a_fifth_at_most(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("antibackdoor.defenses.dual_head.LEAST_STEPS", 0)
-    journal = Watched(begin=whole.journal.last["found"])
+    journal = Watched(begin=whole.journal.last[SEARCHED[0]])
     METHOD.train(whole.samples, builder(whole.samples), RECIPE, journal=journal)
     share = 0.8 * RECIPE.epochs * len(whole.samples)
     assert share - Session(RECIPE, len(whole.samples), images=True).batch_size < sum(journal.trained) <= share + 1
 
 
 def test_the_search_alone_finds_what_training_finds(on_dirty: Whole) -> None:
-    caught, _ = METHOD.isolate(on_dirty.samples, builder(on_dirty.samples), RECIPE)
-    np.testing.assert_array_equal(caught.isolated, on_dirty.trained.isolated)
+    caught, _ = METHOD.search.search(on_dirty.samples, builder(on_dirty.samples), RECIPE)
+    np.testing.assert_array_equal(caught.isolated, on_dirty.trained.verdict.isolated)
 
 
 def test_clean_data_are_left_alone(on_clean: Whole) -> None:
     trained = on_clean.trained
-    assert trained.poisoned is False
-    assert not trained.isolated.any() and not trained.recovered.any()
-    np.testing.assert_array_equal(trained.labels, on_clean.samples.labels)
+    assert trained.verdict.poisoned is False
+    assert not trained.verdict.isolated.any()
+    np.testing.assert_array_equal(trained.verdict.suggested_label, on_clean.samples.labels)
 
 
 def test_the_published_form_is_at_hand() -> None:
     published = E2ABL()
     assert isinstance(published, E2ABL)
-    assert (published.isolation_rate, published.recovery_rate, published.warmup_epochs) == (0.2, 0.01, 2)
+    assert (published.isolation_rate, published.recovery_rate) == (0.2, 0.01)
+    assert (published.warmup_epochs, published.epochs) == (2, 60)
 
 
 def test_equation_4_has_relabelled_samples_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The three expectations of the published objective, each over a third of a batch at least."""
-    samples, recipe = pictures(300, 3), Recipe(epochs=3, batch_size=30, device="cpu", precision="fp32")
-    published, epochs = E2ABL(weighting="eq4", warmup_epochs=1, recovery_rate=0.05), []
+    samples, recipe = pictures(300, 3), Recipe(batch_size=30, device="cpu", precision="fp32")
+    published, epochs = E2ABL(weighting="eq4", epochs=3, warmup_epochs=1, recovery_rate=0.05), []
 
     def watched(*args: Any, **settings: Any) -> Any:
         epochs.append(args[2])
         return train_epoch(*args, **settings)
 
-    monkeypatch.setattr(e2abl, "train_epoch", watched)
+    monkeypatch.setattr(trainer, "train_epoch", watched)
     history = published.train(samples, builder(samples), recipe).history
     assert [len(cuts) for cuts in epochs] == [10, 15, 15]
     assert {len(cut) for cut in epochs[1]} == {30}

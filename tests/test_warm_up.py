@@ -8,7 +8,7 @@ from conftest import waves
 from watched_runs import find_nothing
 
 from antibackdoor.data.samples import IntArray
-from antibackdoor.defenses import DualHead
+from antibackdoor.detectors import ConfusionTraining
 from antibackdoor.models.backbones import build_backbone
 from antibackdoor.search import warm_up
 from antibackdoor.search.warm_up import learned_enough, snapshot_steps
@@ -22,13 +22,13 @@ def test_the_warm_up_is_as_long_as_the_data_ask_for(
     monkeypatch: pytest.MonkeyPatch, mislabelled: float, steps: int, epochs: int
 ) -> None:
     """And not as the training: a rare trigger takes as many steps in a short one."""
-    monkeypatch.setattr("antibackdoor.defenses.dual_head.spring", find_nothing)
+    monkeypatch.setattr("antibackdoor.detectors.confusion.spring", find_nothing)
     samples = waves(3000, 3)
     drawn = np.random.default_rng(0)
     labels = np.where(drawn.random(3000) < mislabelled, drawn.integers(0, 3, 3000), samples.labels)
     samples = replace(samples, labels=labels)
     build = lambda: build_backbone("fcn", samples.shape, 3)  # noqa: E731
-    _, history = DualHead(warmup_steps=501).isolate(samples, build, Recipe(epochs=epochs, seed=0))
+    _, history = ConfusionTraining(power=False, warmup_steps=501).search(samples, build, Recipe(epochs=epochs, seed=0))
     assert history.steps[-1] == steps
 
 
@@ -56,7 +56,7 @@ def test_hard_samples_come_oftener_only_once_something_is_learned(
     monkeypatch: pytest.MonkeyPatch, learnable: bool
 ) -> None:
     """Before, they are those that the last steps spoke against, and a network that is shown these learns nothing."""
-    monkeypatch.setattr("antibackdoor.defenses.dual_head.spring", find_nothing)
+    monkeypatch.setattr("antibackdoor.detectors.confusion.spring", find_nothing)
     shares: list[float] = []
     plan = warm_up._plan
 
@@ -70,7 +70,7 @@ def test_hard_samples_come_oftener_only_once_something_is_learned(
         noise = np.random.default_rng(0).normal(size=samples.inputs.shape[2:]).astype(np.float32)
         samples = replace(samples, inputs=np.broadcast_to(noise, samples.inputs.shape).copy())
     build = lambda: build_backbone("fcn", samples.shape, 3)  # noqa: E731
-    DualHead(warmup_steps=300, hard_share=0.3).isolate(samples, build, Recipe(seed=0))
+    ConfusionTraining(power=False, warmup_steps=300, hard_share=0.3).search(samples, build, Recipe(seed=0))
     assert shares[0] == 1.0, "nothing has been seen yet"
     assert set(shares[1:]) == ({0.3} if learnable else {1.0})
 

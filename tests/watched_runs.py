@@ -1,11 +1,12 @@
-"""E2ABL on the digits: runs that are watched, and runs that are killed and go on."""
+"""Trainings on the digits: runs that are watched, and runs that are killed and go on."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,16 +17,17 @@ from antibackdoor.defenses import DualHead
 from antibackdoor.models.backbones import build_backbone
 from antibackdoor.models.normalization import channel_statistics, normalized
 from antibackdoor.models.two_head import TwoHead
-from antibackdoor.protocols import Trained
+from antibackdoor.protocols import Trained, Verdict
 from antibackdoor.runs.run_folder import RunFolder
 from antibackdoor.search.caught import Caught
 from antibackdoor.search.search import Search, TrapSettings
 from antibackdoor.training.history import LossHistory
-from antibackdoor.training.loop import NoJournal
+from antibackdoor.training.journal import NoJournal
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Feed, Session
 
 RECIPE = Recipe(epochs=6, seed=0)
+SEARCHED, BEGUN_AGAIN = ("remembered search", 0), ("training", 0)  # what was done when a run was killed
 
 
 def builder(samples: Samples) -> Callable[[], nn.Module]:
@@ -33,25 +35,39 @@ def builder(samples: Samples) -> Callable[[], nn.Module]:
     return lambda: normalized(build_backbone("wrn-10-1", samples.shape, samples.n_classes), mean, std)
 
 
+class Moment(NamedTuple):
+    """Where in a training a checkpoint was made."""
+
+    name: str  # of the phase under way, or of the last thing that is finished
+    step: int  # of that phase; 0 where one is finished
+
+
+def moment(state: dict[str, Any]) -> Moment:
+    """Where in a training this checkpoint was made."""
+    if state["current"]:
+        return Moment(state["current"]["name"], state["current"]["step"])
+    return Moment(list(state["finished"])[-1], 0)
+
+
 class Killed(Exception):
     pass
 
 
 class Fragile:
-    """A run folder whose process dies right after a checkpoint of this phase, the first from this epoch on."""
+    """A run folder whose process dies right after this checkpoint."""
 
-    def __init__(self, folder: RunFolder, phase: str, epoch: int) -> None:
-        self.folder, self.end = folder, (phase, epoch)
-        self.log, self.load = folder.log, folder.load
+    def __init__(self, folder: RunFolder, end: tuple[str, int]) -> None:
+        self.run, self.end = folder, end
+        self.log, self.load, self.tell, self.folder = folder.log, folder.load, folder.tell, folder.folder
 
     def save(self, state: dict[str, Any]) -> None:
-        self.folder.save(state)
-        if (state["phase"], state.get("epoch", 0)) == self.end:
+        self.run.save(state)
+        if moment(state) == self.end:
             raise Killed
 
 
 class Watched(NoJournal):
-    """Keeps the last checkpoint of each phase, and how many samples each epoch of the main head saw."""
+    """Keeps the last checkpoint of each part, and how many samples each epoch of the main head saw."""
 
     def __init__(self, begin: dict[str, Any] | None = None) -> None:
         self.begin = begin
@@ -59,33 +75,40 @@ class Watched(NoJournal):
         self.trained: list[int] = []
 
     def load(self) -> dict[str, Any] | None:
-        return self.begin
+        return copy.deepcopy(self.begin)
 
     def log(self, **values: Any) -> None:
-        if values["phase"] == "training":
+        if values["phase"].startswith("training"):
             self.trained.append(values["n_trained"])
 
     def save(self, state: dict[str, Any]) -> None:
-        self.last[state["phase"]] = copy.deepcopy(state)
+        self.last[moment(state).name] = copy.deepcopy(state)
 
 
 def killed_and_resumed(
     folder: Path, samples: Samples, recipe: Recipe, *ends: tuple[str, int], method: DualHead | None = None
 ) -> Trained:
     build, method = builder(samples), method or DualHead()
-    for phase, epoch in ends:
+    for end in ends:
         with RunFolder.create(folder, {}, resume=True) as run, pytest.raises(Killed):
-            method.train(samples, build, recipe, journal=Fragile(run, phase, epoch))
+            method.train(samples, build, recipe, journal=Fragile(run, end))
     with RunFolder.create(folder, {}, resume=True) as run:
         return method.train(samples, build, recipe, journal=run)
 
 
 def assert_alike(one: Trained, other: Trained) -> None:
-    for part in ("isolated", "recovered", "returned", "labels", "suspicion", "evidence"):
-        np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
-    assert one.notes == other.notes
+    """All that two trainings say is the same, to the byte."""
+    assert_same_verdict(one.verdict, other.verdict)
+    assert one.facts == other.facts
+    np.testing.assert_array_equal(one.probe, other.probe)
+    np.testing.assert_array_equal(one.history.losses, other.history.losses)
     for name, value in one.model.state_dict().items():
         assert value.equal(other.model.state_dict()[name]), name
+
+
+def assert_same_verdict(one: Verdict, other: Verdict) -> None:
+    for part in fields(Verdict):
+        np.testing.assert_array_equal(getattr(one, part.name), getattr(other, part.name), part.name)
 
 
 def find_nothing(
