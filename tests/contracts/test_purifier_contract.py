@@ -417,17 +417,28 @@ def copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
-def test_resumed_at_every_checkpoint_it_ends_the_same(name: str, kind: str) -> None:
+# Other ways through a method, with other networks and phases.
+WAYS: list[tuple[str, str, dict[str, Any]]] = [
+    *((name, kind, {}) for name, kind in CASES),
+    ("fine-prune", "image", {"floor": 0.9}),
+    ("mcr", "series", {"endpoints": "B-BF"}),
+    ("nad", "image", {"held_out": 0.25, "beta_search": 0.3, "patience": 1, "betas": (9.0,)}),
+    ("nad", "series", {"pair": "BF-BF", "preset": "code"}),
+    ("neural-cleanse-unlearn", "series", {"repair": "retrain"}),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "settings"), WAYS)
+def test_resumed_at_every_checkpoint_it_ends_the_same(name: str, kind: str, settings: dict[str, Any]) -> None:
     here = scene(kind)
     whole = Ledger()
-    unbroken = said(purified(name, here, journal=whole))
-    assert unbroken == said(purified(name, here))  # a journal changes nothing
+    unbroken = said(purified(name, here, journal=whole, **settings))
+    assert unbroken == said(purified(name, here, **settings))  # a journal changes nothing
     for stop in range(1, whole.n_saved + 1):
         broken = Ledger(stop_after=stop)
         with pytest.raises(KeyboardInterrupt):
-            purified(name, here, journal=broken)
-        resumed = said(purified(name, here, journal=Ledger(broken.kept)))
+            purified(name, here, journal=broken, **settings)
+        resumed = said(purified(name, here, journal=Ledger(broken.kept), **settings))
         assert resumed == unbroken, f"stopped after checkpoint {stop} of {whole.n_saved}"
 
 

@@ -76,7 +76,7 @@ def test_a_trigger_is_stamped_by_hand() -> None:
     series = RecoveredTrigger(mask[0], 3 * pattern[0])
     stamped_series = series.apply(np.array([[[4.0, 4.0]]], dtype=np.float32), np.zeros(1, dtype=np.int64))
     assert stamped_series.tolist() == [[[3.0, 2.0]]] and stamped_series.dtype == np.float32
-    with pytest.raises(ConfigError, match="made for samples of shape"):
+    with pytest.raises(ConfigError, match="the trigger is for samples of shape"):
         trigger.apply(np.zeros((1, 1, 2, 2), dtype=np.uint8), np.zeros(1, dtype=np.int64))
 
 

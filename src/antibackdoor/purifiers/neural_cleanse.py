@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from antibackdoor.attacks.stamps import require_shape, to_pixels, white
 from antibackdoor.data.samples import FloatArray, InputArray, IntArray
 from antibackdoor.data.streams import Stream, stream
+from antibackdoor.errors import ConfigError
 from antibackdoor.training.loop import cross_entropy
 from antibackdoor.training.session import Feed, Session
 
@@ -43,12 +43,13 @@ class RecoveredTrigger:
     pattern: Float32Array
 
     def apply(self, inputs: InputArray, ids: IntArray) -> InputArray:
-        """Stamp raw inputs `(B, C, *places)`."""
-        require_shape(inputs, self.pattern.shape)
-        image = self.pattern.ndim == 3
-        pattern = self.pattern * np.float32(white(inputs)) if image else self.pattern
-        mixed = (1 - self.mask) * inputs.astype(np.float32) + self.mask * pattern
-        return to_pixels(mixed, inputs.dtype) if image else mixed.astype(inputs.dtype)
+        """Stamp raw inputs `(B, C, *places)`, uint8 or float32."""
+        if inputs.shape[1:] != self.pattern.shape:
+            raise ConfigError(f"the trigger is for samples of shape {self.pattern.shape}, not {inputs.shape[1:]}")
+        if inputs.dtype == np.uint8:
+            mixed = (1 - self.mask) * inputs + self.mask * 255 * self.pattern
+            return np.rint(mixed).clip(0, 255).astype(np.uint8)
+        return ((1 - self.mask) * inputs + self.mask * self.pattern).astype(np.float32)
 
     def stamped(self, inputs: Tensor) -> Tensor:
         """Stamp float inputs `(B, C, *places)` on any device."""

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from antibackdoor.attacks.poisoning import sample_numbers, stamp
 from antibackdoor.data.samples import IntArray, Samples
 from antibackdoor.data.streams import Stream, stream
 from antibackdoor.protocols import Given, Purified, Trigger
@@ -98,7 +97,7 @@ def stamped(samples: Samples, trigger: Trigger, share: float, *, seed: int) -> S
     """
     rows = stamped_rows(len(samples), share, seed=seed)
     inputs = np.array(samples.inputs)
-    stamp(samples.inputs, trigger, sample_numbers(samples.ids), rows=rows, out=inputs)
+    inputs[rows] = trigger.apply(samples.inputs[rows], rows)
     return replace(samples, inputs=inputs)
 
 

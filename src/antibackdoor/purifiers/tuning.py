@@ -90,6 +90,16 @@ class Tuning:
             augment=self.augmentation(samples),
         )
 
+    def optimizer(self, model: nn.Module) -> torch.optim.SGD:
+        """SGD for the parameters of a model that can be trained."""
+        return torch.optim.SGD(
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov and self.momentum > 0,
+        )
+
     def schedule(self) -> Schedule:
         """The learning rate by the done share of the training."""
         last = self.epochs if self.decays_again else self.decay_after + 1
@@ -144,13 +154,7 @@ def tune(
         batch_size=replace(trainer.recipe, batch_size=tuning.batch_size).batch(n_rows),
         change=change,
     )
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=tuning.learning_rate,
-        momentum=tuning.momentum,
-        weight_decay=tuning.weight_decay,
-        nesterov=tuning.nesterov and tuning.momentum > 0,
-    )
+    optimizer = tuning.optimizer(model)
 
     def epoch(place: int, state: dict[str, FloatArray]) -> dict[str, FloatArray]:
         if place == 0 and start is not None:
