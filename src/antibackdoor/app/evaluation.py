@@ -148,7 +148,11 @@ def _model_metrics(
 
 
 def measure_by_class(
-    session: Session, model: nn.Module, samples: Samples, saved: SavedTrigger | None
+    session: Session,
+    model: nn.Module,
+    samples: Samples,
+    saved: SavedTrigger | None,
+    triggered: Samples | None = None,
 ) -> tuple[dict[str, Any], ClassColumns]:
     """Metrics of a model on clean and, if a trigger is known, triggered samples, and the same for each class.
 
@@ -157,6 +161,8 @@ def measure_by_class(
         model: Prepared by the session.
         samples: Clean labelled test samples.
         saved: Trigger and fitted plan.
+        triggered: The samples that count, with this trigger, if they are made already: some triggers are searched for
+            in each sample.
 
     Raises:
         DataError: If the attack aims at none of the samples.
@@ -166,7 +172,7 @@ def measure_by_class(
     classes = _columns("clean_accuracy", class_accuracy(predicted, samples.labels, samples.n_classes))
     if saved is None:
         return measured, classes
-    attacked, by_class = _attack_metrics(session, model, samples, predicted, saved)
+    attacked, by_class = _attack_metrics(session, model, samples, predicted, saved, triggered)
     return {**measured, **attacked}, {**classes, **by_class}
 
 
@@ -197,9 +203,15 @@ def never_trained_on(run: str | Path, samples: Samples) -> Samples:
 
 
 def _attack_metrics(
-    session: Session, model: nn.Module, samples: Samples, predicted: IntArray, saved: SavedTrigger
+    session: Session,
+    model: nn.Module,
+    samples: Samples,
+    predicted: IntArray,
+    saved: SavedTrigger,
+    triggered: Samples | None,
 ) -> tuple[dict[str, Any], ClassColumns]:
-    triggered = trigger_test_set(samples, saved.trigger, saved.plan)
+    if triggered is None:
+        triggered = trigger_test_set(samples, saved.trigger, saved.plan)
     if not len(triggered):
         raise DataError("the data hold no sample that the attack aims at; give test data of all classes")
     answers = predict(session, model, triggered).labels

@@ -14,7 +14,7 @@ from antibackdoor.app.evaluation import ATTACKED, BEFORE, CLEAN, fingerprints, m
 from antibackdoor.app.given_models import Opened
 from antibackdoor.app.methods import hyper_parameters, method_name, method_summary
 from antibackdoor.app.pipeline import describe_given, weights_digest
-from antibackdoor.attacks import SavedTrigger, load_trigger
+from antibackdoor.attacks import SavedTrigger, load_trigger, trigger_test_set
 from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.protocols import Given, Purified, Purifier
@@ -136,8 +136,9 @@ def _measured(
     teacher = given.teacher if purified.teacher is None else purified.teacher
     save_attention_of(out, opened.model, teacher, purified.model, test, saved)
     session = Session(recipe, len(test), images=test.kind == "image")
-    before, old = measure_by_class(session, session.prepare(opened.model), test, saved)
-    after, new = measure_by_class(session, session.prepare(purified.model), test, saved)
+    triggered = None if saved is None else trigger_test_set(test, saved.trigger, saved.plan)
+    before, old = measure_by_class(session, session.prepare(opened.model), test, saved, triggered)
+    after, new = measure_by_class(session, session.prepare(purified.model), test, saved, triggered)
     opened.model.cpu()
     purified.model.cpu()
     write_classes(out, test.class_names, {**new, **_before(old)})

@@ -6,7 +6,8 @@
     model.safetensors     weights            model.json             to rebuild the network  (model_file.py)
     samples.parquet       one row a sample   history.safetensors    the loss of each sample over time
     gallery.npz           pictures           metrics.json           the run's results; its presence = finished
-    classes.csv           accuracy and attack success of each class, after an evaluation
+    classes.csv           accuracy and attack success of each class, after an evaluation or a purification
+    attention.npz         where the networks of a purification look
     skipped.csv           only with --on-error skip: what could not be read, and why
 
 Each file is written atomically and none holds an absolute path, so a folder may be copied or moved.
