@@ -34,7 +34,7 @@ def poisoned_digits(folder: Path) -> Path:
 
 def test_scan_names_the_target(call: Call, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, out, err = call("scan", poisoned_digits(tmp_path), "--out", run, *SETTINGS, "--no-in-the-rest")
+    code, out, err = call("scan", poisoned_digits(tmp_path), "--out", run, *SETTINGS, "--confusion-steps", "30")
     assert code == 0 and "Report:" in out
     assert "about" in err and "on this machine" in err, "the time is told before it is spent"
     metrics = json.loads((run / "metrics.json").read_text())
@@ -43,9 +43,9 @@ def test_scan_names_the_target(call: Call, tmp_path: Path) -> None:
     assert metrics["false_alarm_probability"] < 0.01
     assert metrics["smallest_visible_rate"] in (None, 0.05, 0.02, 0.01, 0.005)
     table = pq.read_table(run / "samples.parquet").to_pydict()
-    assert {*table["verdict"]} == {"clean", "isolated"} and "prediction" not in table
-    spoke = [kind for kind, isolated in zip(table["evidence"], table["isolated"], strict=True) if isolated]
-    assert set(spoke) <= {"shortcut", "content", "near"} and len(spoke) == metrics["n_isolated"]
+    assert {*table["status"]} == {"kept", "isolated"} and "prediction" not in table
+    spoke = [kind for kind, status in zip(table["criterion"], table["status"], strict=True) if status == "isolated"]
+    assert set(spoke) <= {"shortcut", "content", "nearby"} and len(spoke) == metrics["n_isolated"]
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "very probably poisoned" in page and "This scan delivers no model" in page
     assert not (run / "model.json").exists() and not (run / "checkpoint.pt").exists()
@@ -56,15 +56,18 @@ def test_scan_names_the_target(call: Call, tmp_path: Path) -> None:
 def test_scan_of_clean_data_says_what_it_could_have_seen(tmp_path: Path) -> None:
     data = digits(1)
     recipe = antibackdoor.Recipe(device="cpu", precision="fp32", seed=1)
-    job = antibackdoor.Job(antibackdoor.DualHead(by_parts=False, across_labels=False), recipe, "wrn-10-1")
+    detector = antibackdoor.ConfusionTraining(by_parts=False, across_labels=False)
+    job = antibackdoor.Scan(detector, recipe, "wrn-10-1")
     facts = antibackdoor.scan(replace(data, test=None), job, tmp_path / "run")
     assert facts is not None and facts["poisoned"] is False and facts["n_isolated"] == 0
     assert facts["false_alarm_probability"] > 0.01 and "smallest_visible_rate" in facts
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Nothing found" in page and "planted in a copy of these data" in page
     assert antibackdoor.scan(replace(data, test=None), job, tmp_path / "run", resume=True) is None
-    with pytest.raises(ConfigError, match="has none"):
-        antibackdoor.scan(data, antibackdoor.Job(antibackdoor.Undefended()), tmp_path / "other")
+    for wrong in (antibackdoor.Scan(antibackdoor.Undefended()), antibackdoor.Job()):  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="is no detector: give one of DETECTORS"):
+            antibackdoor.scan(data, wrong, tmp_path / "other")  # type: ignore[arg-type]
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(("n_lines", "wait"), [(1, 0.0), (2, 0.3)])
