@@ -16,10 +16,13 @@ from antibackdoor.models.hooks import maps, outputs_and_maps
 from antibackdoor.models.splitting import find_attach, find_last, find_stages
 
 __all__ = [
+    "Evaluates",
     "coarse",
+    "coarse_or_mean",
     "features",
     "last_layer",
     "maps",
+    "mean_pooled",
     "middle_layer",
     "n_parts",
     "outputs_and_maps",
