@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from watched_runs import RECIPE, Watched, assert_alike, builder, killed_and_resumed
+from watched_runs import BEGUN_AGAIN, RECIPE, Watched, assert_alike, builder, killed_and_resumed
 
 from antibackdoor.app.demo import digits
 from antibackdoor.data.samples import BoolArray, Samples
 from antibackdoor.defenses import DualHead
+from antibackdoor.detectors import ConfusionTraining
 from antibackdoor.protocols import Trained
 from antibackdoor.search import post_training
 from antibackdoor.statistics.populations import strangers
@@ -19,7 +20,7 @@ from antibackdoor.training.loop import predict
 from antibackdoor.training.session import Session
 
 # Its search does not ask what samples show; that alone would tell it of wrong labels in one class.
-UNASKED = DualHead(warmup_steps=150, by_features=False)
+UNASKED = DualHead(ConfusionTraining(power=False, warmup_steps=150, by_features=False))
 
 
 class Mislabelled(NamedTuple):
@@ -43,17 +44,18 @@ def mislabelled() -> Mislabelled:
 
 def test_what_the_search_misses_is_found_in_the_main_head(mislabelled: Mislabelled) -> None:
     samples, wrong, trained, journal = mislabelled
-    searched, _ = UNASKED.isolate(samples, builder(samples), RECIPE)
+    searched, _ = UNASKED.search.search(samples, builder(samples), RECIPE)
     assert not searched.isolated.any(), "or the test shows nothing"
-    assert trained.poisoned and trained.backdoor_labels == (4,)
+    verdict, facts = trained.verdict, trained.facts
+    isolated = verdict.isolated
+    assert verdict.poisoned and verdict.target_labels == (4,)
     # Ten other draws missed 0 to 4 of 71; the processor's way of rounding is such a draw as well.
-    assert (wrong & ~trained.isolated).sum() <= 4 and (trained.isolated & ~wrong).sum() <= 5
-    assert trained.notes is not None
-    added = trained.isolated.sum() - trained.notes["n_found_late"]
+    assert (wrong & ~isolated).sum() <= 4 and (isolated & ~wrong).sum() <= 5
+    added = isolated.sum() - facts.n_found_late
     assert 0 <= added <= 4, "by what the found have in common; so few would begin no training anew by themselves"
-    assert trained.notes["n_main_trainings"] == 2
-    assert trained.suspicion[wrong & trained.isolated].min() > trained.suspicion[~trained.isolated].max()
-    n, kept = len(samples), len(samples) - int(trained.isolated.sum())
+    assert facts.n_main_trainings == 2
+    assert verdict.suspicion[wrong & isolated].min() > verdict.suspicion[~isolated].max()
+    n, kept = len(samples), len(samples) - int(isolated.sum())
     assert journal.trained[0] == n and journal.trained.count(kept) > 1, "the training began anew without them"
     session = Session(RECIPE, n, images=True)
     given = predict(session, trained.model, samples).labels[wrong] == 4
@@ -96,6 +98,6 @@ def test_most_of_a_label_is_poison_if_a_class_is_left(n_left: int, is_believed: 
 
 def test_a_run_killed_around_the_late_look_ends_as_an_unbroken_one(tmp_path: Path, mislabelled: Mislabelled) -> None:
     whole = mislabelled.trained
-    assert whole.notes is not None and whole.notes["n_found_late"]
-    ends = (("main", 3), ("found", 0), ("main", 2))
+    assert whole.facts.n_found_late
+    ends = (("training", 3), BEGUN_AGAIN, ("training 2", 2))
     assert_alike(killed_and_resumed(tmp_path / "run", mislabelled.samples, RECIPE, *ends, method=UNASKED), whole)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from antibackdoor.data.samples import BoolArray, IntArray, Samples
-from antibackdoor.data.streams import Stream, stream
+from antibackdoor.data.streams import Stream, number, stream
 from antibackdoor.errors import ConfigError
 from antibackdoor.models.two_head import HeadWidth, TrunkGrad, TwoHead, split_network
 from antibackdoor.protocols import (
@@ -198,12 +198,13 @@ class _Algorithm1:
         start: dict[str, Any] = {"losses": first[None], "steps": np.zeros(1, dtype=np.int64), "now": {}, "midway": {}}
         end = self.trainer.fold("algorithm 1", self.method.epochs, start, self._step)
         history = LossHistory(end["losses"], end["steps"])
-        partition = Partition(**end["now"])
+        then = 1 + self.method.warmup_epochs + MIDWAY
+        halfway = LossHistory(history.losses[:then], history.steps[:then])
         return Trained(
             model=self.trainer.delivered(self.net.deliver(), self.build),
             history=history,
-            verdict=self._verdict(partition, history),
-            midway=self._verdict(Partition(**end["midway"]), history) if end["midway"] else None,
+            verdict=self._verdict(Partition(**end["now"]), history),
+            midway=self._verdict(Partition(**end["midway"]), halfway) if end["midway"] else None,
         )
 
     def _step(self, epoch: int, state: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +227,7 @@ class _Algorithm1:
         losses = self._second_losses() if method.loss_source == "evaluation" else seen
         losses = np.where(np.isnan(losses), history.losses[-1], losses)
         history = history.append(losses, int(history.steps[-1]) + len(cuts))
-        is_divided = epoch + 1 >= method.warmup_epochs
+        is_divided = epoch + 1 >= min(method.warmup_epochs, method.epochs)  # the verdict needs a partition
         now = vars(self._divide(history)) if is_divided else {}
         midway = now if epoch + 1 == method.warmup_epochs + MIDWAY else state["midway"]
         return {"losses": history.losses, "steps": history.steps, "now": now, "midway": midway}
@@ -260,7 +261,7 @@ class _Algorithm1:
             return np.full(self.n, np.log(self.n_classes), dtype=np.float32)
         # A zero-initialized last layer would make every loss log K again.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(stream(self.seed, Stream.INITIAL_HEAD).integers(2**62)))
+            torch.manual_seed(number(self.seed, Stream.INITIAL_HEAD))
             [m for m in self.side.second.modules() if isinstance(m, nn.Linear)][-1].reset_parameters()
         return self._second_losses()
 
