@@ -102,7 +102,7 @@ def test_readme_commands_run_in_order(
     for words in commands(README):
         if words[0] == "demo" or "--devices" in words:
             continue
-        short = ["--epochs", "1", "--device", "cpu"] if words[0] == "train" else []
+        short = ["--epochs", "1", "--device", "cpu"] if words[0] in ("train", "compare") else []
         searches = words[0] == "scan" or (words[0] == "train" and "--defense" not in words)
         call([*words, *short, *(["--warmup-steps", "50", "--confusion-steps", "8"] if searches else [])])
     made = "run/report.html run/samples.parquet predictions.csv own_run/model.json poisoned/truth.parquet"
