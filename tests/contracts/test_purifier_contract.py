@@ -373,7 +373,7 @@ def test_every_field_has_a_say(name: str, field: str) -> None:
 def test_the_recipe_has_a_say_where_the_method_has_none(name: str) -> None:
     here, method = scene("image"), make(name)
     changed: dict[str, Any] = {"epochs": 3, "batch_size": 16, "learning_rate": 0.03, "momentum": 0.5}
-    changed |= {"weight_decay": 0.01, "augment": "flip", "seed": 4}
+    changed |= {"weight_decay": 0.01, "augment": "flip", "schedule": "constant", "seed": 4}
     owned = {field.name for field in dataclasses.fields(method)}
     plain = said(purified(name, here))
     for field, value in changed.items():

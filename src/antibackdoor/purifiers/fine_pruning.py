@@ -89,7 +89,7 @@ class FinePruning:
 
     needs: ClassVar[tuple[str, ...]] = ("clean",)
     takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("schedule",)
 
     layer: str = ""
     step: float = 0.01

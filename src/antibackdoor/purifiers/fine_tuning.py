@@ -55,7 +55,7 @@ class FineTuning:
 
     needs: ClassVar[tuple[str, ...]] = ("clean",)
     takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("schedule",)
 
     preset: Literal["nad", "practical"] = "nad"
     epochs: int | None = None

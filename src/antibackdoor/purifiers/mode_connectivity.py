@@ -60,7 +60,7 @@ class ModeConnectivity:
 
     needs: ClassVar[tuple[str, ...]] = ("clean",)
     takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("schedule",)
 
     endpoints: Literal["B-B", "B-BF"] = "B-B"
     t: float = 0.3

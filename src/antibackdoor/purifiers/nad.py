@@ -71,7 +71,8 @@ class NAD:
         layers: Names of layers, the shallowest first; empty for the ends of the last stages, at most as many as there
             are betas. Where the teacher has none of that name, its own last stages are taken, paired from the deepest.
         betas: Weight of each layer, >= 0, the shallowest first: the code's 500, 1000, 1000. One counts for all; of
-            more betas than layers the last count. The paper's betas (10,000 in appendix K) refer to `mse`.
+            more betas than layers the last count. The paper's betas (10,000 in appendix K) refer to `mse`. They are for
+            images of 32 pixels: a mean over fewer places weighs each more, so lower them in proportion.
         maps: `attention`, or `activation`: all channels as they are (the paper's Table 8; works far worse).
         power: The p of attention maps, >= 1. The paper compares 1 and 2; 2 is best.
         distance: `mse`: mean over places of the squared difference (the code). `l2`: norm of the difference (Equation
@@ -100,7 +101,7 @@ class NAD:
 
     needs: ClassVar[tuple[str, ...]] = ("clean",)
     takes: ClassVar[tuple[str, ...]] = ("teacher",)
-    unused: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("schedule",)
 
     preset: Literal["paper", "code"] = "paper"
     pair: Literal["BF-B", "B-BF", "BF-BF", "C-B"] = "BF-B"

@@ -45,7 +45,7 @@ class TriggerRetraining:
 
     needs: ClassVar[tuple[str, ...]] = ("clean", "trigger")
     takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("schedule",)
 
     share: float = 0.2
     preset: Literal["nad", "practical"] = "nad"

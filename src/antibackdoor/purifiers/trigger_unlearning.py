@@ -93,7 +93,7 @@ class NeuralCleanseUnlearning:
 
     needs: ClassVar[tuple[str, ...]] = ("clean",)
     takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("schedule",)
 
     repair: Literal["unlearn", "retrain"] = "unlearn"
     anomaly: float = 2.0
