@@ -114,10 +114,18 @@ def physical_transforms(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(lit, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
+def physical(images: Tensor, generator: torch.Generator) -> Tensor:
+    """`physical_transforms` of images of either type; bytes are computed as floats and rounded."""
+    if images.dtype != torch.uint8:
+        return physical_transforms(images, generator)
+    return physical_transforms(images.float() / 255, generator).mul(255).round().to(torch.uint8)
+
+
 AUGMENTATIONS: dict[str, Augmentation] = {
     "crop": crop,
     "flip": flip,
     "cutout": cutout,
+    "physical": physical,
     "jitter": jitter,
     "scale": scale,
     "shift": shift,
