@@ -38,11 +38,21 @@ class Ledger:
 
 
 def as_from_a_file(value: Any) -> Any:
-    """A checkpoint as a file would give it back: arrays as tensors, nothing shared with the training."""
+    """A checkpoint as a file would give it back: arrays as tensors, nothing shared with the training.
+
+    Raises:
+        TypeError: If a file could not hold it.
+    """
     if isinstance(value, dict):
         return {key: as_from_a_file(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(as_from_a_file(part) for part in value)
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return torch.from_numpy(value.copy())
-    return value.clone() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
