@@ -19,6 +19,7 @@ MOST_ROUNDS = 100  # of the EM algorithm, and of a split (Tang et al.)
 CHANGE = 1e-5  # of both covariances, in units of the mean variance: below, EM has converged (likewise)
 RESTARTS = 5  # of a split, from random samples
 SAMPLES_A_DIMENSION = 5  # clean samples beyond the class means for each dimension of the shared covariance
+LEAST_FREE = 2  # beyond the class means, for one dimension: one sample has no variance
 LEAST_VARIANCE = 1e-10  # of a direction, relative to the largest one; less is rounding
 LEAST_LABELS = 3  # that a median absolute deviation can be taken of
 EXPLAINED_BY_HALVES = 2 / math.pi  # of the variance of a normal variable, by the means of its two halves
@@ -81,11 +82,12 @@ def fit_shared_variation(features: NDArray[Any], labels: IntArray, *, most_dimen
     least = least_clean(len(present))
     if len(values) < least:
         raise DataError(f"{len(values)} clean samples of {len(present)} labels are too few: give at least {least}")
-    n_components = min(most_dimensions, (len(values) - len(present)) // SAMPLES_A_DIMENSION, values.shape[1])
+    if not np.ptp(values, axis=0).any():
+        raise DataError("the model has the same features for all clean samples: it has learned nothing from them")
+    told = max((len(values) - len(present)) // SAMPLES_A_DIMENSION, 1)
+    n_components = min(most_dimensions, told, values.shape[1])
     fitted = PCA(n_components, svd_solver="full").fit(values)
     variances = fitted.explained_variance_
-    if not variances[0] > 0:
-        raise DataError("the model has the same features for all clean samples: it has learned nothing from them")
     seen = variances > LEAST_VARIANCE * variances[0]
     axes = fitted.components_[seen] / math.sqrt(variances[seen].mean())
     x = (values - fitted.mean_) @ axes.T
@@ -104,7 +106,7 @@ def fit_shared_variation(features: NDArray[Any], labels: IntArray, *, most_dimen
 
 def least_clean(n_labels: int) -> int:
     """The fewest clean samples from which a shared variation can be told: for one dimension."""
-    return n_labels + SAMPLES_A_DIMENSION
+    return n_labels + LEAST_FREE
 
 
 def posterior_means(sums: FloatArray, counts: NDArray[Any], between: FloatArray, within: FloatArray) -> FloatArray:
