@@ -85,6 +85,7 @@ def scan(
     wanted = getattr(job, "detector", job)
     if not hasattr(wanted, "detect"):
         raise ConfigError(f"{type(wanted).__name__} is no detector: give one of DETECTORS, as Scan(detector)")
+    _check(job.detector, given)
     samples = data.train
     spec = describe_model(samples, job.network, job.recipe, method_name(job.detector), data.notes.get("image_size"))
     build = builder(spec, job.network.factory)
@@ -112,23 +113,39 @@ def scan(
     return metrics
 
 
+def _needs_training(detector: Detector, given: Given) -> bool:
+    """Whether a network must be trained without a defense, because the detector needs one and is given none."""
+    return given.model is None and not {"model", "history"}.isdisjoint(detector.needs)
+
+
+def _check(detector: Detector, given: Given) -> None:
+    """Refuse what does not fit before anything is trained.
+
+    Raises:
+        ConfigError: If the detector cannot do with what it is given, or cannot use it.
+    """
+    if given.model is not None and given.history is None and "history" in detector.needs:
+        raise ConfigError(
+            f"{type(detector).__name__} needs the losses of the training, which a file of weights does not hold: give "
+            "the run folder of the training, or leave --checkpoint out to train here"
+        )
+    trained = Given(model=nn.Identity(), history=LossHistory.start(1, 2)) if _needs_training(detector, given) else given
+    check_given(detector, _usable(detector, replace(given, model=trained.model, history=trained.history)))
+
+
+def _usable(detector: Detector, given: Given) -> Given:
+    """Without the losses, which come with a model whether a detector can use them or not."""
+    return given if "history" in {*detector.needs, *detector.takes} else replace(given, history=None)
+
+
 def _with_model(samples: Samples, job: Scan, given: Given, build: Build, book: Chapters) -> Given:
     """What the detector is given: also an undefended network's model and losses, where it needs these."""
-    detector = job.detector
-    missing = [part for part in ("model", "history") if part in detector.needs and getattr(given, part) is None]
-    usable = {*detector.needs, *detector.takes}
-    model, history = given.model, given.history
-    if missing and given.model is None:
+    whole = replace(given, build=build, input_shape=samples.shape)
+    if _needs_training(job.detector, given):
         model, history = _undefended(samples, job, build, book)
-    whole = replace(
-        given,
-        build=build,
-        input_shape=samples.shape,
-        model=model if "model" in usable or given.model is not None else None,
-        history=history if "history" in usable else None,
-    )
-    check_given(detector, whole)
-    return whole
+        known = {*job.detector.needs, *job.detector.takes}
+        whole = replace(whole, model=model if "model" in known else None, history=history)
+    return _usable(job.detector, whole)
 
 
 def _undefended(samples: Samples, job: Scan, build: Build, book: Chapters) -> tuple[nn.Module, LossHistory]:

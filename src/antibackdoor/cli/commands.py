@@ -86,10 +86,10 @@ def run_scan(
     known = None if clean is None else like(loaded.train, clean, "train", on_error, cache)
     given = Given(clean=known)
     if checkpoint is not None:
-        choice = NetworkChoice(backbone, model)
-        opened = open_model(checkpoint, choice, known or loaded.train, recipe)
+        opened = open_model(checkpoint, NetworkChoice(backbone, model), known or loaded.train, recipe)
         given = Given(clean=known, model=opened.model, history=opened.history)
-    job = Scan(detector, recipe, "" if checkpoint is not None and checkpoint.is_dir() else backbone, model)
+        backbone = "" if model else opened.spec.backbone
+    job = Scan(detector, recipe, backbone, model)
     with resumable(out):
         facts = scan(loaded, job, out, given=given, resume=resume, command=portable(command), tell=told)
     if facts is not None:
