@@ -76,13 +76,13 @@ class AdvrBD:
         perturbation: The score by which clean samples are picked.
         short_epochs: Passes of the short training; 0 for 5, more for small data so that 1,000 steps are taken, at most
             200. A trigger that is not learned by then is taken for clean, and unlearned.
-        short_learning_rate: Its learning rate.
+        short_learning_rate: Learning rate of the short training.
         rounds: Rounds of enhancement at most, >= 1.
         partition_rate: Share of all samples that a round picks as clean, in (0, 1); the paper finds that it matters
             little. `rounds` times it must be below 1.
         scored_share: Share of all samples, drawn at random, of which a round picks, in [partition_rate, 1].
         round_epochs: Passes of learning and unlearning in each round, >= 1.
-        round_learning_rate: Their learning rate.
+        round_learning_rate: Learning rate of the rounds.
         ascent_weight: Weight of unlearning against learning, > 0.
         ascent_bound: Loss up to which a sample is unlearned, in units of log K, > 0.
         least_change: The rounds end once the share of the samples that are predicted right changes by less, in
@@ -92,7 +92,7 @@ class AdvrBD:
         fallback_rate: Share isolated where it is exceeded, in (0, 1).
         relearn: Passes of fine-tuning on all samples, the isolated ones under the label that the clean network gives
             them; 0 leaves it out, as the paper's main tables do.
-        relearn_learning_rate: Its learning rate.
+        relearn_learning_rate: Learning rate of that fine-tuning.
 
     Reference: Pu et al., "How to Train a Backdoor-Robust Model on a Poisoned Dataset without Auxiliary Data?", 2024,
     arXiv 2405.12719, Algorithms 1 and 2, Equations 3 to 5. Differs: a round scores some samples, not all of them.

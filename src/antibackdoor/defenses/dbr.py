@@ -67,13 +67,13 @@ class DBR:
         layer: Layer whose features are used; empty for the last one before the classifier.
         short_epochs: Passes of the short training, >= 1.
         shaping_epochs: Passes of feature shaping, >= 0.
-        distinction_learning_rate: Learning rate of both, without augmentation.
+        distinction_learning_rate: Learning rate of the short training and of shaping, without augmentation.
         shift: Largest shift of `tau`, as a share of each side or of the length, in [0, 1].
         clean_rate: Share of the samples held to be clean, in (0, 1).
         poisoned_rate: Share of the samples held to be poisoned, in (0, 1 - clean_rate]. Where fewer are, clean samples
             are unlearned.
         removal_epochs: Passes of unlearning and learning in turn, >= 1.
-        removal_learning_rate: Their learning rate.
+        removal_learning_rate: Learning rate of the removal.
         ascent_bound: Loss up to which a sample is unlearned, in units of log K, > 0.
 
     Reference: Chen, Wu, Wang, "Effective Backdoor Defense by Exploiting Sensitivity of Poisoned Samples", NeurIPS 2022.

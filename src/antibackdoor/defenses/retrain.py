@@ -58,7 +58,7 @@ class Retrain:
     lose as much. The defaults are the defense of Tran et al. for a poisoning rate of 10%.
 
     Attributes:
-        detector: Name of the detector, as in `DETECTORS`.
+        detector: Name of any detector of the package, such as `activation-clustering`.
         drop_rate: Share of the samples that is dropped, the most suspicious ones, in [0, 1): 1.5 times the expected
             rate for Tran et al. 0 drops what the detector itself isolates.
 
