@@ -486,3 +486,23 @@ def test_a_phase_that_cannot_be_run_says_why() -> None:
         trainer.run(model, Phase("backwards", -1, classify(model), None))
     with pytest.raises(ConfigError, match="a loss of 'too fast 1/1' is not finite"):
         trainer.run(model, Phase("too fast", 1, classify(model), constant(1e20)))
+
+
+def test_dropout_draws_by_the_seed_alone() -> None:
+    """Torch's own random state decides nothing, and is left as it was."""
+    samples = pictures(40, 3)
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3))
+
+    def weights() -> bytes:
+        trainer = Trainer(samples, RECIPE)
+        model = trainer.network(build)
+        trainer.run(model, Phase("training", 2, classify(model), constant(0.1)))
+        return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+
+    before = torch.random.get_rng_state()
+    first = weights()
+    assert (torch.random.get_rng_state() == before).all()
+    torch.rand(3)
+    assert weights() == first

@@ -93,13 +93,16 @@ def train_epoch(
     world, rank = session.fabric.world_size, session.fabric.global_rank
     draws = stream(*seed)
     n_visits = sum(len(rows) for rows in plan)
-    with session.bar(title, n_visits) as advance:
+    # Dropout and the like draw from torch's own state: it is set at each step, and left as it was in the end.
+    gpus = [session.device] if session.device.type == "cuda" else []
+    with session.bar(title, n_visits) as advance, torch.random.fork_rng(devices=gpus):
         for step, rows in enumerate(plan):
             if learning_rate is not None:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step / len(plan))
             augment_seed, step_seed = (int(drawn) + rank for drawn in draws.integers(2**62, size=2))
             batch = session.batch(feed, rows[rank::world], augment_seed=augment_seed)._replace(seed=step_seed)
+            torch.manual_seed(step_seed)
             with session.autocast():
                 weighted, losses = objective(batch)
             optimizer.zero_grad(set_to_none=True)
