@@ -123,6 +123,10 @@ def test_what_cannot_be_taken_off_is_spread_over_the_others() -> None:
     verdict = Verdict.isolating(np.zeros(len(few)), few, here.samples)
     taught = lessons(trainer, trainer.network(lambda: deepcopy(here.model)), verdict)
     assert (taught[few] == ALL_OTHERS).all() and (taught[~few] == NOTHING).all()
+    # A verdict may know more.
+    suggested = np.where(few, 3, here.samples.labels)
+    taught = lessons(trainer, here.model, dataclasses.replace(verdict, suggested_label=suggested))
+    assert (taught[few] == 3).all() and (taught[~few] == NOTHING).all()
 
 
 def test_nothing_isolated_nothing_changed() -> None:

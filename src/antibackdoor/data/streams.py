@@ -56,7 +56,6 @@ class Stream(IntEnum):
     DIFFERENCE = 57
     # defenses
     MAIN_ORDER = 60
-    MAIN_STEP = 61
     PROBE = 62
     RELABELED = 63
     TIES = 64
@@ -75,8 +74,10 @@ class Stream(IntEnum):
     SCAN_GROUPS = 101
     UNLEARNING_ORDER = 102
     UNLEARNING_REST = 103
-    SELF_CLEAN_ISOLATED = 104
-    SELF_CLEAN_KEPT = 105
+    HELD_DOWN_ORDER = 104
+    HELD_DOWN = 105
+    SELF_CLEAN_TIES = 106
+    SELF_CLEAN_ROWS = 107
     # anti-backdoor learning and the detectors that train
     ISOLATION_TIES = 70
     ASCENT_ROWS = 71

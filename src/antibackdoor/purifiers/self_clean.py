@@ -47,7 +47,8 @@ class SelfPurificationFacts:
     Attributes:
         n_isolated: Samples that the search (or the given verdict) isolates; 0 if the model is delivered unchanged.
         found_by: What the search began with where it found something, joined by `; `.
-        n_relabeled: Isolated samples that were taught the label which the model gives them without their trigger.
+        n_relabeled: Isolated samples that were taught another label: the one that the model gives them without their
+            trigger, or that the given verdict suggests.
         n_left_out: Isolated samples that keep their label without a trigger that others lose: nothing is taught them.
         n_trained: Kept samples that served as the clean set.
         n_epochs: Passes over these.
@@ -207,7 +208,7 @@ def lessons(trainer: Trainer, model: nn.Module, verdict: Verdict) -> IntArray:
     Args:
         trainer: Holds the data.
         model: Backdoored, one of the trainer's networks.
-        verdict: On the data; it isolates some.
+        verdict: On the data; it isolates some. Where it suggests another label, that is the lesson.
     """
     samples, isolated = trainer.samples, verdict.isolated
     taught = np.full(len(samples), NOTHING, dtype=np.int64)
@@ -224,7 +225,7 @@ def lessons(trainer: Trainer, model: nn.Module, verdict: Verdict) -> IntArray:
         other = seen[of_label] != label
         rest = NOTHING if other.mean() > MOSTLY else ALL_OTHERS
         taught[rows[of_label]] = np.where(other, seen[of_label], rest)
-    return taught
+    return np.where(isolated & (verdict.suggested_label != samples.labels), verdict.suggested_label, taught)
 
 
 def least_suspicious(samples: Samples, verdict: Verdict, share: float, *, seed: int) -> IntArray:
