@@ -7,31 +7,64 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from conftest import pictures, waves
+from ledger import Ledger
 from torch import Tensor, nn
 
 from antibackdoor.data.samples import Samples
 from antibackdoor.defenses import DEFENSES
-from antibackdoor.errors import AntibackdoorError, ConfigError, ModelError
+from antibackdoor.detectors import ConfusionTraining
+from antibackdoor.errors import AntibackdoorError, ConfigError, DataError, ModelError
 from antibackdoor.models.backbones import build_backbone
-from antibackdoor.protocols import Build, Trained
+from antibackdoor.protocols import (
+    CRITERIA,
+    DECISION,
+    FLAGS,
+    KEPT,
+    NO_CRITERION,
+    STATUSES,
+    Build,
+    Given,
+    Trained,
+    Verdict,
+)
 from antibackdoor.training.recipe import Recipe
 
 # Small budgets; the defaults are for real data.
+SEARCH = ConfusionTraining(power=False, confusion_steps=3, warmup_steps=60)
 QUICK: dict[str, dict[str, Any]] = {
-    "dual-head": {"confusion_steps": 3, "warmup_steps": 60},
-    "e2abl": {"warmup_epochs": 1},
+    "abl": {"isolation_epochs": 1, "epochs": 1, "unlearning_epochs": 1},
+    "advrbd": {"short_epochs": 1, "rounds": 2, "round_epochs": 1},
+    "cutmix": {"epochs": 2},
+    "dbr": {"short_epochs": 1, "shaping_epochs": 1, "removal_epochs": 1},
+    "dual-head": {"search": SEARCH},
+    "e2abl": {"epochs": 3, "warmup_epochs": 1},
 }
-RECIPE = Recipe(epochs=3, device="cpu", precision="fp32", seed=3)
-CASES = [(name, kind) for name in sorted(DEFENSES) for kind in ("image", "series")]
-SPLIT = [
-    name for name in sorted(DEFENSES) if any(field.name == "attach" for field in dataclasses.fields(DEFENSES[name]))
-]
+RECIPE = Recipe(epochs=2, device="cpu", precision="fp32", seed=3)
+NAMES = sorted(DEFENSES)
+CASES = [(name, kind) for name in NAMES for kind in ("image", "series")]
+# Fields of the parts of a method, such as the search of the default, count as its own: part, name, or "" and name.
+Place = tuple[str, str]
+
+
+def places(name: str) -> dict[Place, Any]:
+    """The hyper-parameters of a method and of its parts, with their defaults."""
+    found: dict[Place, Any] = {}
+    for field in dataclasses.fields(DEFENSES[name]):
+        value = getattr(DEFENSES[name](), field.name)
+        if dataclasses.is_dataclass(value):
+            found |= {(field.name, inner.name): getattr(value, inner.name) for inner in dataclasses.fields(value)}
+        else:
+            found["", field.name] = value
+    return found
+
+
+SPLIT = {name: place for name in NAMES for place in places(name) if place[1] == "attach"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +77,13 @@ def _silent() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small data warm up for one snapshot of 150 steps; shorter ones make several, and a checkpoint after each."""
+    monkeypatch.setattr("antibackdoor.search.warm_up.BLOCK", 5)
+    monkeypatch.setattr("antibackdoor.search.warm_up.SNAPSHOT", 10)
+
+
 def make_samples(kind: str, n: int = 40, n_classes: int = 3) -> Samples:
     return pictures(n, n_classes) if kind == "image" else waves(n, n_classes)
 
@@ -53,12 +93,19 @@ def builder(samples: Samples) -> Build:
     return lambda: build_backbone(name, samples.shape, samples.n_classes)
 
 
-def make(name: str, **settings: Any) -> Any:
-    return DEFENSES[name](**{**QUICK.get(name, {}), **settings})
+def make(name: str, place: Place | None = None, value: Any = None) -> Any:
+    """A quick method, with one hyper-parameter of it or of a part changed."""
+    method: Any = DEFENSES[name](**QUICK.get(name, {}))
+    if place is None:
+        return method
+    part, field = place
+    if part:
+        return dataclasses.replace(method, **{part: dataclasses.replace(getattr(method, part), **{field: value})})
+    return dataclasses.replace(method, **{field: value})
 
 
-def trained(name: str, samples: Samples, recipe: Recipe = RECIPE, **settings: Any) -> Trained:
-    result: Trained = make(name, **settings).train(samples, builder(samples), recipe)
+def trained(name: str, samples: Samples, recipe: Recipe = RECIPE, **asked: Any) -> Trained:
+    result: Trained = make(name).train(samples, builder(samples), recipe, **asked)
     return result
 
 
@@ -66,55 +113,102 @@ def weights(result: Trained) -> bytes:
     return b"".join(value.numpy().tobytes() for value in result.model.state_dict().values())
 
 
+def said(result: Trained) -> bytes:
+    """All that a training says of samples."""
+    verdict = result.verdict
+    parts = [verdict.suspicion, verdict.status, verdict.suggested_label, verdict.criterion, result.history.losses]
+    parts += [part for part in (result.probe, verdict.margin) if part is not None]
+    return b"".join(part.tobytes() for part in parts)
+
+
+def check_verdict(verdict: Verdict, samples: Samples) -> None:
+    n = len(samples)
+    for values, kind in (
+        (verdict.suspicion, np.float64),
+        (verdict.status, np.uint8),
+        (verdict.suggested_label, np.int64),
+        (verdict.criterion, np.uint8),
+    ):
+        assert values.shape == (n,) and values.dtype == kind
+    assert np.isfinite(verdict.suspicion).all()
+    assert verdict.status.max() < len(STATUSES) and verdict.criterion.max() < len(CRITERIA)
+    assert ((verdict.criterion != NO_CRITERION) == (verdict.status != KEPT)).all(), "what was isolated has a reason"
+    assert ((verdict.suggested_label == samples.labels) | verdict.isolated).all()
+    assert verdict.suggested_label.min() >= 0 and verdict.suggested_label.max() < samples.n_classes
+    assert verdict.poisoned in (None, False, True)
+    assert set(verdict.target_labels) <= set(range(samples.n_classes))
+    assert verdict.p_value is None or 0 < verdict.p_value <= 1
+    assert verdict.margin is None or (verdict.margin.shape == (n,) and verdict.margin.dtype == np.float64)
+
+
 def check_shapes(result: Trained, samples: Samples) -> None:
     n = len(samples)
-    assert result.suspicion.shape == (n,) and result.suspicion.dtype == np.float64
-    assert result.isolated.shape == (n,) and result.isolated.dtype == np.bool_
-    assert result.recovered.shape == (n,) and result.recovered.dtype == np.bool_
-    assert result.labels.shape == (n,) and result.labels.dtype == np.int64
-    assert np.isfinite(result.suspicion).all()
+    check_verdict(result.verdict, samples)
+    if result.midway is not None:
+        check_verdict(result.midway, samples)
     assert result.history.n_samples == n and result.history.losses.dtype == np.float32
     assert np.isfinite(result.history.losses).all()
     assert len(result.history.steps) == len(result.history) and (np.diff(result.history.steps) > 0).all()
-    assert not (result.recovered & ~result.isolated).any()
-    assert ((result.labels == samples.labels) | result.recovered).all()
-    assert result.labels.min() >= 0 and result.labels.max() < samples.n_classes
-    assert set(result.backdoor_labels) <= set(range(samples.n_classes))
+    if result.probe is not None:
+        assert result.probe.shape == (n,) and result.probe.dtype == np.bool_
+        assert not (result.probe & ~result.verdict.isolated).any()
     assert not result.model.training
     with torch.no_grad():
         logits = result.model(torch.from_numpy(samples.inputs[:5]).float())
     assert logits.shape == (5, samples.n_classes) and logits.isfinite().all()
-    for value in (result.notes or {}).values():
-        assert value is None or isinstance(value, bool | int | float | str)
+    assert dataclasses.is_dataclass(result.facts) and type(result.facts).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    for field in dataclasses.fields(result.facts):
+        value = getattr(result.facts, field.name)
+        assert value is None or type(value) in (bool, int, float, str), field.name
+        assert f"{field.name}:" in (inspect.getdoc(result.facts) or ""), f"{field.name} is not described"
 
 
-@pytest.mark.parametrize("name", sorted(DEFENSES))
+# --------------------------------------------------------------------------- hyper-parameters
+
+
+def from_json(kind: type[Any], settings: dict[str, Any]) -> Any:
+    """A method from what a file says of it; parts are methods, too."""
+    hints = get_type_hints(kind)
+    values = {
+        name: from_json(hints[name], value)
+        if isinstance(value, dict)
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for name, value in settings.items()
+    }
+    return kind(**values)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_hyper_parameters_make_sense(name: str) -> None:
-    defense = DEFENSES[name]()
-    settings = dataclasses.asdict(defense)
-    restored = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(json.dumps(settings)).items()}
-    assert DEFENSES[name](**restored) == defense
-    if settings:
+    for method in (DEFENSES[name](), make(name)):
+        assert from_json(DEFENSES[name], json.loads(json.dumps(dataclasses.asdict(method)))) == method
+    described = inspect.getdoc(DEFENSES[name]) or ""
+    assert described and not described.startswith(f"{DEFENSES[name].__name__}(")
+    for field in dataclasses.fields(DEFENSES[name]):
+        assert f"{field.name}:" in described, f"{field.name} is not described"
         with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(defense, next(iter(settings)), 1)
-    for field in settings:
-        assert f"{field}:" in (inspect.getdoc(defense) or ""), f"{field} is not described"
+            setattr(DEFENSES[name](), field.name, 1)
+    part_names = [field for part, field in places(name) if part]
+    assert not {field for part, field in places(name) if not part} & {*part_names}, "two flags of one name"
 
 
-@pytest.mark.parametrize(
-    ("name", "field"), [(name, field.name) for name in sorted(DEFENSES) for field in dataclasses.fields(DEFENSES[name])]
-)
-def test_bad_hyper_parameters(name: str, field: str) -> None:
-    default = getattr(DEFENSES[name](), field)
+@pytest.mark.parametrize(("name", "place"), [(name, place) for name in NAMES for place in places(name)])
+def test_bad_hyper_parameters(name: str, place: Place) -> None:
+    default = places(name)[place]
     if isinstance(default, bool):
         return
     samples = make_samples("image")
-    numbers = [-7, float("nan")] if isinstance(default, float) else [-7]
+    numbers = [-7.0, float("nan")] if isinstance(default, float) else [-7]
     for wrong in ["nonsense"] if isinstance(default, str) else numbers:
         with pytest.raises(AntibackdoorError) as error:
-            make(name, **{field: wrong}).train(samples, builder(samples), dataclasses.replace(RECIPE, epochs=1))
-        assert isinstance(error.value, ModelError if field == "attach" else ConfigError)
+            make(name, place, wrong).train(samples, builder(samples), dataclasses.replace(RECIPE, epochs=1))
+        assert isinstance(error.value, ModelError if place[1] in ("attach", "layer") else ConfigError)
         assert "\n" not in str(error.value)
+
+
+# --------------------------------------------------------------------------- what comes out
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -131,10 +225,9 @@ def test_same_seed_same_bytes(name: str, kind: str) -> None:
     assert (samples.inputs.tobytes(), samples.labels.tobytes()) == before
     check_shapes(first, samples)
     assert weights(first) == weights(again) != weights(other)
-    assert first.suspicion.tobytes() == again.suspicion.tobytes()
-    assert first.history.losses.tobytes() == again.history.losses.tobytes()
-    assert (first.isolated == again.isolated).all() and (first.labels == again.labels).all()
-    assert first.suspicion.tobytes() != other.suspicion.tobytes()
+    assert said(first) == said(again) != said(other)
+    assert first.facts == again.facts and first.verdict.target_labels == again.verdict.target_labels
+    assert first.verdict.suspicion.tobytes() != other.verdict.suspicion.tobytes()
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -148,7 +241,7 @@ def test_delivered_model_is_the_users_alone(name: str, kind: str) -> None:
     fresh.load_state_dict(result.model.state_dict())
     assert type(result.model) is type(fresh)
     assert not any(module._forward_hooks for module in result.model.modules())
-    assert all(value.device.type == "cpu" for value in result.model.state_dict().values())
+    assert all(value.device.type == "cpu" and value.requires_grad for value in result.model.parameters())
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -162,12 +255,11 @@ def test_a_rare_class_and_few_samples(name: str, kind: str) -> None:
     check_shapes(trained(name, odd), odd)
 
 
-@pytest.mark.parametrize("name", sorted(DEFENSES))
+@pytest.mark.parametrize("name", NAMES)
 def test_pictures_as_floats_and_bf16(name: str) -> None:
     bytes_ = make_samples("image")
     floats = dataclasses.replace(bytes_, inputs=(bytes_.inputs / np.float32(255)).astype(np.float32))
-    recipe = dataclasses.replace(RECIPE, precision="bf16", epochs=2)
-    check_shapes(trained(name, floats, recipe), floats)
+    check_shapes(trained(name, floats, dataclasses.replace(RECIPE, precision="bf16")), floats)
 
 
 class Own(nn.Module):
@@ -189,8 +281,8 @@ class Own(nn.Module):
 def test_users_own_network(name: str, kind: str) -> None:
     samples = make_samples(kind)
     build: Callable[[], nn.Module] = lambda: Own(samples.shape, samples.n_classes)  # noqa: E731
-    settings = {"attach": "first"} if name in SPLIT else {}
-    result = make(name, **settings).train(samples, build, RECIPE)
+    method = make(name, SPLIT[name], "first") if name in SPLIT else make(name)
+    result = method.train(samples, build, RECIPE)
     check_shapes(result, samples)
     assert isinstance(result.model, Own)
 
@@ -199,74 +291,99 @@ def test_users_own_network(name: str, kind: str) -> None:
 def test_attach_names_a_layer(name: str) -> None:
     samples = make_samples("image")
     with pytest.raises(ModelError, match="nowhere"):
-        make(name, attach="nowhere").train(samples, builder(samples), RECIPE)
+        make(name, SPLIT[name], "nowhere").train(samples, builder(samples), RECIPE)
 
 
-class Ledger:
-    """A journal that keeps every checkpoint, or stops after some."""
-
-    def __init__(self, kept: dict[str, Any] | None = None, stop_after: int = 10**9) -> None:
-        self.kept, self.n_saved, self.stop_after = kept, 0, stop_after
-        self.lines: list[dict[str, Any]] = []
-
-    def log(self, **fields: Any) -> None:
-        self.lines.append(fields)
-
-    def save(self, state: dict[str, Any]) -> None:
-        # A copy, as the file is: training goes on in the same tensors.
-        self.kept = copied(state)
-        self.n_saved += 1
-        if self.n_saved >= self.stop_after:
-            raise KeyboardInterrupt
-
-    def load(self) -> dict[str, Any] | None:
-        return copied(self.kept)
+# --------------------------------------------------------------------------- what is given
 
 
-def copied(value: Any) -> Any:
-    """A checkpoint as a file would give it back: arrays as tensors."""
-    if isinstance(value, dict):
-        return {key: copied(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(copied(part) for part in value)
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    return value.clone() if isinstance(value, Tensor) else value
+def knows(name: str) -> set[str]:
+    return {*DEFENSES[name].needs, *DEFENSES[name].takes}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_useless_is_refused(name: str) -> None:
+    samples = make_samples("image")
+    for part in FLAGS.keys() - knows(name):
+        with pytest.raises(ConfigError, match=FLAGS[part]) as error:
+            make(name).train(samples, builder(samples), RECIPE, given=Given(**{part: object()}))
+        assert part in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_needed_is_asked_for(name: str) -> None:
+    samples = make_samples("image")
+    for part in {*DEFENSES[name].needs} - {"build"}:
+        with pytest.raises(ConfigError, match=FLAGS[part]):
+            make(name).train(samples, builder(samples), RECIPE)
+    empty = trained(name, samples, given=Given(build=builder(samples), input_shape=samples.shape))
+    assert weights(empty) == weights(trained(name, samples)), "what is always there is nothing more"
+
+
+def judged(samples: Samples, isolated: list[int], criterion: int, *others: int) -> Verdict:
+    """A verdict with a reason for the isolated samples, and for the others that it speaks of."""
+    n = len(samples)
+    status = np.where(np.isin(np.arange(n), isolated), 1, KEPT).astype(np.uint8)
+    criteria = np.where(np.isin(np.arange(n), [*isolated, *others]), criterion, NO_CRITERION).astype(np.uint8)
+    return Verdict(np.linspace(0, 1, n), status, samples.labels, criteria, poisoned=bool(isolated))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "decisions" in DEFENSES[name].takes])
+def test_a_persons_decisions_win(name: str) -> None:
+    samples = make_samples("image")
+    rejected, trusted = [3, 10], [7, 8, 9]
+    result = trained(name, samples, given=Given(decisions=judged(samples, rejected, DECISION, *trusted)))
+    check_shapes(result, samples)
+    assert result.verdict.isolated[rejected].all() and not result.verdict.isolated[trusted].any()
+    other = make_samples("image", n=20)
+    with pytest.raises(DataError, match="about 20 samples, the data have 40"):
+        trained(name, samples, given=Given(decisions=judged(other, [3], DECISION)))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "verdict" in DEFENSES[name].takes])
+def test_a_given_verdict_replaces_the_search(name: str) -> None:
+    samples, isolated = make_samples("image"), [2, 5, 11]
+    verdict = judged(samples, isolated, CRITERIA.index("score"))
+    result = trained(name, samples, given=Given(verdict=verdict))
+    check_shapes(result, samples)
+    assert result.verdict.isolated[isolated].all()
+    np.testing.assert_array_equal(
+        result.verdict.suspicion[~result.verdict.isolated], verdict.suspicion[~result.verdict.isolated]
+    )
+    with pytest.raises(DataError, match="about 20 samples, the data have 40"):
+        trained(name, samples, given=Given(verdict=judged(make_samples("image", n=20), [3], 1)))
+
+
+# --------------------------------------------------------------------------- resuming
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_resumed_at_every_checkpoint_it_ends_the_same(name: str, kind: str) -> None:
-    samples = make_samples(kind)
-    whole = Ledger()
-    unbroken = make(name).train(samples, builder(samples), RECIPE, journal=whole)
-    assert whole.n_saved >= 3
+    samples, whole = make_samples(kind), Ledger()
+    unbroken = trained(name, samples, journal=whole)
+    assert whole.n_saved >= 2
     assert weights(unbroken) == weights(trained(name, samples))  # a journal changes nothing
     for stop in range(1, whole.n_saved + 1):
         broken = Ledger(stop_after=stop)
         with pytest.raises(KeyboardInterrupt):
-            make(name).train(samples, builder(samples), RECIPE, journal=broken)
+            trained(name, samples, journal=broken)
         rest = Ledger(broken.kept)
-        resumed = make(name).train(samples, builder(samples), RECIPE, journal=rest)
+        resumed = trained(name, samples, journal=rest)
         assert weights(resumed) == weights(unbroken), f"stopped after checkpoint {stop} of {whole.n_saved}"
-        assert resumed.suspicion.tobytes() == unbroken.suspicion.tobytes()
-        assert resumed.history.losses.tobytes() == unbroken.history.losses.tobytes()
-        assert (resumed.isolated == unbroken.isolated).all() and (resumed.labels == unbroken.labels).all()
-        assert resumed.backdoor_labels == unbroken.backdoor_labels and resumed.notes == unbroken.notes
+        assert said(resumed) == said(unbroken), f"stopped after checkpoint {stop} of {whole.n_saved}"
+        assert resumed.facts == unbroken.facts
+        for part in ("poisoned", "target_labels", "p_value"):
+            assert getattr(resumed.verdict, part) == getattr(unbroken.verdict, part)
         assert broken.n_saved + rest.n_saved == whole.n_saved
 
 
-def test_resumed_within_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small data warm up for one snapshot only, so snapshots are made shorter here."""
-    monkeypatch.setattr("antibackdoor.search.warm_up.BLOCK", 5)
-    monkeypatch.setattr("antibackdoor.search.warm_up.SNAPSHOT", 10)
-    samples = make_samples("image")
-    recipe = dataclasses.replace(RECIPE, epochs=30, batch_size=8)
-    whole = Ledger()
-    unbroken = make("dual-head").train(samples, builder(samples), recipe, journal=whole)
+def test_resumed_within_the_warm_up() -> None:
+    samples, recipe, whole = make_samples("image"), dataclasses.replace(RECIPE, batch_size=8), Ledger()
+    unbroken = trained("dual-head", samples, recipe, journal=whole)
     assert [line["phase"] for line in whole.lines[:3]] == ["warm-up"] * 3
     broken = Ledger(stop_after=2)
     with pytest.raises(KeyboardInterrupt):
-        make("dual-head").train(samples, builder(samples), recipe, journal=broken)
-    resumed = make("dual-head").train(samples, builder(samples), recipe, journal=Ledger(broken.kept))
-    assert weights(resumed) == weights(unbroken)
-    assert resumed.history.losses.tobytes() == unbroken.history.losses.tobytes()
+        trained("dual-head", samples, recipe, journal=broken)
+    assert broken.lines == whole.lines[:2]
+    resumed = trained("dual-head", samples, recipe, journal=Ledger(broken.kept))
+    assert weights(resumed) == weights(unbroken) and said(resumed) == said(unbroken)
