@@ -118,7 +118,7 @@ class ABL:
 
     needs: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("schedule",)
 
     preset: Literal["code", "paper", "e2abl"] = "code"
     gamma: float = 0.5

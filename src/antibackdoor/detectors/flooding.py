@@ -35,7 +35,7 @@ class Flooding:
 
     needs: ClassVar[tuple[str, ...]] = ("build",)
     takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("schedule",)
 
     level: float = 0.5
     isolation_rate: float = 0.0

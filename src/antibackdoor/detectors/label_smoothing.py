@@ -39,7 +39,7 @@ class LabelSmoothingConfidence:
 
     needs: ClassVar[tuple[str, ...]] = ("build",)
     takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("schedule",)
 
     smoothing: float = 0.1
     isolation_rate: float = 0.0

@@ -46,7 +46,7 @@ class LowLoss:
 
     needs: ClassVar[tuple[str, ...]] = ("build",)
     takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("schedule",)
 
     gamma: float = 0.5
     lga: Literal["batch_mean", "per_example"] = "batch_mean"
