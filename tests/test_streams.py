@@ -29,6 +29,7 @@ ARGUMENT = "the seed is an argument, which callers take from a stream"
 BARE = {
     STREAMS: "where streams are made",
     "data/augmentation.py": f"{ARGUMENT}: the loop gives each step one of its own",
+    "training/loop.py": "the seed of each step, which is drawn from the stream that the training names",
     "training/session.py": f"{ARGUMENT}; the one call with a constant makes a network whose weights are replaced",
     "models/own_network.py": "a fixed probe of whether a network runs at all",
     "models/splitting.py": "a fixed probe of where a network can be cut",

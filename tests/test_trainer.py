@@ -268,6 +268,23 @@ def test_schedules_by_hand() -> None:
     assert [cosine(1.0)(done) for done in (0.0, 1 / 3, 0.5, 2 / 3, 1.0)] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
 
 
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("triangle", [0, 0.5, 0.625, 0.3125, 0]),
+        ("step", [1, 1, 0.1, 0.01, 0.01]),
+        ("cosine", [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0]),
+        ("constant", [1, 1, 1, 1, 1]),
+    ],
+)
+def test_schedules_of_a_recipe(name: Any, rates: list[float]) -> None:
+    rate = replace(RECIPE, learning_rate=1.0, schedule=name).rate()
+    places = [0.0, 0.1 if name == "triangle" else 0.25, 0.5, 0.75, 1.0]
+    assert [rate(done) for done in places] == pytest.approx(rates)
+    with pytest.raises(ConfigError, match="schedule is 'nonsense'; give one of triangle, step, cosine, constant"):
+        replace(RECIPE, schedule="nonsense")
+
+
 def test_a_schedule_spans_the_phase_step_by_step() -> None:
     samples, met = pictures(48, 3), list[float]()
     trainer = Trainer(samples, RECIPE)
