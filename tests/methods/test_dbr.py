@@ -90,7 +90,7 @@ def test_batches_in_turn() -> None:
 def test_resume(kind: str) -> None:
     method = DBR(short_epochs=1, shaping_epochs=2, removal_epochs=2)
     result = check_resume(method, noisy(kind, 60, 3))
-    assert result.verdict.isolated.sum() == 3 == result.facts.n_poisoned and result.facts.n_clean == 12
+    assert result.verdict.isolated.sum() == 3 == result.facts.n_unlearned and result.facts.n_clean == 12
     assert result.facts.clean_threshold < result.facts.poisoned_threshold
     assert result.verdict.suspicion[result.verdict.isolated].min() == pytest.approx(result.facts.poisoned_threshold)
 
@@ -98,7 +98,7 @@ def test_resume(kind: str) -> None:
 def test_few_samples_and_two_classes() -> None:
     few = noisy("series", 9, 2)
     result = DBR(short_epochs=1, shaping_epochs=1, removal_epochs=1).train(few, builder(few), RECIPE)
-    assert result.facts.n_poisoned == 2 and result.facts.n_clean == 2
+    assert result.facts.n_unlearned == 2 and result.facts.n_clean == 2
 
 
 def test_a_backdoor_is_removed() -> None:

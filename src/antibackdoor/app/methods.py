@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from antibackdoor.defenses import DEFENSES
 from antibackdoor.detectors import DETECTORS
 from antibackdoor.errors import ConfigError
+from antibackdoor.protocols import NoFacts
 from antibackdoor.purifiers import PURIFIERS
 
 TABLES: tuple[dict[str, Any], ...] = (DEFENSES, DETECTORS, PURIFIERS)
@@ -45,6 +47,12 @@ def method_summary(method: Any) -> str:
     first, _, rest = text.partition("\n\n")
     cited = next((part for part in rest.split("\n\n") if part.startswith(("Reference", "It keeps"))), "")
     return " ".join(f"{first} {cited}".split())
+
+
+def facts_of(kind: type[Any]) -> tuple[type[Any], ...]:
+    """The dataclasses of facts that a method may return: those of its module called `...Facts`."""
+    named = [value for name, value in vars(sys.modules[kind.__module__]).items() if name.endswith("Facts")]
+    return tuple(one for one in named if isinstance(one, type) and is_dataclass(one) and one is not NoFacts)
 
 
 def hyper_parameters(method: Any) -> dict[str, Any]:

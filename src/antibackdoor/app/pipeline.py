@@ -225,7 +225,7 @@ def _write(
         "method": spec.method,
         "method_summary": method_summary(job.defense),
         "backbone": spec.backbone,
-        "epochs": getattr(job.defense, "epochs", None) or job.recipe.passes(len(samples)),
+        "epochs": getattr(job.defense, "epochs", job.recipe.passes(len(samples))),
         "seconds": round(seconds, 2),
         "seed": job.recipe.seed,
         **asdict(trained.facts),

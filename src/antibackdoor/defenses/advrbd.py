@@ -49,14 +49,12 @@ class AdvrBDFacts:
         n_unlearned: Samples that were picked as clean and unlearned.
         flagged_share: Share of the samples whose given label the enhanced network predicts, in [0, 1].
         fell_back: Whether that was too large a share to be believed, so that those with the lowest loss were isolated.
-        n_relabeled: Samples that came back under the label of the clean network.
     """
 
     n_rounds: int
     n_unlearned: int
     flagged_share: float
     fell_back: bool
-    n_relabeled: int
 
 
 @dataclass(frozen=True)
@@ -205,7 +203,6 @@ class _Run:
             n_unlearned=int(end["pool"].sum()),
             flagged_share=float(flagged.mean()),
             fell_back=fell_back,
-            n_relabeled=int(relabeled.sum()),
         )
         verdict = Verdict(margins, status, labels, criterion)
         return Trained(trainer.delivered(model, self.build), trainer.history, verdict, facts)

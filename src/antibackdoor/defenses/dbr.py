@@ -37,13 +37,13 @@ class DBRFacts:
 
     Attributes:
         n_clean: Samples held to be clean, which the removal learns.
-        n_poisoned: Samples held to be poisoned, which the removal unlearns.
+        n_unlearned: Samples held to be poisoned, which the removal unlearns.
         clean_threshold: Largest change of features among the clean.
         poisoned_threshold: Smallest change of features among the poisoned.
     """
 
     n_clean: int
-    n_poisoned: int
+    n_unlearned: int
     clean_threshold: float
     poisoned_threshold: float
 
@@ -132,7 +132,7 @@ class DBR:
         trainer.run(model, self._removal(trainer, model, clean, poisoned))
         facts = DBRFacts(
             n_clean=int(clean.sum()),
-            n_poisoned=int(poisoned.sum()),
+            n_unlearned=int(poisoned.sum()),
             clean_threshold=float(changes[clean].max(initial=0.0)),
             poisoned_threshold=float(changes[poisoned].min(initial=np.inf)),
         )
