@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from watched_runs import RECIPE, Watched, assert_alike, builder, killed_and_resumed
+from watched_runs import BEGUN_AGAIN, RECIPE, SEARCHED, Watched, assert_alike, builder, killed_and_resumed
 
 from antibackdoor.app.demo import digits
 from antibackdoor.attacks import BadNets, Poisoned, poison
 from antibackdoor.data.samples import FloatArray, Samples
 from antibackdoor.defenses import DEFENSES, DualHead
+from antibackdoor.detectors import ConfusionTraining
 from antibackdoor.models.two_head import TwoHead
 from antibackdoor.protocols import Trained
 from antibackdoor.search.attempts import spring, spring_believed
@@ -23,10 +24,10 @@ from antibackdoor.search.post_training import Looked, look_again
 from antibackdoor.search.search import TrapSettings
 from antibackdoor.statistics.populations import Populations
 from antibackdoor.training.history import LossHistory
-from antibackdoor.training.loop import NoJournal
 from antibackdoor.training.session import Feed, Session
+from antibackdoor.training.trainer import Trainer
 
-HARD = DualHead(least_depth=1e6, by_features=False, across_labels=False, by_both=False)
+HARD = ConfusionTraining(power=False, least_depth=1e6, by_features=False, across_labels=False, by_both=False)
 
 
 class LetGo(NamedTuple):
@@ -41,7 +42,7 @@ def let_go(
     session: Session, samples: Samples, feed: Feed, net: TwoHead, settings: TrapSettings, history: LossHistory
 ) -> Caught:
     """In place of `spring`: believes what is there, but no evidence is enough."""
-    return spring(session, samples, feed, net, HARD.trap_settings(samples.n_classes), history)
+    return spring(session, samples, feed, net, HARD.settings(samples.n_classes), history)
 
 
 def only_features(*asked: Any) -> Looked:
@@ -55,24 +56,24 @@ def only_features(*asked: Any) -> Looked:
 def believed() -> Iterator[LetGo]:
     data, journal = poison(digits(0).train, BadNets(), seed=0, rate=0.1), Watched()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("antibackdoor.defenses.dual_head.spring", let_go)
+        patch.setattr("antibackdoor.detectors.confusion.spring", let_go)
         patch.setattr("antibackdoor.defenses.dual_head.look_again", only_features)
         yield LetGo(data, DualHead().train(data.samples, builder(data.samples), RECIPE, journal=journal), journal)
 
 
 def test_a_trained_network_seconds_whom_the_search_let_go(believed: LetGo) -> None:
     data, trained, journal = believed
-    is_poisoned = data.truth.is_poisoned
-    assert trained.backdoor_labels == (0,) and trained.notes is not None
-    assert (is_poisoned & ~trained.isolated).sum() <= 2 and (trained.isolated & ~is_poisoned).sum() <= 3
-    assert trained.notes["n_main_trainings"] == 2 and trained.notes["n_found_late"] == 0
-    assert trained.notes["false_alarm_probability"] < 0.05
+    is_poisoned, isolated = data.truth.is_poisoned, trained.verdict.isolated
+    assert trained.verdict.target_labels == (0,)
+    assert (is_poisoned & ~isolated).sum() <= 2 and (isolated & ~is_poisoned).sum() <= 3
+    assert trained.facts.n_main_trainings == 2 and trained.facts.n_found_late == 0
+    assert trained.facts.false_alarm_probability < 0.05
     n = len(data.samples)
-    assert journal.trained[0] == n and n - trained.isolated.sum() in journal.trained, "the training began anew"
+    assert journal.trained[0] == n and n - isolated.sum() in journal.trained, "the training began anew"
 
 
 def test_a_run_killed_around_it_ends_as_an_unbroken_one(tmp_path: Path, believed: LetGo) -> None:
-    ends = (("found", 0), ("main", 3), ("found", 0), ("main", 2))
+    ends = (SEARCHED, ("training", 3), BEGUN_AGAIN, ("training 2", 2))
     assert_alike(killed_and_resumed(tmp_path / "run", believed.data.samples, RECIPE, *ends), believed.trained)
 
 
@@ -102,13 +103,13 @@ class Asked(NamedTuple):
 def asked() -> Asked:
     data = poison(digits(0).train, BadNets(), seed=0, rate=0.1)
     samples, build = data.samples, builder(data.samples)
-    session = Session(RECIPE, len(samples), images=True)
-    feed, net = session.feed(samples), HARD.two_heads(session, samples, build)
-    caught, _ = HARD._find(session, samples, feed, net, NoJournal(), {})
+    trainer = Trainer(samples, RECIPE)
+    session, feed = trainer.session, trainer.feed._replace(augmentations=())
+    caught, _, net = HARD.find(trainer, build)
     assert not caught.isolated.any() and len(caught.rounds) > 2, "or the tests show nothing"
     model = session.prepare(DEFENSES["none"]().train(samples, build, RECIPE).model)
     middle = look_again(session, feed, model, net.attach, samples.originals).middle
-    settings = replace(HARD.trap_settings(samples.n_classes), by_both=True)
+    settings = replace(HARD.settings(samples.n_classes), by_both=True)
     return Asked(data, session, feed, net, caught, middle, settings)
 
 
