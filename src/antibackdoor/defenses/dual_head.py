@@ -231,6 +231,8 @@ class _Run:
         if again is None:
             return None
         again = without(again, self.trusted, samples.labels)
+        if not (again.isolated & ~caught.isolated).any():
+            return None  # a person trusts all of them
         return with_more(again, self._missed(model, again)), late
 
     def _missed(self, model: nn.Module, caught: Caught) -> BoolArray:
