@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from antibackdoor.app.demo import digits
 from antibackdoor.data.samples import Samples
 from antibackdoor.defenses import DualHead
 from antibackdoor.models.backbones import build_backbone
@@ -33,6 +34,14 @@ SEARCHED, BEGUN_AGAIN = ("remembered search", 0), ("training", 0)  # what was do
 def builder(samples: Samples) -> Callable[[], nn.Module]:
     mean, std = channel_statistics(samples)
     return lambda: normalized(build_backbone("wrn-10-1", samples.shape, samples.n_classes), mean, std)
+
+
+def two_classes(first: int, second: int) -> Samples:
+    """The digits of two classes, under two labels."""
+    whole = digits(0).train
+    some = whole.take(np.flatnonzero(np.isin(whole.labels, (first, second))))
+    names = np.array([str(first), str(second)])
+    return replace(some, labels=(some.labels == second).astype(np.int64), class_names=names)
 
 
 class Moment(NamedTuple):
