@@ -17,7 +17,7 @@ def decided(verdict: Verdict, samples: Samples, name: str) -> Verdict:
     """
     if len(verdict.status) != len(samples):
         raise DataError(
-            f"the {name} is about {len(verdict.status)} samples, the data have {len(samples)}: give the one of these data"
+            f"the {name} is about {len(verdict.status)} samples, the data have {len(samples)}: give theirs"
         )
     return verdict
 
