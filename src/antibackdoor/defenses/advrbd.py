@@ -30,14 +30,14 @@ from antibackdoor.statistics.isolation import highest
 from antibackdoor.training.journal import Journal
 from antibackdoor.training.loop import Objective, batches, classify, cross_entropy, shuffled
 from antibackdoor.training.ranges import check_ranges
-from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.recipe import Recipe, enough_passes
 from antibackdoor.training.schedules import constant
 from antibackdoor.training.session import Batch
 from antibackdoor.training.trainer import Phase, Trainer
 
 # Of the short training, if nothing else is asked for. On some 1,500 noisy samples, 500 steps were too few to learn a
 # small trigger, and 2,500 so many that the samples were learned by heart.
-SHORT_EPOCHS, SHORT_STEPS, MOST_EPOCHS = 5, 1000, 200
+SHORT_EPOCHS, SHORT_STEPS = 5, 1000
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ class _Run:
     def run(self) -> Trained:
         """Short training, enhancement, identification, training from scratch, relearning."""
         method, trainer = self.method, self.trainer
-        rate, epochs = constant(method.short_learning_rate), method.short_epochs or self._short_epochs()
+        enough = enough_passes(self.n, self.session.batch_size, passes=SHORT_EPOCHS, steps=SHORT_STEPS)
+        rate, epochs = constant(method.short_learning_rate), method.short_epochs or enough
         trainer.run(self.enhanced, Phase("short training", epochs, classify(self.enhanced), rate, augment="none"))
         end = self._enhance()
         margins: FloatArray = trainer.remember("identification", lambda: self._margins(self.enhanced))
@@ -206,10 +207,6 @@ class _Run:
         )
         verdict = Verdict(margins, status, labels, criterion)
         return Trained(trainer.delivered(model, self.build), trainer.history, verdict, facts)
-
-    def _short_epochs(self) -> int:
-        enough = math.ceil(SHORT_STEPS * self.session.batch_size / self.n)
-        return min(max(SHORT_EPOCHS, enough), MOST_EPOCHS)
 
     def _enhance(self) -> dict[str, Any]:
         """Algorithm 2: the pool of unlearned samples grows from round to round."""

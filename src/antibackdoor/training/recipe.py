@@ -13,6 +13,7 @@ from antibackdoor.errors import ConfigError
 from antibackdoor.training.schedules import SCHEDULES, Schedule
 
 LEAST_STEPS = 3000  # fewer make a short training
+LEAST_PASSES, MOST_PASSES = 20, 200
 MIXING = ("mixup", "cutmix")  # augmentations that mix two samples and their labels
 
 
@@ -84,7 +85,16 @@ class Recipe:
         """Passes over a data set of this size."""
         if self.epochs:
             return self.epochs
-        return int(np.clip(math.ceil(LEAST_STEPS * self.batch(n_samples) / n_samples), 20, 200))
+        return enough_passes(n_samples, self.batch(n_samples), passes=LEAST_PASSES, steps=LEAST_STEPS)
+
+
+def enough_passes(n_samples: int, batch_size: int, *, passes: int, steps: int) -> int:
+    """At least so many passes over the data; over small data as many as make the steps, but no more than 200.
+
+    >>> [enough_passes(n, 32, passes=5, steps=1000) for n in (50_000, 1_600, 50)]
+    [5, 20, 200]
+    """
+    return int(np.clip(math.ceil(steps * batch_size / n_samples), passes, MOST_PASSES))
 
 
 def augmentation_names(setting: str, samples: Samples) -> tuple[str, ...]:
