@@ -20,8 +20,8 @@ class PhysicalBA:
     """Stamps a round logo near the top right corner.
 
     The attack assumes that the victim trains with flips, changes of light and affine transformations, so that
-    the trigger survives a camera. They belong to the training and not to the data: give
-    `physical_transforms` to the recipe as augmentation to reproduce the paper.
+    the trigger survives a camera. They belong to the training and not to the data: train with the augmentation
+    `physical` to reproduce the paper.
 
     Attributes:
         side: Width of the logo in pixels, at least 1; 13 at 32x32 pixels (rows 1..13, columns 18..30).
