@@ -2,170 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import pictures, waves, write_folder
+from conftest import pictures
 from ledger import Ledger
+from phases import RECIPE, Seen, builder, weights
 from torch import Tensor, nn
 
 from antibackdoor.data.samples import Samples
-from antibackdoor.defenses import DEFENSES
 from antibackdoor.errors import ConfigError
-from antibackdoor.models.backbones import build_backbone
-from antibackdoor.protocols import Build, Given, Trained, Verdict, check_given
-from antibackdoor.statistics.isolation import highest
-from antibackdoor.training.journal import Journal
-from antibackdoor.training.loop import Objective, classify, cross_entropy
-from antibackdoor.training.mixing import cutmix, mixup
-from antibackdoor.training.objectives import ascend, flooding
-from antibackdoor.training.ranges import check_ranges
+from antibackdoor.training.loop import classify, cross_entropy
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.schedules import constant, cosine, step, triangle
-from antibackdoor.training.session import Batch
 from antibackdoor.training.trainer import Phase, Trainer
 
-RECIPE = Recipe(epochs=2, batch_size=16, device="cpu", precision="fp32", augment="none", seed=3)
-Call = Callable[..., tuple[int, str, str]]
-
-
-# --------------------------------------------------------------------------- a defense of a user's own
-
-
-@dataclass(frozen=True)
-class TwoCounts:
-    """Facts.
-
-    Attributes:
-        n_isolated: Samples that were unlearned.
-    """
-
-    n_isolated: int
-
-
-@dataclass(frozen=True)
-class ThreePhases:
-    """Isolates what is learned first, trains on the rest, and unlearns what was isolated (after ABL).
-
-    Attributes:
-        level: At which the mean loss is held, in nats, >= 0.
-        isolation_rate: Share of the samples that are isolated, in (0, 1).
-        isolation_epochs: Passes of the first phase, >= 1.
-        unlearning_epochs: Passes of the last phase, >= 0.
-    """
-
-    needs: ClassVar[tuple[str, ...]] = ()
-    takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ()
-
-    level: float = 0.5
-    isolation_rate: float = 0.1
-    isolation_epochs: int = 2
-    unlearning_epochs: int = 2
-
-    def train(
-        self,
-        samples: Samples,
-        build: Build,
-        recipe: Recipe,
-        *,
-        given: Given | None = None,
-        journal: Journal | None = None,
-    ) -> Trained:
-        check_given(self, given)
-        check_ranges(self, level="[0, inf)", isolation_rate="(0, 1)")
-        trainer = Trainer(samples, recipe, journal)
-        model, rate, bound = trainer.network(build), recipe.learning_rate, math.log(samples.n_classes)
-        trainer.run(
-            model,
-            Phase("isolation", self.isolation_epochs, flooding(model, self.level), constant(rate), augment="none"),
-        )
-        scores = trainer.remember("scores", lambda: -trainer.losses(model).astype(np.float64))
-        isolated = highest(scores, self.isolation_rate)
-        rest, few = np.flatnonzero(~isolated), np.flatnonzero(isolated)
-        trainer.run(model, Phase("training", trainer.passes, classify(model), triangle(rate), rows=rest))
-        trainer.run(
-            model, Phase("unlearning", self.unlearning_epochs, ascend(model, bound), constant(rate / 10), rows=few)
-        )
-        verdict = Verdict.isolating(scores, isolated, samples)
-        return Trained(trainer.delivered(model, build), trainer.history, verdict, TwoCounts(len(few)))
-
-
-def builder(samples: Samples) -> Build:
-    name = "wrn-10-1" if samples.kind == "image" else "fcn"
-    return lambda: build_backbone(name, samples.shape, samples.n_classes)
-
-
-def weights(model: nn.Module) -> bytes:
-    return b"".join(value.numpy().tobytes() for value in model.state_dict().values())
-
-
-def test_a_defense_of_three_phases_resumes_at_every_checkpoint() -> None:
-    samples, whole = pictures(48, 3), Ledger()
-    train = lambda journal: ThreePhases().train(samples, builder(samples), RECIPE, journal=journal)  # noqa: E731
-    unbroken = train(whole)
-    assert whole.n_saved == 2 + 1 + 2 + 2, "one for each epoch and for what is remembered"
-    assert [line["phase"] for line in whole.lines] == ["isolation"] * 2 + ["training"] * 2 + ["unlearning"] * 2
-    assert [line["n_trained"] for line in whole.lines] == [48, 48, 43, 43, 5, 5]
-    assert unbroken.verdict.isolated.sum() == unbroken.facts.n_isolated == 5
-    assert unbroken.history.steps.tolist() == [0, 3, 6, 9, 12, 13, 14]
-    for stop in range(1, whole.n_saved + 1):
-        broken = Ledger(stop_after=stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(broken)
-        rest = Ledger(broken.kept)
-        resumed = train(rest)
-        assert weights(resumed.model) == weights(unbroken.model), f"stopped after checkpoint {stop}"
-        assert resumed.history.losses.tobytes() == unbroken.history.losses.tobytes()
-        assert resumed.verdict.suspicion.tobytes() == unbroken.verdict.suspicion.tobytes()
-        assert broken.n_saved + rest.n_saved == whole.n_saved and broken.lines + rest.lines == whole.lines
-
-
-def test_a_line_in_the_table_puts_it_on_the_command_line(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(DEFENSES, "three-phases", ThreePhases)
-    data, run = write_folder(pictures(40, 2), tmp_path / "data"), tmp_path / "run"
-    code, said, _ = call("train", data, "--out", run, "--defense", "three-phases", "--help")
-    assert code == 0
-    for flag in ("--level", "--isolation-rate", "--isolation-epochs", "--unlearning-epochs", "--learning-rate"):
-        assert flag in said
-    assert "Share of the samples that are isolated" in " ".join(said.split())
-    quick = ("--epochs", 1, "--isolation-epochs", 1, "--unlearning-epochs", 1, "--backbone", "wrn-10-1")
-    code, _, err = call("train", data, "--out", run, "--defense", "three-phases", "--level", 0.3, *quick)
-    assert (code, err) == (0, "")
-    config = json.loads((run / "config.json").read_text())["settings"]
-    assert config["method"] == "three-phases"
-    assert config["hyper_parameters"] == {
-        "level": 0.3, "isolation_rate": 0.1, "isolation_epochs": 1, "unlearning_epochs": 1,
-    }  # fmt: skip
-    assert json.loads((run / "metrics.json").read_text())["n_isolated"] == 3  # a tenth of the training split
-
-
 # --------------------------------------------------------------------------- what an objective sees
-
-
-class Seen:
-    """An objective that learns nothing, and keeps the batches that it is shown."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.batches = model, list[Batch]()
-
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        self.batches.append(batch)
-        losses = cross_entropy(self.model(batch.inputs), batch.labels)
-        return losses, losses
-
-    @property
-    def rows(self) -> list[int]:
-        return torch.cat([batch.rows for batch in self.batches]).tolist()
 
 
 def shown(samples: Samples, recipe: Recipe = RECIPE, name: str = "looking", epochs: int = 1, **settings: Any) -> Seen:
@@ -311,71 +167,6 @@ def test_without_a_schedule_the_optimizer_keeps_its_own_rates() -> None:
     assert [group["lr"] for group in optimizer.param_groups][:2] == [0.01, 0.02]
     settings = optimizer.param_groups[0]
     assert (settings["momentum"], settings["weight_decay"], settings["nesterov"]) == (0.5, 0.0, True)
-
-
-# --------------------------------------------------------------------------- mixtures
-
-
-@pytest.mark.parametrize("kind", ["image", "series"])
-@pytest.mark.parametrize("mixing", [cutmix, mixup])
-def test_a_mixture_is_a_function_of_the_seed_of_the_batch(kind: str, mixing: Callable[..., Objective]) -> None:
-    samples = pictures(16, 3) if kind == "image" else waves(16, 3)
-    trainer = Trainer(samples, RECIPE)
-    model = trainer.network(builder(samples)).eval()
-    objective, batch = mixing(model, 1.0, 3), trainer.session.batch(trainer.feed, np.arange(16))
-    with torch.no_grad():
-        once, again, other = (objective(batch._replace(seed=seed))[0] for seed in (1, 1, 2))
-    assert torch.equal(once, again) and not torch.equal(once, other)
-
-
-def test_labels_of_a_mixture_count_by_what_is_left_of_each_sample() -> None:
-    """Each pixel of an image says which class it is of, so the share of a class can be counted."""
-    samples = pictures(16, 2)
-    samples.inputs[:] = 255 * samples.labels[:, None, None, None]
-    trainer, met = Trainer(samples, RECIPE), list[Tensor]()
-
-    class SureOfOne(nn.Module):
-        def forward(self, inputs: Tensor) -> Tensor:
-            met.append(inputs.mean((1, 2, 3)))
-            return torch.tensor([0.0, 100.0]).expand(len(inputs), 2)
-
-    batch = trainer.session.batch(trainer.feed, np.arange(16))
-    losses, _ = cutmix(SureOfOne(), 1.0, 2)(batch._replace(seed=5))
-    # The network is sure of class 1, so each loss is 100 times the share of class 0.
-    assert losses.numpy() / 100 == pytest.approx(1 - met[0].numpy(), abs=1e-4)
-    assert len(set(np.round(losses.tolist(), 3))) > 2, "some are mixed with the other class"
-
-
-def test_a_training_on_mixtures_of_soft_labels_resumes() -> None:
-    samples, whole = pictures(32, 3), Ledger()
-    soft = np.random.default_rng(0).dirichlet(np.ones(3), 32).astype(np.float32)
-
-    def train(journal: Ledger) -> bytes:
-        trainer = Trainer(samples, RECIPE, journal)
-        model = trainer.network(builder(samples))
-        trainer.run(model, Phase("mixing", 3, cutmix(model, 1.0, 3), triangle(0.1), labels=soft))
-        return weights(model)
-
-    unbroken = train(whole)
-    for stop in range(1, whole.n_saved + 1):
-        broken = Ledger(stop_after=stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(broken)
-        assert train(Ledger(broken.kept)) == unbroken
-
-
-def test_a_recipe_that_mixes_is_for_methods_whose_phases_all_classify() -> None:
-    samples = pictures(32, 3)
-    recipe = replace(RECIPE, augment="cutmix")
-    with pytest.raises(ConfigError, match="'cutmix' mixes labels"):
-        Trainer(samples, recipe)
-    trainer = Trainer(samples, recipe, mixes=True)
-    model = trainer.network(builder(samples))
-    seen = Seen(model)
-    trainer.run(model, Phase("mixed", 1, seen, constant(0.01)))
-    trainer.run(model, Phase("as they are", 1, seen, constant(0.01), augment="none"))
-    assert [batch.labels.dtype for batch in seen.batches] == [torch.float32] * 2 + [torch.int64] * 2
-    assert not np.allclose(seen.batches[0].inputs, samples.inputs[seen.batches[0].rows] / np.float32(255))
 
 
 # --------------------------------------------------------------------------- what is kept
