@@ -123,7 +123,11 @@ def test_whom_the_network_sets_apart_is_asked_about_as_well(asked: Asked) -> Non
     assert asked.seconded(asked.middle, unbelieved, apart=odds) is None
     odds = np.where(is_poisoned, apart, odds)
     again = asked.seconded(asked.middle, unbelieved, apart=odds)
-    assert again is not None and again.ways == ("content of those set apart, late",) and again.labels == (0,)
+    assert (
+        again is not None
+        and again.ways == ("class mixture of those set apart, after training",)
+        and again.labels == (0,)
+    )
     assert (is_poisoned & ~again.isolated).sum() <= 2 and (again.isolated & ~is_poisoned).sum() <= 3
 
 

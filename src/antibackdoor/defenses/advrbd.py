@@ -48,7 +48,7 @@ class AdvrBDFacts:
         n_rounds: Rounds of enhancement that were run.
         n_unlearned: Samples that were picked as clean and unlearned.
         flagged_share: Share of the samples whose given label the enhanced network predicts, in [0, 1].
-        fell_back: Whether that was too large a share to be believed, so that those with the lowest loss were isolated.
+        fell_back: Whether that was too large a share to be right, so that those with the lowest loss were isolated.
     """
 
     n_rounds: int

@@ -13,9 +13,13 @@ from antibackdoor.data.samples import BoolArray, FloatArray, IntArray
 # What an attempt began with, or went by.
 CONTENT, LOSSES, PARTS, ACROSS_LABELS = "content", "losses", "parts", "across labels"
 MOST_CONTENT, SOME_CONTENT = "content of most", "content of some"
-CONTENT_BELIEVED, PLACE_BELIEVED = "content of the believed", "place of the believed"
-BELIEVED_LATE, SET_APART, SEEN_LATE = "content of the believed, late", "set apart, late", "content, late"
-CONTENT_APART = "content of those set apart, late"
+CONTENT_BELIEVED, PLACE_BELIEVED = "class mixture of the confident", "outliers among the confident"
+BELIEVED_LATE, SET_APART, SEEN_LATE = (
+    "class mixture of the confident, after training",
+    "set apart, after training",
+    "class mixture, after training",
+)
+CONTENT_APART = "class mixture of those set apart, after training"
 
 
 @dataclass(frozen=True, eq=False)
