@@ -16,7 +16,6 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,15 @@ from typing import Any
 import folders
 import numpy as np
 import safetensors.torch
-from paper_tables import TABLES, Method, Row, Table
+from paper_cells import SCALES, TABLES, Cell, Scale, cells, core_hours, listing
+from paper_pages import brief, page
+from paper_tables import Method
+from relapse import attack_success_after_five
 from torch import nn
 
 from antibackdoor.app.methods import TABLES as METHOD_TABLES
 from antibackdoor.app.networks import NetworkChoice, builder, describe_model
-from antibackdoor.attacks import ATTACKS, Poisoned, poison
+from antibackdoor.attacks import ATTACKS, Poisoned, Truth, poison
 from antibackdoor.benchmark import (
     Matrix,
     Measured,
@@ -45,7 +47,7 @@ from antibackdoor.data.reading import read
 from antibackdoor.data.samples import Samples
 from antibackdoor.data.streams import Stream, stream
 from antibackdoor.defenses import DEFENSES, Undefended
-from antibackdoor.protocols import Build, Given
+from antibackdoor.protocols import RELABELED, Build, Given, Verdict
 from antibackdoor.purifiers import PURIFIERS
 from antibackdoor.runs.atomic import replacing
 from antibackdoor.statistics import metrics
@@ -57,61 +59,7 @@ from antibackdoor.training.session import Session, seeded
 RESULTS = folders.RESULTS / "papers.jsonl"
 PAGES = folders.REPOSITORY / "docs" / "results"
 CLEAN_SHARE = 0.05  # of the whole training set, at each scale, that purifiers get (all four papers)
-WEAK = 90.0  # percent of attack success without a defense below which a row does not count
 TOP = 0.01  # share of the samples whose precision is told
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much is trained.
-
-    Attributes:
-        limit: Most training samples; 0 takes all.
-        epochs: Of the attack model, and of defenses that go by the recipe.
-        method_epochs: Epochs of methods with a number of their own, where it is not the paper's.
-    """
-
-    limit: int
-    epochs: int
-    method_epochs: dict[str, dict[str, int]]
-
-
-SCALES = {
-    "small": Scale(10_000, 30, {"abl": {"isolation_epochs": 10, "epochs": 30}}),
-    "paper": Scale(0, 60, {}),
-}
-# Images a second on one core of the machine that the results were measured on, to estimate costs.
-SPEED = {"wrn-16-1": 700, "resnet18-thin": 650, "fcn": 2500}
-# Visits of a method, in those of the attack model's training: rough, for the estimate.
-COST = {"none": 1.0, "abl": 1.6, "advrbd": 2.5, "dbr": 1.7, "e2abl": 3.0, "dual-head": 1.2, "self-clean": 0.8}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number of a table: an attack under a method."""
-
-    table: str
-    row: str
-    method: str  # the column's name
-    scale: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """For `--cells`."""
-        return f"{self.table}/{self.row}/{self.method}/{self.scale}/{self.seed}"
-
-    @property
-    def form(self) -> str:
-        """The same."""
-        return self.name
-
-    def parts(self) -> tuple[Table, Row, Method, Scale]:
-        """What the names stand for."""
-        table = TABLES[self.table]
-        row = next(row for row in table.rows if row.label == self.row)
-        method = next(method for method in table.methods if method.name == self.method)
-        return table, row, method, SCALES[self.scale]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +77,7 @@ class Prepared:
 
 def prepare(cell: Cell, folder: Path) -> Prepared:
     """Read, draw the clean samples, poison."""
-    table, row, _, scale = cell.parts()
+    table, row, column, scale = cell.parts()
     data = read(folder / (row.data or table.data), seed=cell.seed)
     assert data.test is not None
     original = data.train
@@ -140,7 +88,7 @@ def prepare(cell: Cell, folder: Path) -> Prepared:
     poisoned = None
     if row.attack:
         poisoned = poison(original, ATTACKS[row.attack](**dict(row.settings)), seed=cell.seed, rate=row.rate)
-    train = original if poisoned is None else poisoned.samples
+    train = original if poisoned is None or column.never_poisoned else poisoned.samples
     recipe = replace(PRESETS[table.preset], epochs=scale.epochs, seed=cell.seed, progress=False)
     choice = NetworkChoice(table.backbone)
     build = builder(describe_model(train, choice, recipe, "none"))
@@ -184,7 +132,7 @@ def made(method: Method, scale: Scale) -> Any:
 
 def measure(cell: Cell, folder: Path) -> Measured:
     """Train or purify or detect, and measure."""
-    _, _, column, scale = cell.parts()
+    table, _, column, scale = cell.parts()
     ready = prepare(cell, folder)
     truth = None if ready.poisoned is None else ready.poisoned.truth
     model, history, seconds_of_attack = attack_model(ready, cell)
@@ -197,10 +145,11 @@ def measure(cell: Cell, folder: Path) -> Measured:
         delivered = trained.model
         told = {**measure_verdict(trained.verdict, truth), "facts": asdict(trained.facts)}
         if trained.midway is not None and truth is not None:
-            told["midway"] = measure_verdict(trained.midway, truth)
+            told["midway"] = _midway(trained.midway, truth)
     elif column.key in PURIFIERS:
         purifier = made(column, scale)
-        purified = purifier.purify(model, _given(purifier, ready), ready.recipe)
+        given = _given(purifier, ready, teacher=_teacher(column.teacher, ready))
+        purified = purifier.purify(model, given, ready.recipe)
         delivered, told = purified.model, {"facts": asdict(purified.facts)}
     else:
         detector = made(column, scale)
@@ -217,112 +166,51 @@ def measure(cell: Cell, folder: Path) -> Measured:
         known = ready.poisoned
         trigger, plan = (None, None) if known is None else (known.trigger, known.plan)
         measured |= measure_model(session, session.prepare(delivered), ready.test, trigger=trigger, plan=plan)
+        if table.relapse and known is not None:
+            measured["attack_success_after_five"] = attack_success_after_five(
+                delivered, ready.clean, ready.test, known, ready.build, ready.recipe
+            )
     return Measured(measured, data_hash(ready.train))
 
 
-def _given(method: Any, ready: Prepared, model: nn.Module | None = None, history: LossHistory | None = None) -> Given:
-    """What the method needs or can use, of what there is; no truth."""
-    there: dict[str, Any] = {"clean": ready.clean, "suspicious": ready.train, "model": model, "history": history}
+def _midway(verdict: Verdict, truth: Truth) -> dict[str, float]:
+    """E2ABL's Table 2: the partition ten epochs after the warm-up."""
+    measured = measure_verdict(verdict, truth)
+    return {
+        "top_precision": metrics.isolation_precision(verdict.status == RELABELED, truth.is_poisoned),
+        "clean_precision": metrics.isolation_precision(~verdict.isolated, ~truth.is_poisoned),
+        "recall": measured["isolation_recall"],
+        "true_label_precision": measured["recovered_label_precision"],
+    }
+
+
+def _given(
+    method: Any,
+    ready: Prepared,
+    model: nn.Module | None = None,
+    history: LossHistory | None = None,
+    teacher: nn.Module | None = None,
+) -> Given:
+    """What the method needs or can use, of what there is; no truth. Only `trigger-retrain` needs the trigger."""
+    there: dict[str, Any] = {
+        "clean": ready.clean,
+        "suspicious": ready.train,
+        "model": model,
+        "history": history,
+        "teacher": teacher,
+        "trigger": None if ready.poisoned is None else ready.poisoned.trigger,
+    }
     wanted = {name: value for name, value in there.items() if name in (*method.needs, *method.takes)}
     return Given(build=ready.build, input_shape=ready.train.shape, **wanted)
 
 
-# --------------------------------------------------------------------------- what is told
-
-
-def cells(names: Sequence[str], rows: str, scale: str, n_seeds: int) -> list[Cell]:
-    """The cells of some tables, row by row: a fair picture of a row stands before the next one begins."""
-    wanted = rows.split(",") if rows else []
-    return [
-        Cell(name, row.label, method.name, scale, seed)
-        for seed in range(n_seeds)
-        for name in names
-        for row in TABLES[name].rows
-        if not wanted or row.label in wanted
-        for method in TABLES[name].methods
-    ]
-
-
-def core_hours(cell: Cell) -> float:
-    """About how long a cell takes on one core; the attack model counts for the first cell of its row."""
-    table, _, method, scale = cell.parts()
-    visits = (scale.limit or 50_000) * scale.epochs
-    return COST.get(method.key, 0.15) * visits / SPEED.get(table.backbone, 500) / 3600
-
-
-def listing() -> str:
-    """Every table, its cost at both scales, and what it needs."""
-    rows = [
-        "| table | of | rows | core-hours, small | core-hours, paper | data |",
-        "| --- | --- | ---: | ---: | ---: | --- |",
-    ]
-    for name, table in TABLES.items():
-        cost = [sum(map(core_hours, cells([name], "", scale, 1))) for scale in ("small", "paper")]
-        rows.append(f"| {name} | {table.title} | {len(table.rows)} | {cost[0]:.1f} | {cost[1]:.1f} | {table.data} |")
-    return "\n".join(rows)
-
-
-def page(name: str, lines: Sequence[dict[str, Any]]) -> str:
-    """A table as a page: paper, ours, difference; rows that were not run with their cost."""
-    table = TABLES[name]
-    text = [
-        f"# {table.title}",
-        "",
-        f"Evidence grade {table.grade}. {table.about} Attack success (ASR), clean accuracy (CA), accuracy without "
-        "the target class (CA-) and robust accuracy (RA: triggered samples that get their true class) in percent. "
-        f"Recipe `{table.preset}`, {table.backbone}. Made by `python benchmarks/papers.py --table {name}`.",
-    ]
-    for scale in SCALES:
-        found = {
-            (line["cell"]["row"], line["cell"]["method"]): line for line in lines if line["cell"]["scale"] == scale
-        }
-        if found or scale == "small":
-            text += ["", f"## Scale: {scale}", "", *_grid(name, scale, found)]
-    return "\n".join(text) + "\n"
-
-
-def _grid(name: str, scale: str, found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
-    head = "| attack | method | paper ASR / CA | ours ASR / CA | CA- | RA | top 1% precision | core-seconds |"
-    rows = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
-    for row in TABLES[name].rows:
-        weak = _is_weak(found.get((row.label, "none")), row)
-        for method in TABLES[name].methods:
-            line = found.get((row.label, method.name))
-            asr, ca = row.paper.get(method.name, (None, None))
-            paper = f"{_percent(asr)} / {_percent(ca)}" if (asr, ca) != (None, None) else "-"
-            if line is None:
-                cost = core_hours(Cell(name, row.label, method.name, scale, 0))
-                rows.append(f"| {row.label} | {method.name} | {paper} | not run: {cost:.2f} core-hours | | | | |")
-                continue
-            told = _told(line["metrics"])
-            ours = "attack too weak: " + told[0] if weak else told[0]
-            rows.append(f"| {row.label} | {method.name} | {paper} | {ours} | {' | '.join(told[1:])} |")
-    return rows
-
-
-def _is_weak(line: dict[str, Any] | None, row: Row) -> bool:
-    if line is None or not row.attack:
-        return False
-    return bool(100 * line["metrics"].get("attack_success_rate", 0.0) < WEAK)
-
-
-def _told(m: dict[str, Any]) -> list[str]:
-    def share(key: str) -> str:
-        return "-" if m.get(key) is None else f"{100 * m[key]:.1f}"
-
-    both = f"{share('attack_success_rate')} / {share('clean_accuracy')}"
-    top = share("precision_of_top")
-    return [both, share("clean_accuracy_nontarget"), share("robust_accuracy"), top, f"{m['seconds']:.0f}"]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
-
-
-def brief(m: dict[str, Any]) -> str:
-    """A cell in half a line."""
-    told = _told(m)
-    return f"ASR / CA {told[0]}, top {told[3]}, {told[4]} s"
+def _teacher(backbone: str, ready: Prepared) -> nn.Module | None:
+    """A network that is trained on the clean samples alone, with crops and flips; None without a name."""
+    if not backbone:
+        return None
+    recipe = replace(ready.recipe, augment="crop,flip")
+    build = builder(describe_model(ready.clean, NetworkChoice(backbone), recipe, "none"))
+    return Undefended().train(ready.clean, build, recipe).model
 
 
 def main() -> None:
@@ -348,7 +236,14 @@ def main() -> None:
     every = cells(names, options.rows, options.scale, options.seeds)
     if every:
         print(f"about {sum(map(core_hours, every)):.1f} core-hours, {os.cpu_count()} cores", file=sys.stderr)
-        matrix = Matrix(every, measure, lambda lines: "", brief, lambda cell: cell.parts()[0].data, ("method",))
+        matrix = Matrix(
+            every,
+            measure,
+            lambda lines: "",
+            brief,
+            lambda cell: cell.parts()[1].data or cell.parts()[0].data,
+            ("method",),
+        )
         failed = measure_cells(matrix, choose(every, options.cells), options.out, options.data)
         if failed:
             print(f"{len(failed)} cells failed; run the same command again for them alone", file=sys.stderr)

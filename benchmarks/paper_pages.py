@@ -1,0 +1,97 @@
+"""Pages of the papers' tables: paper, ours, or "not run" and what it would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from paper_cells import SCALES, TABLES, Cell, core_hours
+from paper_tables import Row
+
+WEAK = 90.0  # percent of attack success without a defense below which a row does not count
+
+
+def page(name: str, lines: Sequence[dict[str, Any]]) -> str:
+    """A table as a page: paper, ours, difference; rows that were not run with their cost."""
+    table = TABLES[name]
+    text = [
+        f"# {table.title}",
+        "",
+        f"Evidence grade {table.grade}. {table.about} Attack success (ASR), clean accuracy (CA), accuracy without "
+        "the target class (CA-) and robust accuracy (RA: triggered samples that get their true class) in percent. "
+        f"Recipe `{table.preset}`, {table.backbone}. Made by `python benchmarks/papers.py --table {name}`.",
+    ]
+    for scale in SCALES:
+        found = {
+            (line["cell"]["row"], line["cell"]["method"]): line for line in lines if line["cell"]["scale"] == scale
+        }
+        if found or scale == "small":
+            text += ["", f"## Scale: {scale}", "", *_grid(name, scale, found), *_partitions(found)]
+    return "\n".join(text) + "\n"
+
+
+def _grid(name: str, scale: str, found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    head = (
+        "| attack | method | paper ASR / CA | ours ASR / CA | CA- | RA | after five | top 1% precision | core-seconds |"
+    )
+    if TABLES[name].differences:
+        head = head.replace("paper ASR / CA", "paper, change of ASR / CA")
+    rows = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for row in TABLES[name].rows:
+        weak = _is_weak(found.get((row.label, "none")), row)
+        for method in TABLES[name].methods:
+            line = found.get((row.label, method.name))
+            asr, ca = row.paper.get(method.name, (None, None))
+            paper = f"{_percent(asr)} / {_percent(ca)}" if (asr, ca) != (None, None) else "-"
+            if line is None:
+                cost = core_hours(Cell(name, row.label, method.name, scale, 0))
+                rows.append(f"| {row.label} | {method.name} | {paper} | not run: {cost:.2f} core-hours | | | | | |")
+                continue
+            told = _told(line["metrics"])
+            ours = "attack too weak: " + told[0] if weak else told[0]
+            rows.append(f"| {row.label} | {method.name} | {paper} | {ours} | {' | '.join(told[1:])} |")
+    return rows
+
+
+PARTITION = ("clean_precision", "top_precision", "recall", "true_label_precision")
+
+
+def _partitions(found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    """What E2ABL isolated ten epochs after its warm-up: its Table 2."""
+    rows = [
+        f"| {row} | {method} | " + " | ".join(f"{100 * line['metrics']['midway'][key]:.1f}" for key in PARTITION) + " |"
+        for (row, method), line in found.items()
+        if "midway" in line["metrics"]
+    ]
+    head = "| attack | method | clean of the kept | poisoned of the top 1% | isolated of the poisoned | true labels |"
+    return (
+        ["", "Ten epochs after the warm-up:", "", head, "| --- | --- | ---: | ---: | ---: | ---: |", *rows]
+        if rows
+        else []
+    )
+
+
+def _is_weak(line: dict[str, Any] | None, row: Row) -> bool:
+    if line is None or not row.attack:
+        return False
+    return bool(100 * line["metrics"].get("attack_success_rate", 0.0) < WEAK)
+
+
+def _told(m: dict[str, Any]) -> list[str]:
+    def share(key: str) -> str:
+        return "-" if m.get(key) is None else f"{100 * m[key]:.1f}"
+
+    both = f"{share('attack_success_rate')} / {share('clean_accuracy')}"
+    top = share("precision_of_top")
+    others = map(share, ("clean_accuracy_nontarget", "robust_accuracy", "attack_success_after_five"))
+    return [both, *others, top, f"{m['seconds']:.0f}"]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def brief(m: dict[str, Any]) -> str:
+    """A cell in half a line."""
+    told = _told(m)
+    return f"ASR / CA {told[0]}, top {told[4]}, {told[5]} s"
