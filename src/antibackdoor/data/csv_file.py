@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from antibackdoor.data.options import Request
 from antibackdoor.data.output import complete_or_absent
 from antibackdoor.data.pairs import test_beside, written_pair
 from antibackdoor.data.samples import Samples, StrArray
@@ -24,7 +25,7 @@ SUFFIXES = tuple(_DELIMITERS)
 _LABEL_TITLES = frozenset({"label", "class", "target", "y"})
 
 
-def open_source(path: Path, faults: Faults, *, labelled: bool) -> Source:
+def open_source(path: Path, faults: Faults, request: Request) -> Source:
     """Read a file, and `NAME_TEST` if it is `NAME_TRAIN`; ids are `train/row` and `test/row`, counted from 0.
 
     The first column is the class also with `labelled=False`; it is then ignored.
@@ -32,6 +33,7 @@ def open_source(path: Path, faults: Faults, *, labelled: bool) -> Source:
     Raises:
         DataError: If a row is malformed; the message names the line.
     """
+    labelled = request.labelled
     splits = {"train": _read(path, "train", faults, labelled)}
     test_path = test_beside(path) if labelled else None
     if test_path is not None:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from antibackdoor.data.image_files import MAX_FILE_BYTES, layout_of, list_images
 from antibackdoor.data.layout import is_image, written_names
+from antibackdoor.data.options import Request
 from antibackdoor.data.output import complete_or_absent, pngs
 from antibackdoor.data.samples import Samples
 from antibackdoor.data.source import Faults, Source, Written
@@ -16,7 +17,7 @@ from antibackdoor.data.source import Faults, Source, Written
 SUFFIXES: tuple[str, ...] = ()  # a folder
 
 
-def open_source(path: Path, faults: Faults, *, labelled: bool) -> Source:
+def open_source(path: Path, faults: Faults, request: Request) -> Source:
     """List the images below a folder; ids are paths relative to it.
 
     Raises:
@@ -36,7 +37,7 @@ def open_source(path: Path, faults: Faults, *, labelled: bool) -> Source:
             raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
         return file.open("rb")
 
-    layout = layout_of(found, str(path), labelled=labelled)
+    layout = layout_of(found, str(path), labelled=request.labelled)
     for parent in layout.parents:
         _refuse_empty_classes(path / parent, faults)
     return list_images(layout, found, str(path), os.path.realpath(path), fetch)

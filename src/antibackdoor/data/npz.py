@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from antibackdoor.data.images import fit
 from antibackdoor.data.npy_stream import StoredArray, stored_arrays, write_array
+from antibackdoor.data.options import Request
 from antibackdoor.data.output import batches, complete_or_absent
 from antibackdoor.data.samples import InputArray, IntArray, Samples, StrArray
 from antibackdoor.data.series import SeriesArray, SeriesList
@@ -112,7 +113,7 @@ class ImageArray:
         return positions[good], images[good]
 
 
-def open_source(path: Path, faults: Faults, *, labelled: bool) -> Source:
+def open_source(path: Path, faults: Faults, request: Request) -> Source:
     """Read labels, and series; images stay in the file. Ids are `train/row` and `test/row`, counted from 0.
 
     With `labelled=False` the inputs are `x_test`, or else `x_train`, or else `x`.
@@ -120,6 +121,7 @@ def open_source(path: Path, faults: Faults, *, labelled: bool) -> Source:
     Raises:
         DataError: If an array is missing, damaged, of the wrong type or shape, or holds Python objects.
     """
+    labelled = request.labelled
     arrays = stored_arrays(path)
     if not labelled:
         split = next((name for name in ("test", "train") if f"x_{name}" in arrays), "")

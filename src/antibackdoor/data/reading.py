@@ -6,20 +6,22 @@ A format is one module with `matches`, `open_source` and `write`, and one line i
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from antibackdoor.data import csv_file, folder, npz, ts, zip_file
-from antibackdoor.data.cache import cache_folder, stored, surveyed
+from antibackdoor.data.cache import cache_folder, stored
 from antibackdoor.data.held_out import hold_out
-from antibackdoor.data.images import image_shape, merge
 from antibackdoor.data.layout import is_image
+from antibackdoor.data.options import Axes, Missing, ReadOptions, Request
 from antibackdoor.data.samples import InputArray, IntArray, Samples, StrArray
+from antibackdoor.data.shapes import TrainedOn, check_shape, check_sizes, check_values, common_shape
 from antibackdoor.data.source import (
     Content,
     Faults,
@@ -28,12 +30,11 @@ from antibackdoor.data.source import (
     OnError,
     Skipped,
     Source,
-    Survey,
     Written,
     in_natural_order,
     one_line,
 )
-from antibackdoor.errors import ConfigError, DataError
+from antibackdoor.errors import ConfigError, DataError, cannot
 
 __all__ = ["FORMATS", "DataSet", "Skipped", "Written", "read", "read_inputs", "read_samples", "write"]
 
@@ -56,6 +57,8 @@ class DataSet:
         format: A key of `FORMATS`.
         skipped: Samples that could not be read (only with `on_error="skip"`).
         notes: How sizes and splits were chosen: plain strings and numbers.
+        options: What was said about the data to read them; `options.chosen()` is recorded in run folders.
+        sizes: Shorter side in pixels, or length in steps, of the smallest and the largest sample before resizing.
     """
 
     train: Samples
@@ -63,6 +66,8 @@ class DataSet:
     format: str
     skipped: tuple[Skipped, ...]
     notes: dict[str, Any]
+    options: ReadOptions = field(default_factory=ReadOptions)
+    sizes: tuple[int, int] | None = None
 
 
 def read(
@@ -73,6 +78,10 @@ def read(
     image_size: int | tuple[int, int] | None = None,
     on_error: OnError = "raise",
     cache: Path | None = None,
+    label_column: str = "",
+    id_column: str = "",
+    axes: Axes = "",
+    missing: Missing = "refuse",
     seed: int = 0,
     progress: bool = False,
 ) -> DataSet:
@@ -90,6 +99,11 @@ def read(
             (up to 256), else a square of the median shorter side (16..224, a multiple of 8).
         on_error: Whether a sample that cannot be read is an error or is left out and listed in `skipped`.
         cache: Folder for decoded images; by default `antibackdoor` in the user's cache directory.
+        label_column: Column of a .csv or .tsv that holds the class: its title, or its number from 1 (-1 is the
+            last). By default it is found by its title, or it is the first.
+        id_column: Column of a .csv or .tsv that names the samples, likewise; it is no value of the series.
+        axes: Order of the axes of arrays in an `.npz`, such as `"NTC"` for samples, steps, channels.
+        missing: Whether missing values inside of a series are refused, or interpolated between their neighbors.
         seed: Chooses the held-out samples.
         progress: Show bars on standard error.
 
@@ -100,17 +114,19 @@ def read(
     if not 0 <= test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction}; it must lie in [0, 1)")
     faults = Faults(on_error)
-    name, source = _open(path, faults)
+    options = ReadOptions(label_column, id_column, axes, missing)
+    name, source = _open(path, faults, Request(options))
     if "train" not in source.splits:
         raise DataError(f"{path} has a test split but no train split; name the training folder 'train'")
     train, given = source.splits["train"], source.splits.get("test")
     names = _class_names(train, source, path)
     notes = dict(source.notes)
     if test is not None:
-        other = _open(test, faults)[1].splits
+        other = _open(test, faults, Request(recorded=options))[1].splits
         given = other["test"] if "test" in other else other["train"]
     kept_in = cache_folder(cache)
-    shape = _common_shape([train] if given is None else [train, given], image_size, kept_in, notes, progress)
+    splits = [train] if given is None else [train, given]
+    shape, sizes = common_shape(splits, image_size, kept_in, notes, progress)
     notes["test"] = "given" if given is not None else "none"
     if given is None and test_fraction > 0:
         labels = _labels(train, names, path)
@@ -129,7 +145,7 @@ def read(
     # The list goes into run folders, which are passed on: it tells names, not where they lay on this machine.
     places = [str(Path(place).parent) + os.sep for place in (path, test) if place is not None]
     skipped = [Skipped(fault.id, _without(places, fault.reason)) for fault in faults.skipped]
-    return DataSet(train_samples, test_samples, name, tuple(skipped), notes)
+    return DataSet(train_samples, test_samples, name, tuple(skipped), notes, options, sizes)
 
 
 def read_samples(
@@ -140,6 +156,12 @@ def read_samples(
     split: Literal["train", "test", "all"] = "test",
     on_error: OnError = "raise",
     cache: Path | None = None,
+    label_column: str = "",
+    id_column: str = "",
+    axes: Axes = "",
+    missing: Missing = "refuse",
+    recorded: ReadOptions | None = None,
+    trained_on: TrainedOn | None = None,
     progress: bool = False,
 ) -> Samples:
     """Read labelled samples for a model that is trained already.
@@ -151,22 +173,31 @@ def read_samples(
         split: Which split of `path`; data without such splits are taken as a whole.
         on_error: With "skip", unreadable samples are left out with a warning.
         cache: As in `read`.
+        label_column: As in `read`; also `id_column`, `axes` and `missing`.
+        recorded: Options that stand in for those not given, such as those of the training.
+        trained_on: What the model was trained on; data unlike that are refused.
         progress: As in `read`.
 
     Raises:
         DataError: If the data cannot be used, has a class unknown to the model, or does not fit `shape`.
     """
     faults = Faults(on_error)
-    splits = _open(path, faults)[1].splits
+    request = Request(ReadOptions(label_column, id_column, axes, missing), recorded or ReadOptions(), shape=shape)
+    source = _open(path, faults, request)[1]
+    splits = source.splits
     if split not in ("train", "test", "all"):
         raise ConfigError(f"split is {split!r}; choose 'train', 'test' or 'all'")
     if split == "train" and "train" not in splits:
         raise DataError(f"{path} has no train split; choose the split 'test' or 'all'")
     listed = list(splits.values()) if split == "all" else [splits.get(split) or splits["train"]]
-    _check_shape(listed, shape, path)
+    check_shape(listed, shape, path)
+    if trained_on is not None:
+        check_sizes(listed, trained_on, cache_folder(cache), path)
     names = np.array(list(class_names), dtype=np.str_)
     samples = _samples(listed, names, shape, faults, cache_folder(cache), path, progress)
-    faults.warn()
+    if trained_on is not None:
+        check_values(samples.inputs, trained_on, path)
+    _tell(faults, source, path)
     return samples
 
 
@@ -176,24 +207,46 @@ def read_inputs(
     shape: tuple[int, ...],
     on_error: OnError = "raise",
     cache: Path | None = None,
+    label_column: str = "",
+    id_column: str = "",
+    axes: Axes = "",
+    missing: Missing = "refuse",
+    recorded: ReadOptions | None = None,
+    trained_on: TrainedOn | None = None,
     progress: bool = False,
 ) -> tuple[InputArray, StrArray]:
     """Read inputs without labels for a model that is trained already: `(N, *shape)` and ids `(N,)`.
 
     Every image below a folder or in a zip is read, whatever its folder; a single image file will do too. In
-    an `.npz` it is `x_test`, else `x_train`, else `x`. The class of `.ts` and the first column of `.csv` are
-    passed over.
+    an `.npz` it is `x_test`, else `x_train`, else `x`. The class of `.ts` is passed over, and so
+    is that of `.csv` where there is one: a column called so, or the first if there is one more than `shape` has steps.
+
+    Args:
+        path: What to read.
+        shape: The model's `(C, H, W)` or `(C, T)`.
+        on_error: As in `read_samples`.
+        cache: As in `read`.
+        label_column: As in `read`; also `id_column`, `axes` and `missing`.
+        recorded: Options that stand in for those not given, such as those of the training.
+        trained_on: What the model was trained on; data unlike that are refused.
+        progress: As in `read`.
 
     Raises:
         DataError: If nothing can be read or it does not fit `shape`.
     """
     faults = Faults(on_error)
-    listed = _open(path, faults, labelled=False)[1].splits["train"]
+    options = ReadOptions(label_column, id_column, axes, missing)
+    source = _open(path, faults, Request(options, recorded or ReadOptions(), labelled=False, shape=shape))[1]
+    listed = source.splits["train"]
     if not len(listed.content):
         raise DataError(f"{path} holds no images")
-    _check_shape([listed], shape, path)
+    check_shape([listed], shape, path)
+    if trained_on is not None:
+        check_sizes([listed], trained_on, cache_folder(cache), path)
     inputs, rows = _decoded([listed.content], shape, faults, cache_folder(cache), progress)
-    faults.warn()
+    if trained_on is not None:
+        check_values(inputs, trained_on, path)
+    _tell(faults, source, path)
     return inputs, np.array(listed.ids, dtype=np.str_)[rows]
 
 
@@ -217,7 +270,7 @@ def write(path: str | Path, train: Samples, test: Samples | None = None, *, form
     try:
         return FORMATS[format].write(Path(path), train, test)
     except OSError as error:
-        raise DataError(f"cannot write to {path} ({error.strerror or error}); choose another path") from error
+        raise DataError(cannot("write", path, error)) from error
 
 
 def _without(places: list[str], reason: str) -> str:
@@ -227,7 +280,14 @@ def _without(places: list[str], reason: str) -> str:
     return reason
 
 
-def _open(path: str | Path, faults: Faults, *, labelled: bool = True) -> tuple[str, Source]:
+def _tell(faults: Faults, source: Source, path: str | Path) -> None:
+    """Say what was left out and what was assumed where the caller gets no notes."""
+    faults.warn()
+    for name, note in source.notes.items():
+        warnings.warn(f"{path}: {name.replace('_', ' ')}: {note}", stacklevel=3)
+
+
+def _open(path: str | Path, faults: Faults, request: Request) -> tuple[str, Source]:
     path = _only_file(Path(path))
     if not path.exists():
         raise DataError(f"there is no file or folder {one_line(str(path))}; check the path")
@@ -235,10 +295,11 @@ def _open(path: str | Path, faults: Faults, *, labelled: bool = True) -> tuple[s
         is_named = path.is_file() and path.suffix.lower() in format_.SUFFIXES
         if is_named or (path.is_dir() and not format_.SUFFIXES):
             try:
-                return name, format_.open_source(path, faults, labelled=labelled)
+                return name, format_.open_source(path, faults, request.of(name))
             except OSError as error:
                 raise DataError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
-    if not labelled and is_image(path.name):
+    if not request.labelled and is_image(path.name):
+        request.of("folder")
         return "folder", folder.open_image_file(path)
     raise DataError(
         f"{one_line(str(path))} is of no known format; give a folder or .zip of class folders, .npz, .ts, .csv or .tsv"
@@ -282,50 +343,6 @@ def _labels(listed: Listed, class_names: StrArray, path: str | Path) -> IntArray
     return np.array([index[name] for name in listed.classes], dtype=np.int64)
 
 
-def _common_shape(
-    splits: list[Listed],
-    image_size: int | tuple[int, int] | None,
-    cache: Path,
-    notes: dict[str, Any],
-    progress: bool,
-) -> tuple[int, ...]:
-    kinds = {listed.content.kind for listed in splits}
-    if len(kinds) > 1:
-        raise DataError("one of the train and test data holds images, the other series; give both of one kind")
-    if kinds == {"image"}:
-        survey = merge([surveyed(listed.content, cache, progress=progress) for listed in splits])
-        shape, rule = image_shape(survey, image_size)
-        notes["image_size"] = f"{shape[1]} x {shape[2]}, {rule}"
-        if len(survey.sizes) > 1:
-            notes["original_sizes"] = len(survey.sizes)
-        return shape
-    surveys = [listed.content.survey(progress) for listed in splits]
-    if len({survey.channels for survey in surveys}) > 1:
-        raise DataError(
-            f"the train series have {surveys[0].channels} channels, the test series {surveys[1].channels}; "
-            f"give both the same channels"
-        )
-    return surveys[0].channels, _longest(merge(surveys), notes)
-
-
-def _longest(survey: Survey, notes: dict[str, Any]) -> int:
-    lengths = sorted(size[0] for size in survey.sizes)
-    if len(lengths) > 1:
-        notes["series_length"] = f"lengths {lengths[0]} to {lengths[-1]} resampled to {lengths[-1]} (linear)"
-    return lengths[-1]
-
-
-def _check_shape(splits: list[Listed], shape: tuple[int, ...], path: str | Path) -> None:
-    for listed in splits:
-        wanted = "image" if len(shape) == 3 else "series"
-        if listed.content.kind != wanted:
-            raise DataError(f"{path} holds {listed.content.kind} data, but the model takes {wanted} data")
-        if wanted == "series":
-            channels = listed.content.survey(False).channels
-            if channels != shape[0]:
-                raise DataError(f"the series in {path} have {channels} channels, but the model takes {shape[0]}")
-
-
 def _samples(
     splits: list[Listed],
     class_names: StrArray,
@@ -349,8 +366,12 @@ def _decoded(
 ) -> tuple[InputArray, IntArray]:
     if contents[0].kind == "image":
         return stored(contents, shape, faults, cache, progress=progress)
-    blocks = [block for content in contents for block in content.blocks(shape, faults)]
-    inputs = np.concatenate([block.inputs for block in blocks])
+    inputs = np.empty((sum(map(len, contents)), *shape), np.float32)
+    start = 0
+    for content in contents:
+        for block in content.blocks(shape, faults):
+            inputs[start : start + len(block.rows)] = block.inputs
+            start += len(block.rows)
     return inputs, np.arange(len(inputs), dtype=np.int64)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+from antibackdoor.data.options import Request
 from antibackdoor.data.samples import InputArray, IntArray, Samples, StrArray
 from antibackdoor.errors import DataError
 
@@ -169,8 +170,8 @@ class Format(Protocol):
         """Endings of file names in lower case; none means that this format is a folder."""
         ...
 
-    def open_source(self, path: Path, faults: Faults, *, labelled: bool) -> Source:
-        """List the samples; with `labelled=False` all of them are one unlabelled split."""
+    def open_source(self, path: Path, faults: Faults, request: Request) -> Source:
+        """List the samples; where no labels are asked for, all of them are one unlabelled split."""
         ...
 
     def write(self, path: Path, train: Samples, test: Samples | None) -> Written:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from antibackdoor.data.options import Request
 from antibackdoor.data.output import complete_or_absent
 from antibackdoor.data.pairs import test_beside, written_pair
 from antibackdoor.data.samples import Samples, StrArray
@@ -30,12 +31,13 @@ class _Header:
     first_line: int  # index of the first line after @data
 
 
-def open_source(path: Path, faults: Faults, *, labelled: bool) -> Source:
+def open_source(path: Path, faults: Faults, request: Request) -> Source:
     """Read a file, and `NAME_TEST.ts` if the file is `NAME_TRAIN.ts`; ids are `train/row` and `test/row`.
 
     Raises:
         DataError: If the header or a line is malformed; the message names the line.
     """
+    labelled = request.labelled
     train, names = _read(path, "train", faults, labelled)
     test_path = test_beside(path) if labelled else None
     if test_path is None:

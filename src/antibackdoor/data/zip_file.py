@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from antibackdoor.data.image_files import MAX_FILE_BYTES, layout_of, list_images
 from antibackdoor.data.layout import is_image, written_names
+from antibackdoor.data.options import Request
 from antibackdoor.data.output import complete_or_absent, pngs
 from antibackdoor.data.samples import Samples
 from antibackdoor.data.source import Faults, Source, Written, one_line
@@ -22,7 +23,7 @@ _MAX_RATIO = 200  # of unpacked to packed bytes, for archives that unpack to mor
 _HARMLESS_BYTES = 64 * 2**20
 
 
-def open_source(path: Path, faults: Faults, *, labelled: bool) -> Source:
+def open_source(path: Path, faults: Faults, request: Request) -> Source:
     """List the images in a zip; ids are paths in the archive.
 
     Raises:
@@ -56,7 +57,7 @@ def open_source(path: Path, faults: Faults, *, labelled: bool) -> Source:
     # Checksums alone would not do: CRC-32 is easily forged, and a cache must not vouch for another archive.
     status = path.stat()
     identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
-    return list_images(layout_of(found, str(path), labelled=labelled), found, str(path), identity, fetch)
+    return list_images(layout_of(found, str(path), labelled=request.labelled), found, str(path), identity, fetch)
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:

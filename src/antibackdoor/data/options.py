@@ -1,0 +1,108 @@
+"""How data are to be read where they do not say it themselves: options of tables, arrays and series."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+from antibackdoor.errors import ConfigError
+
+Axes = Literal["", "NT", "NCT", "NTC", "NHW", "NHWC", "NCHW"]
+Missing = Literal["refuse", "interpolate"]
+NO_COLUMN = "none"
+
+_USED_BY = {
+    "label_column": ("csv",),
+    "id_column": ("csv",),
+    "axes": ("npz",),
+    "missing": ("npz", "ts", "csv"),
+}
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a user may say about the data.
+
+    Attributes:
+        label_column: Column of a .csv or .tsv that holds the class: its title, or its number from 1 (-1 is the
+            last), or none. Found by its title, or the first, if not given.
+        id_column: Column of a .csv or .tsv that names the samples, likewise; it is no value of the series.
+        axes: Order of the axes of arrays in an .npz, such as NTC: N samples, C channels, T steps, H rows, W columns.
+        missing: What to do about missing values inside of a series: refuse them, or interpolate between their
+            neighbors. Missing values at the end are no values: the series is shorter.
+
+    Raises:
+        ConfigError: If there is no such order of axes, or no such way.
+    """
+
+    label_column: str = ""
+    id_column: str = ""
+    axes: Axes = ""
+    missing: Missing = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.axes not in get_args(Axes):
+            raise ConfigError(f"axes is {self.axes!r:.40}; choose one of {', '.join(get_args(Axes)[1:])}")
+        if self.missing not in get_args(Missing):
+            raise ConfigError(f"missing is {self.missing!r:.40}; choose 'refuse' or 'interpolate'")
+        if self.id_column and self.id_column == self.label_column:
+            raise ConfigError(f"the column {self.id_column!r:.40} cannot hold both classes and ids: name another one")
+
+    def chosen(self) -> dict[str, Any]:
+        """What differs from the defaults."""
+        return {part.name: value for part in fields(self) if (value := getattr(self, part.name)) != part.default}
+
+
+def known_options(values: object) -> ReadOptions:
+    """Options from a record, such as that of a run; what it should not hold is left out.
+
+    >>> known_options({"axes": "NTC", "missing": 3}).chosen()
+    {'axes': 'NTC'}
+    """
+    found = ReadOptions()
+    if isinstance(values, Mapping):
+        for part in fields(ReadOptions):
+            value: Any = values.get(part.name)
+            if type(value) is type(part.default):
+                try:
+                    found = ReadOptions(**{**found.chosen(), part.name: value})
+                except ConfigError:
+                    continue
+    return found
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a format is asked for.
+
+    Attributes:
+        options: What the user said; options that do not concern the format are refused.
+        recorded: What was said when the model was trained; it stands in for what the user leaves open.
+        labelled: Whether classes are needed.
+        shape: Of one input of the model that is to read them; None without a model.
+    """
+
+    options: ReadOptions = field(default_factory=ReadOptions)
+    recorded: ReadOptions = field(default_factory=ReadOptions)
+    labelled: bool = True
+    shape: tuple[int, ...] | None = None
+
+    def of(self, format: str) -> Request:
+        """The request to one format.
+
+        Raises:
+            ConfigError: If an option that the user gave says nothing about this format.
+        """
+        for name in self.options.chosen():
+            if format not in _USED_BY[name]:
+                flag = f"--{name.replace('_', '-')}"
+                wanted = ", ".join(_USED_BY[name])
+                raise ConfigError(f"{flag} is for {wanted} and changes nothing about a {format}: leave it out")
+        usable = {name: value for name, value in self.recorded.chosen().items() if format in _USED_BY[name]}
+        return replace(self, recorded=ReadOptions(**usable))
+
+    @property
+    def all_options(self) -> ReadOptions:
+        """What the user said, and what is recorded where the user said nothing."""
+        return ReadOptions(**{**self.recorded.chosen(), **self.options.chosen()})
