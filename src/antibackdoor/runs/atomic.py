@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
+import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,9 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from antibackdoor import errors
+from antibackdoor.data.regular_files import JSON_BYTES, open_regular, read_regular
 from antibackdoor.errors import AntibackdoorError, RunError
 
+if sys.platform != "win32":
+    import fcntl
+
 TEMPORARY_PREFIX = ".writing-"
+_TOKEN = 4  # bytes that tell the temporary files of two processes apart
+_DEEPEST = 50  # levels of a JSON file; settings have five
 
 
 @contextmanager
@@ -23,14 +33,23 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it takes the place of `path`.
 
     The data reach the disk before the name does (fsync, then rename, then fsync of the folder), so neither
-    a killed process nor a power cut leaves a torn file. If the block fails the temporary file is removed.
+    a killed process nor a power cut leaves a torn file. If the block fails the temporary file is removed; what a
+    killed process left of an earlier attempt is removed by the next.
 
     Raises:
         RunError: The disk is full, or the folder is missing or not writable.
     """
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(_TOKEN)}-{path.name}")
+    held: int | None = None
     try:
+        _remove_abandoned(path)
+        # Made first, so that it has the mode that the user's umask gives, and locked while it is written.
+        held = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        mode = stat.S_IMODE(os.fstat(held).st_mode)
+        held = _locked(held)
         yield temporary
+        if os.name == "posix":  # safetensors writes a file of its own, with another mode, in its place
+            temporary.chmod(mode)
         _sync(temporary)
         temporary.replace(path)
         # Windows cannot open a folder; its rename is journaled by the file system.
@@ -38,9 +57,15 @@ def replacing(path: Path) -> Iterator[Path]:
             _sync(path.parent)
     except OSError as error:
         raise RunError(cannot("write", path, error)) from error
+    except Exception as error:
+        if errors.disk_is_full(error) and not isinstance(error, AntibackdoorError):  # torch and safetensors say it so
+            raise RunError(cannot("write", path, error)) from error
+        raise
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -65,14 +90,21 @@ def read_json(path: Path, kind: type[AntibackdoorError] = RunError) -> dict[str,
         AntibackdoorError: Of the given kind, if the file is missing or is not a JSON object.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_regular(path, most=JSON_BYTES))
     except OSError as error:
         raise kind(cannot("read", path, error)) from error
     except (ValueError, RecursionError) as error:
         raise kind(f"{path} is damaged: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise kind(f"{path} is damaged: it holds no JSON object")
+    if not _is_shallow(values, _DEEPEST):
+        raise kind(f"{path} is damaged: it is nested more than {_DEEPEST} levels deep")
     return values
+
+
+def _is_shallow(value: object, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_shallow(part, levels - 1) for part in parts)
 
 
 def plain(value: object) -> Any:
@@ -90,6 +122,34 @@ def plain(value: object) -> Any:
     return str(value)
 
 
+def _locked(descriptor: int) -> int | None:
+    """The descriptor, locked while it is open; closed, and None, where an open file cannot be moved."""
+    if sys.platform == "win32":
+        os.close(descriptor)
+        return None
+    with suppress(OSError):  # no locks on this file system: a killed process leaves a file behind
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete what killed processes left of this file; what another process still writes is locked."""
+    if sys.platform == "win32":
+        return
+    name = re.compile(f"{re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{{2 * _TOKEN}}}-{re.escape(path.name)}")
+    found: list[Path] = []
+    with suppress(OSError):  # the folder may be missing, or only be there to write into
+        found = [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]
+    for leftover in found:
+        with suppress(OSError):
+            descriptor = open_regular(leftover)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+            finally:
+                os.close(descriptor)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of a killed process. Call it only while no one else writes here."""
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
@@ -97,9 +157,9 @@ def remove_leftovers(folder: Path) -> None:
             leftover.unlink()
 
 
-def cannot(verb: str, path: Path, error: OSError) -> str:
-    """One line that says what could not be done to a file, and why: `cannot write a/b: No space left`."""
-    return one_line(f"cannot {verb} {path}: {error.strerror or error}")
+def cannot(verb: str, path: Path, error: BaseException) -> str:
+    """One line that says what could not be done to a file, and why."""
+    return one_line(errors.cannot(verb, path, error), 3 * errors.MOST_ECHOED)
 
 
 def one_line(error: object, limit: int = 300) -> str:
