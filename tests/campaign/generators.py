@@ -1,0 +1,7 @@
+"""All generators."""
+
+from __future__ import annotations
+
+from .case import Table
+
+GENERATORS = Table({}, {})
