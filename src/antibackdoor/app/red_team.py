@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from antibackdoor.attacks import Poisoned, poison, save_trigger, write_truth
-from antibackdoor.data.reading import FORMATS, DataSet, write
+from antibackdoor.data.output import complete_or_absent
+from antibackdoor.data.reading import FORMATS, DataSet
 from antibackdoor.data.samples import StrArray
 from antibackdoor.data.streams import Stream, stream
-from antibackdoor.errors import ConfigError
+from antibackdoor.errors import ConfigError, DataError, RunError, cannot
 from antibackdoor.protocols import Attack, Plan
 from antibackdoor.report import Changes, write_card
 
@@ -52,7 +53,8 @@ def poison_data_set(data: DataSet, attack: Attack, aim: Aim, out: Path, *, seed:
 
     Raises:
         ConfigError: If the aim does not fit data or attack, or the folder exists.
-        DataError: If the format cannot hold the data.
+        DataError: If the format cannot hold the data, or the folder cannot be written. There is nothing at `out` then,
+            nor if the process is killed.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists already; give --out a new folder")
@@ -64,18 +66,29 @@ def poison_data_set(data: DataSet, attack: Attack, aim: Aim, out: Path, *, seed:
     names = data.train.class_names
     plan = _aimed(attack.plan(), aim, names)
     poisoned = poison(data.train, attack, plan=plan, seed=seed)
-    suffixes = FORMATS[data.format].SUFFIXES
-    if suffixes:
-        out.mkdir(parents=True, exist_ok=True)
-    elif out.exists():
-        out.rmdir()
-    target = out / f"poisoned{suffixes[0]}" if suffixes else out
-    written = write(target, poisoned.samples, data.test, format=data.format)
-    write_truth(out / "truth.parquet", written.train_ids, poisoned.truth)
-    save_trigger(out, poisoned.trigger, poisoned.plan, attack=attack)
     counts = _counts(poisoned, names)
-    write_card(out, type(attack).__name__, {**counts, **_settings(attack)}, _changes(data, poisoned, seed))
-    return {"data": written.path.name if suffixes else ".", **counts}
+    facts = {**counts, **_settings(attack)}
+    try:
+        if out.exists():
+            out.rmdir()
+        with complete_or_absent(out) as folder:
+            place = _write_data(data, poisoned, folder)
+            save_trigger(folder, poisoned.trigger, poisoned.plan, attack=attack)
+            write_card(folder, type(attack).__name__, facts, _changes(data, poisoned, seed))
+    except (OSError, RunError) as error:  # which tell of files in the temporary folder
+        raise DataError(cannot("write", out, error.__cause__ or error)) from error
+    return {"data": place, **counts}
+
+
+def _write_data(data: DataSet, poisoned: Poisoned, folder: Path) -> str:
+    """Write data and truth; returns where in the folder the data are."""
+    format_ = FORMATS[data.format]
+    if format_.SUFFIXES:
+        folder.mkdir()
+    target = folder / f"poisoned{format_.SUFFIXES[0]}" if format_.SUFFIXES else folder
+    written = format_.write(target, poisoned.samples, data.test)
+    write_truth(folder / "truth.parquet", written.train_ids, poisoned.truth)
+    return written.path.name if format_.SUFFIXES else "."
 
 
 def _settings(attack: Attack) -> dict[str, Any]:

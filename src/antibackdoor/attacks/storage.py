@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from antibackdoor.attacks.adaptive import InTurn, OneOf, PartialBlend
 from antibackdoor.attacks.blend import PerSampleNoise
@@ -79,6 +79,9 @@ def save_trigger(folder: Path, trigger: Trigger, plan: Plan, *, attack: Attack |
         trigger: Any trigger of this package.
         plan: The fitted plan, so that an evaluation knows the labels aimed at.
         attack: Recorded by name and hyper-parameters, for the reader's information.
+
+    Raises:
+        OSError: If a file cannot be written.
     """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     document = {
@@ -89,7 +92,8 @@ def save_trigger(folder: Path, trigger: Trigger, plan: Plan, *, attack: Attack |
         "trigger": _encode(trigger, "trigger", arrays),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, folder / "trigger.safetensors")
+    # Not `save_file`, which has an error of its own for a full disk.
+    (folder / "trigger.safetensors").write_bytes(save(arrays))
     (folder / "trigger.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from antibackdoor.data.parallel import progress_bar
 from antibackdoor.data.samples import InputArray, IntArray
 from antibackdoor.data.source import CANNOT_OPEN, Block, Content, Faults, Skipped, Survey
-from antibackdoor.errors import DataError
+from antibackdoor.errors import DataError, cannot, readable_size
 
 _VERSION = 1  # raise it whenever decoding or resizing changes
 _ABANDONED_SECONDS = 24 * 3600
@@ -193,10 +193,10 @@ def _make_room(cache: Path, entry: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(cache).free
     if n_bytes > free:
         raise DataError(
-            f"the decoded images need {n_bytes / 1e9:.1f} GB but {cache} has {free / 1e9:.1f} GB left: "
-            f"free some, give another folder with --cache, or a smaller --image-size"
+            f"the decoded images need {readable_size(n_bytes)}, but the disk of {cache} has only "
+            f"{readable_size(free)} left: free some, give another folder with --cache, or a smaller --image-size"
         )
 
 
 def _unwritable(cache: Path, error: OSError) -> DataError:
-    return DataError(f"cannot write to the cache {cache} ({error.strerror or error}); give a folder with --cache")
+    return DataError(f"{cannot('write to the cache', cache, error)}; give another folder with --cache")

@@ -98,7 +98,7 @@ def save_model(run: Path, model: nn.Module, spec: ModelSpec) -> None:
         try:
             safetensors.torch.save_model(model, str(temporary))
         except SafetensorError as error:  # it wraps a full disk in its own error
-            raise RunError(f"cannot write {run / MODEL}: {one_line(error)}") from error
+            raise RunError(cannot("write", run / MODEL, error)) from error
 
 
 def load_model_spec(run: Path) -> ModelSpec:
