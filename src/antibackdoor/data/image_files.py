@@ -52,6 +52,11 @@ class ImageFiles:
         """Pixels are bytes."""
         return np.uint8
 
+    @property
+    def in_memory(self) -> bool:
+        """They are decoded once, into the cache."""
+        return False
+
     def __len__(self) -> int:
         return len(self.ids)
 

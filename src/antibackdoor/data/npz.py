@@ -59,6 +59,11 @@ class ImageArray:
         """Bytes stay bytes; any float becomes single precision."""
         return np.uint8 if self.array.dtype == np.uint8 else np.float32
 
+    @property
+    def in_memory(self) -> bool:
+        """They stay in the file."""
+        return False
+
     def __len__(self) -> int:
         return len(self.rows)
 

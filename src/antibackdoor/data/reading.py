@@ -9,7 +9,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from antibackdoor.data.source import (
 )
 from antibackdoor.errors import ConfigError, DataError, cannot
 
-__all__ = ["FORMATS", "DataSet", "Skipped", "Written", "read", "read_inputs", "read_samples", "write"]
+__all__ = ["FORMATS", "DataSet", "Skipped", "Written", "prepared", "read", "read_inputs", "read_samples", "write"]
 
 FORMATS: dict[str, Format] = {
     "folder": folder,
@@ -118,34 +118,70 @@ def read(
     name, source = _open(path, faults, Request(options))
     if "train" not in source.splits:
         raise DataError(f"{path} has a test split but no train split; name the training folder 'train'")
-    train, given = source.splits["train"], source.splits.get("test")
-    names = _class_names(train, source, path)
-    notes = dict(source.notes)
     if test is not None:
         other = _open(test, faults, Request(recorded=options))[1].splits
-        given = other["test"] if "test" in other else other["train"]
+        source = replace(source, splits={**source.splits, "test": other["test"] if "test" in other else other["train"]})
+    data = prepared(
+        source, faults, name, str(path), where_test=str(test or path), test_fraction=test_fraction,
+        image_size=image_size, cache=cache, seed=seed, progress=progress,
+    )  # fmt: skip
+    # The list goes into run folders, which are passed on: it tells names, not where they lay on this machine.
+    places = [str(Path(place).parent) + os.sep for place in (path, test) if place is not None]
+    skipped = [Skipped(fault.id, _without(places, fault.reason)) for fault in data.skipped]
+    return replace(data, skipped=tuple(skipped), options=options)
+
+
+def prepared(
+    source: Source,
+    faults: Faults,
+    format: str,
+    where: str,
+    *,
+    where_test: str = "",
+    test_fraction: float = 0.2,
+    image_size: int | tuple[int, int] | None = None,
+    cache: Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> DataSet:
+    """A data set from what a format, or a caller's own objects, hold: one shape, a test split, indexed samples.
+
+    Args:
+        source: It has the split "train"; without "test" a part is held out.
+        faults: Decides about samples that cannot be read, and lists them.
+        format: For `DataSet.format`.
+        where: What to call the data in messages.
+        where_test: What to call the test data.
+        test_fraction: As in `read`; also `image_size`, `cache`, `seed` and `progress`.
+
+    Raises:
+        DataError: If the data cannot be used.
+        ConfigError: If `test_fraction` or `image_size` is out of range.
+    """
+    if not 0 <= test_fraction < 1:
+        raise ConfigError(f"test_fraction is {test_fraction}; it must lie in [0, 1)")
+    train, given = source.splits["train"], source.splits.get("test")
+    names = _class_names(train, source, where)
+    notes = dict(source.notes)
     kept_in = cache_folder(cache)
     splits = [train] if given is None else [train, given]
     shape, sizes = common_shape(splits, image_size, kept_in, notes, progress)
     notes["test"] = "given" if given is not None else "none"
     if given is None and test_fraction > 0:
-        labels = _labels(train, names, path)
+        labels = _labels(train, names, where)
         try:
             kept, held = hold_out(labels, names, test_fraction, seed=seed)
         except DataError as error:
-            raise DataError(f"{path}: {error}") from error
+            raise DataError(f"{where}: {error}") from error
         train, given = train.select(kept), train.select(held)
         notes["test"] = f"held out {test_fraction:.0%}"
-    train_samples = _samples([train], names, shape, faults, kept_in, path, progress)
-    _check_classes(train_samples, train, path)
+    train_samples = _samples([train], names, shape, faults, kept_in, where, progress)
+    _check_classes(train_samples, train, where)
     test_samples = None
     if given is not None:
-        _refuse_new_classes(given, train, test or path)
-        test_samples = _samples([given], names, shape, faults, kept_in, test or path, progress)
-    # The list goes into run folders, which are passed on: it tells names, not where they lay on this machine.
-    places = [str(Path(place).parent) + os.sep for place in (path, test) if place is not None]
-    skipped = [Skipped(fault.id, _without(places, fault.reason)) for fault in faults.skipped]
-    return DataSet(train_samples, test_samples, name, tuple(skipped), notes, options, sizes)
+        _refuse_new_classes(given, train, where_test or where)
+        test_samples = _samples([given], names, shape, faults, kept_in, where_test or where, progress)
+    return DataSet(train_samples, test_samples, format, tuple(faults.skipped), notes, sizes=sizes)
 
 
 def read_samples(
@@ -364,15 +400,20 @@ def _samples(
 def _decoded(
     contents: list[Content], shape: tuple[int, ...], faults: Faults, cache: Path, progress: bool
 ) -> tuple[InputArray, IntArray]:
-    if contents[0].kind == "image":
+    if not all(content.in_memory for content in contents):
         return stored(contents, shape, faults, cache, progress=progress)
-    inputs = np.empty((sum(map(len, contents)), *shape), np.float32)
-    start = 0
+    inputs = np.empty((sum(map(len, contents)), *shape), contents[0].dtype)
+    rows: list[IntArray] = []
+    start, offset = 0, 0
     for content in contents:
         for block in content.blocks(shape, faults):
             inputs[start : start + len(block.rows)] = block.inputs
+            rows.append(block.rows + offset)
             start += len(block.rows)
-    return inputs, np.arange(len(inputs), dtype=np.int64)
+        offset += len(content)
+    if not start:
+        raise DataError(f"none of the {offset} samples can be used; the first: {faults.skipped[0].reason}")
+    return inputs[:start], np.concatenate(rows)
 
 
 def _check_classes(train: Samples, listed: Listed, path: str | Path) -> None:

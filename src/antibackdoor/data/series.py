@@ -40,6 +40,11 @@ class SeriesList:
         """Values are single precision."""
         return np.float32
 
+    @property
+    def in_memory(self) -> bool:
+        """Nothing is decoded."""
+        return True
+
     def __len__(self) -> int:
         return len(self.values)
 

@@ -95,6 +95,11 @@ class Content(Protocol):
         """`numpy.uint8` or `numpy.float32`."""
         ...
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the values are at hand, so that nothing need be decoded and kept in the cache."""
+        ...
+
     def __len__(self) -> int: ...
 
     def select(self, rows: IntArray) -> Content:
