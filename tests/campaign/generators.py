@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from .case import Table
+from .generators_archives import ARCHIVES
+from .generators_arrays import ARRAYS
+from .generators_pictures import PICTURES
+from .generators_tables import TABLES
 
-GENERATORS = Table({}, {})
+GENERATORS = PICTURES.merged(ARCHIVES).merged(ARRAYS).merged(TABLES)
