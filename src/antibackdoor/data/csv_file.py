@@ -1,62 +1,69 @@
-"""Univariate series in `.csv` or `.tsv`, the layout of the UCR archive: the class first, then the values.
+"""Univariate series in `.csv` or `.tsv`: a class and values a row, by default in the layout of the UCR archive.
 
-A header row is recognized and passed over. Empty or NaN cells at the end of a row mean a shorter series;
-series of unequal length are resampled to the longest (linear interpolation). Classes such as `1.0` or
-`1.0000000e+00` are read as `1`.
+Without titles the class comes first, then the values. A first row of titles is recognized: a column called label,
+class, target or y is the class, one called id or index is left out. Where this cannot be told the table is refused,
+and `label_column` and `id_column` decide. Missing cells at the end of a row mean a shorter series; series of unequal
+length are resampled to the longest (linear interpolation). Classes such as `1.0` or `1.0000000e+00` are read as `1`.
 """
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
+from antibackdoor.data.columns import LABEL_TITLES, LOOKED_AT, find_columns, refuse_values_as_classes
 from antibackdoor.data.options import Request
+from antibackdoor.data.csv_cells import from_cell, write_rows
 from antibackdoor.data.output import complete_or_absent
 from antibackdoor.data.pairs import test_beside, written_pair
 from antibackdoor.data.samples import Samples, StrArray
-from antibackdoor.data.series import SeriesArray, SeriesList, is_number, parse_values, read_lines
+from antibackdoor.data.series import Gaps, SeriesArray, SeriesList, is_number, parse_values, read_lines
 from antibackdoor.data.source import Faults, Listed, Source, Written, one_line
 from antibackdoor.errors import DataError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = tuple(_DELIMITERS)
-_LABEL_TITLES = frozenset({"label", "class", "target", "y"})
 
 
 def open_source(path: Path, faults: Faults, request: Request) -> Source:
     """Read a file, and `NAME_TEST` if it is `NAME_TRAIN`; ids are `train/row` and `test/row`, counted from 0.
 
-    The first column is the class also with `labelled=False`; it is then ignored.
-
     Raises:
-        DataError: If a row is malformed; the message names the line.
+        DataError: If a row is malformed (the message names the line), or it cannot be told which column holds what.
     """
-    labelled = request.labelled
-    splits = {"train": _read(path, "train", faults, labelled)}
-    test_path = test_beside(path) if labelled else None
+    gaps = Gaps(request.all_options.missing)
+    train, note = _read(path, "train", faults, request, gaps)
+    splits = {"train": train}
+    test_path = test_beside(path) if request.labelled else None
     if test_path is not None:
-        splits["test"] = _read(test_path, "test", faults, labelled)
-    return Source(splits)
+        splits["test"], _ = _read(test_path, "test", faults, request, gaps)
+    return Source(splits, None, {**({"table": note} if note else {}), **gaps.notes()})
 
 
-def _read(path: Path, split: str, faults: Faults, labelled: bool) -> Listed:
-    lines = read_lines(path)
-    try:
-        reader = csv.reader(lines, delimiter=_DELIMITERS[path.suffix.lower()], strict=True)
-        rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except csv.Error as error:
-        raise DataError(f"{path} cannot be parsed ({error}); check its quotes and delimiters") from error
-    if rows and _is_header(rows):
-        del rows[0]
+def _read(path: Path, split: str, faults: Faults, request: Request, gaps: Gaps) -> tuple[Listed, str]:
+    rows = _rows(path)
+    ahead = list(islice(rows, LOOKED_AT))
+    if not ahead:
+        raise DataError(f"{path} holds no series: expected rows of a class and then its values")
+    labelled = request.labelled
+    columns = find_columns([cells for _, cells in ahead], request, path)
     ids: list[str] = []
     classes: list[str] = []
     values: list[SeriesArray] = []
-    for row, (number, cells) in enumerate(rows):
+    for row, (number, cells) in enumerate(chain(ahead[1:] if columns.titles else ahead, rows)):
+        where = f"{path}, line {number},"
         sample_id = f"{split}/{row}"
         try:
-            label, series = _sample(cells, f"{path}, line {number},")
+            if columns.name is not None:
+                sample_id = _cell(cells, columns.name, where, "id")
+            label = ""
+            if labelled and columns.label is not None:
+                label = from_cell(_class_text(_cell(cells, columns.label, where, "class")))
+            series = _series(columns.values(cells), label, where, gaps)
         except ValueError as error:
             faults.report(sample_id, str(error))
             continue
@@ -65,37 +72,35 @@ def _read(path: Path, split: str, faults: Faults, labelled: bool) -> Listed:
         values.append(series)
     if not values:
         raise DataError(f"{path} holds no series: expected rows of a class and then its values")
-    return Listed(tuple(ids), tuple(classes) if labelled else (), SeriesList(values))
+    content = SeriesList(values)
+    if columns.assumed and labelled:
+        refuse_values_as_classes(classes, content, path)
+    return Listed(tuple(ids), tuple(classes) if labelled else (), content), columns.note
 
 
-def _is_header(rows: list[tuple[int, list[str]]]) -> bool:
-    title, *cells = rows[0][1]
-    filled = [cell for cell in cells if cell.strip()]
-    if filled and not any(is_number(cell) for cell in filled):
-        return True
-    alone = all(cells[0] != title for _, cells in rows[1:])
-    if alone and not is_number(title) and (title.strip().lower() in _LABEL_TITLES or _counts_up(filled)):
-        return True
-    return len(rows) > 1 and not is_number(title) and all(is_number(cells[0]) for _, cells in rows[1:])
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows that hold something, each with the number of its line."""
+    reader = csv.reader(read_lines(path), delimiter=_DELIMITERS[path.suffix.lower()], strict=True)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be parsed ({error}); check its quotes and delimiters") from error
 
 
-def _counts_up(cells: list[str]) -> bool:
-    """Whether these are column numbers, as pandas writes them."""
-    n = len(cells)
-    return n > 2 and cells in ([str(i) for i in range(n)], [str(i) for i in range(1, n + 1)])
+def _cell(cells: list[str], place: int, where: str, what: str) -> str:
+    text = cells[place].strip() if -len(cells) <= place < len(cells) else ""
+    if text.lower() in ("", "?", "nan"):
+        raise ValueError(f"{where} has no {what} in its column {place + 1 if place >= 0 else place}")
+    return text
 
 
-def _sample(cells: list[str], where: str) -> tuple[str, SeriesArray]:
-    label = _class_text(cells[0].strip())
-    if not label or label == "?" or label.lower() == "nan":
-        raise ValueError(f"{where} has no class in its first column")
-    end = len(cells)
-    while end > 1 and cells[end - 1].strip().lower() in ("", "nan"):
-        end -= 1
-    if end == 1:
+def _series(cells: list[str], label: str, where: str, gaps: Gaps) -> SeriesArray:
+    if all(cell.strip().lower() in ("", "nan") for cell in cells):
         split = "; the columns must be divided by commas, not semicolons" if ";" in label else ""
         raise ValueError(f"{where} has a class but no values{split}")
-    return label, parse_values(cells[1:end], where)[None]
+    return gaps.whole(parse_values(cells, where)[None], where)
 
 
 def _class_text(cell: str) -> str:
@@ -133,14 +138,16 @@ def _refuse_what_csv_cannot_hold(samples: Samples) -> None:
         changed = name != _class_text(name.strip()) or not name.isprintable()
         mixed = is_number(name) != is_number(names[0])  # a lone word above numbers is taken for a header
         alone = first == [label] and (samples.labels == label).sum() == 1
-        header = alone and name.lower() in _LABEL_TITLES
+        header = alone and name.lower() in LABEL_TITLES
         if missing or changed or mixed or header:
             raise DataError(f"class name {one_line(name)!r} cannot be written to .csv; rename it, or use .npz")
 
 
 def _write_split(path: Path, samples: Samples, split: str) -> StrArray:
     with complete_or_absent(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter=_DELIMITERS[path.suffix.lower()], lineterminator="\n")
-        for series, label in zip(samples.inputs, samples.labels.tolist(), strict=True):
-            writer.writerow([samples.class_names[label], *series[0].astype(np.str_).tolist()])
+        rows = (
+            [str(samples.class_names[label]), *series[0].astype(np.str_).tolist()]
+            for series, label in zip(samples.inputs, samples.labels.tolist(), strict=True)
+        )
+        write_rows(file, rows, delimiter=_DELIMITERS[path.suffix.lower()], end="\n")
     return np.array([f"{split}/{row}" for row in range(len(samples))], dtype=np.str_)

@@ -18,6 +18,7 @@ from antibackdoor.data.zip_file import open_archive
 from antibackdoor.errors import DataError
 
 _BLOCK_BYTES = 4 * 2**20
+_MOST_AXES = 32  # of a numpy array before version 2
 _DAMAGE = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -92,6 +93,11 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
                 raise DataError(
                     f"{name} in {path} has a damaged header ({one_line(str(error))}); make it anew"
                 ) from error
+            if not _is_possible(shape, dtype):
+                raise DataError(
+                    f"{name} in {path} has a header that no array has (shape {str(shape)[:60]}, {str(dtype)[:20]}); "
+                    f"make the file anew"
+                )
             if dtype.hasobject:
                 raise DataError(
                     f"{name} in {path} holds Python objects, which could run code when loaded; "
@@ -101,6 +107,12 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
                 raise DataError(f"{name} in {path} does not have the size that its header claims; make the file anew")
             arrays[name] = StoredArray(path, name, shape, dtype, fortran, member.CRC)
     return arrays
+
+
+def _is_possible(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether a header names an array that can be read: numpy's own parser takes negative and boolean sizes."""
+    whole = all(type(size) is int and size >= 0 for size in shape)
+    return whole and len(shape) <= _MOST_AXES and dtype.itemsize > 0
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

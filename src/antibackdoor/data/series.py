@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from antibackdoor.data.options import Missing
 from antibackdoor.data.samples import IntArray
 from antibackdoor.data.source import Block, Faults, Kind, Survey, one_line
 from antibackdoor.errors import DataError
 
 SeriesArray = NDArray[np.float32]  # (C, T)
 _BLOCK = 1024
+_LONGEST_LINE = 2**28  # characters: some tens of millions of values
+_MISSING = frozenset({"", "?", "nan", "na", "n/a", "null", "none"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,23 +86,68 @@ def resample(series: SeriesArray, length: int) -> SeriesArray:
     return np.stack([np.interp(times, known, channel) for channel in series]).astype(np.float32)
 
 
+class Gaps:
+    """One rule for missing values in all formats, and a count of those that were filled in.
+
+    Steps at the end that no channel has a value for are no steps: the series is shorter. Values that are missing
+    before that are refused, or interpolated between their neighbors (at the start the first known one is repeated).
+    """
+
+    def __init__(self, missing: Missing) -> None:
+        self.missing = missing
+        self.n_values = 0
+        self.n_series = 0
+
+    def whole(self, series: SeriesArray, where: str) -> SeriesArray:
+        """The series `(C, T)`, in which NaN stands for a missing value, without any.
+
+        Raises:
+            ValueError: With the whole message, if it has infinite values, none at all, or gaps that are refused.
+        """
+        if np.isinf(series).any():
+            raise ValueError(f"{where} holds an infinite value, or one too large for float32")
+        absent = np.isnan(series)
+        if not absent.any():
+            return series
+        known = np.flatnonzero(~absent.all(axis=0))
+        if not len(known):
+            raise ValueError(f"{where} holds no value at all")
+        series, absent = series[:, : known[-1] + 1], absent[:, : known[-1] + 1]
+        if not absent.any():
+            return series
+        if self.missing == "refuse":
+            raise ValueError(f"{where} holds a missing value before its end (--missing interpolate would fill it)")
+        if absent.all(axis=1).any():
+            raise ValueError(f"{where} holds a channel without any value, so nothing can be interpolated")
+        self.n_values += int(absent.sum())
+        self.n_series += 1
+        times = np.arange(series.shape[1])
+        filled = [np.interp(times, times[~gap], channel[~gap]) for channel, gap in zip(series, absent, strict=True)]
+        return np.stack(filled).astype(np.float32)
+
+    def notes(self) -> dict[str, Any]:
+        """What was filled in."""
+        if not self.n_values:
+            return {}
+        return {"missing_values": f"{self.n_values} values in {self.n_series} series interpolated"}
+
+
 def parse_values(cells: Sequence[str], where: str) -> SeriesArray:
-    """One channel `(T,)` from text.
+    """One channel `(T,)` from text; NaN stands for a missing value.
 
     Raises:
-        ValueError: With the whole message, if a value is missing, not a number, or not finite in float32.
+        ValueError: With the whole message, if a value is not a number.
     """
     try:
         values = np.array(cells, dtype=np.float64)
     except ValueError:
-        bad = next(cell for cell in cells if not is_number(cell))
-        what = "a missing value" if bad.strip() in ("?", "") else f"{one_line(bad[:40])!r}, which is not a number"
-        raise ValueError(f"{where} holds {what}; fill it in or remove the series") from None
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-    if not np.isfinite(single).all():
-        raise ValueError(f"{where} holds NaN or an infinite value; fill it in or remove the series")
-    return single
+        cells = ["nan" if is_missing(cell) else cell for cell in cells]
+        bad = next((cell for cell in cells if not is_number(cell)), None)
+        if bad is not None:
+            raise ValueError(f"{where} holds {one_line(bad[:40])!r}, which is not a number") from None
+        values = np.array([float(cell) for cell in cells])
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, which is refused
+        return values.astype(np.float32)
 
 
 def is_number(cell: str) -> bool:
@@ -111,13 +159,22 @@ def is_number(cell: str) -> bool:
     return True
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file.
+def is_missing(cell: str) -> bool:
+    """Whether the text stands for a value that is not there."""
+    return cell.strip().lower() in _MISSING
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file with their ends, one after the other.
 
     Raises:
-        DataError: If it cannot be opened or is not UTF-8.
+        DataError: If it cannot be opened, is not UTF-8, or has a line that is no line of a table.
     """
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open(encoding="utf-8-sig") as file:
+            while line := file.readline(_LONGEST_LINE):
+                if len(line) == _LONGEST_LINE and not line.endswith("\n"):
+                    raise DataError(f"{path} has a line of more than {_LONGEST_LINE} characters; is it a table?")
+                yield line
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as text ({one_line(str(error))}); save it as UTF-8") from error

@@ -1,8 +1,8 @@
 """The `.ts` text format of the UEA and UCR archives of time series.
 
 Header lines start with `@`; after `@data` each line is a sample: dimensions separated by `:`, values by `,`,
-the class last. Series of unequal length are resampled to the longest (linear interpolation). Time stamps and
-missing values are refused.
+the class last. Series of unequal length are resampled to the longest (linear interpolation). Time stamps are
+refused; missing values (`?` or NaN) at the end mean a shorter series, others are refused or interpolated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from antibackdoor.data.options import Request
 from antibackdoor.data.output import complete_or_absent
 from antibackdoor.data.pairs import test_beside, written_pair
 from antibackdoor.data.samples import Samples, StrArray
-from antibackdoor.data.series import SeriesArray, SeriesList, parse_values, read_lines, resample
+from antibackdoor.data.series import Gaps, SeriesArray, SeriesList, parse_values, read_lines, resample
 from antibackdoor.data.source import Faults, Listed, Source, Written, in_natural_order, one_line
 from antibackdoor.errors import DataError
 
@@ -28,7 +28,6 @@ SUFFIXES = (".ts",)
 class _Header:
     classes: frozenset[str] | None  # as declared; None if the header does not list them
     labelled: bool
-    first_line: int  # index of the first line after @data
 
 
 def open_source(path: Path, faults: Faults, request: Request) -> Source:
@@ -37,17 +36,17 @@ def open_source(path: Path, faults: Faults, request: Request) -> Source:
     Raises:
         DataError: If the header or a line is malformed; the message names the line.
     """
-    labelled = request.labelled
-    train, names = _read(path, "train", faults, labelled)
-    test_path = test_beside(path) if labelled else None
+    gaps = Gaps(request.all_options.missing)
+    train, names = _read(path, "train", faults, request.labelled, gaps)
+    test_path = test_beside(path) if request.labelled else None
     if test_path is None:
-        return Source({"train": train}, names)
-    test, _ = _read(test_path, "test", faults, labelled)
-    return Source({"train": train, "test": test}, names)
+        return Source({"train": train}, names, gaps.notes())
+    test, _ = _read(test_path, "test", faults, request.labelled, gaps)
+    return Source({"train": train, "test": test}, names, gaps.notes())
 
 
-def _read(path: Path, split: str, faults: Faults, labelled: bool) -> tuple[Listed, tuple[str, ...] | None]:
-    lines = read_lines(path)
+def _read(path: Path, split: str, faults: Faults, labelled: bool, gaps: Gaps) -> tuple[Listed, tuple[str, ...] | None]:
+    lines = enumerate(read_lines(path), 1)
     header = _header(lines, path)
     if labelled and not header.labelled:
         raise DataError(f"{path} declares no class labels (@classLabel true a b ...); classes are needed here")
@@ -55,14 +54,14 @@ def _read(path: Path, split: str, faults: Faults, labelled: bool) -> tuple[Liste
     classes: list[str] = []
     values: list[SeriesArray] = []
     row = 0
-    for number, line in enumerate(lines[header.first_line :], header.first_line + 1):
+    for number, line in lines:
         text = line.strip()
         if not text or text.startswith(("#", "%")):
             continue
         sample_id = f"{split}/{row}"
         row += 1
         try:
-            series, label = _sample(text, header, f"{path}, line {number},")
+            series, label = _sample(text, header, f"{path}, line {number},", gaps)
             if values and len(series) != len(values[0]):
                 raise ValueError(
                     f"{path}, line {number}, has {len(series)} dimensions where others have {len(values[0])}"
@@ -79,18 +78,19 @@ def _read(path: Path, split: str, faults: Faults, labelled: bool) -> tuple[Liste
     return Listed(tuple(ids), tuple(classes) if labelled else (), SeriesList(values)), names
 
 
-def _header(lines: list[str], path: Path) -> _Header:
+def _header(lines: Iterator[tuple[int, str]], path: Path) -> _Header:
+    """What the lines say up to `@data`, which are taken from `lines`."""
     classes: frozenset[str] | None = None
     labelled = True
-    for index, line in enumerate(lines):
+    for number, line in lines:
         words = line.split()
         if not words or not words[0].startswith("@"):
             if words and not words[0].startswith(("#", "%")):
-                raise DataError(f"{path}, line {index + 1}, stands before @data but is no @ line; is it a .ts file?")
+                raise DataError(f"{path}, line {number}, stands before @data but is no @ line; is it a .ts file?")
             continue
         tag, value = words[0].lower(), [word.lower() for word in words[1:2]]
         if tag == "@data":
-            return _Header(classes, labelled, index + 1)
+            return _Header(classes, labelled)
         if tag == "@timestamps" and value == ["true"]:
             raise DataError(f"{path} has time stamps (@timeStamps true); resample it to equal steps and drop them")
         if tag == "@targetlabel" and value == ["true"]:
@@ -101,7 +101,7 @@ def _header(lines: list[str], path: Path) -> _Header:
     raise DataError(f"{path} has no @data line; is it a .ts file?")
 
 
-def _sample(text: str, header: _Header, where: str) -> tuple[SeriesArray, str]:
+def _sample(text: str, header: _Header, where: str, gaps: Gaps) -> tuple[SeriesArray, str]:
     parts = text.split(":")
     label = parts.pop().strip() if header.labelled else ""
     if header.labelled and (not parts or not label):
@@ -111,7 +111,10 @@ def _sample(text: str, header: _Header, where: str) -> tuple[SeriesArray, str]:
     channels = [parse_values(part.split(","), where) for part in parts]
     # The dimensions of one sample cover the same time, so shorter ones are stretched.
     longest = max(len(channel) for channel in channels)
-    return np.concatenate([resample(channel[None], longest) for channel in channels]), label
+    if any(len(channel) < longest for channel in channels):
+        whole = [gaps.whole(channel[None], where) for channel in channels]
+        return np.concatenate([resample(channel, longest) for channel in whole]), label
+    return gaps.whole(np.stack(channels), where), label
 
 
 def write(path: Path, train: Samples, test: Samples | None) -> Written:
