@@ -6,6 +6,7 @@
     model.safetensors     weights            model.json             to rebuild the network  (model_file.py)
     samples.parquet       one row a sample   history.safetensors    the loss of each sample over time
     gallery.npz           pictures           metrics.json           the run's results; its presence = finished
+    checksums.json        of the weights, the history, the tables of samples and the pictures of a finished run
     classes.csv           accuracy and attack success of each class, after an evaluation or a purification
     attention.npz         where the networks of a purification look
     skipped.csv           only with --on-error skip: what could not be read, and why
@@ -16,6 +17,7 @@ Each file is written atomically and none holds an absolute path, so a folder may
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,9 +28,13 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from antibackdoor.data.csv_cells import from_cell, write_rows
+from antibackdoor.data.regular_files import read_regular, regular_name
 from antibackdoor.data.samples import StrArray
 from antibackdoor.errors import RunError
 from antibackdoor.runs.atomic import cannot, one_line, read_json, replacing, write_json
+from antibackdoor.runs.checksums import check
+from antibackdoor.runs.metric_values import wrong_metric
 from antibackdoor.training.history import Losses, LossHistory
 
 HISTORY, METRICS = "history.safetensors", "metrics.json"
@@ -39,6 +45,9 @@ Metrics = Mapping[str, Scalar | Sequence[Scalar]]
 
 SCHEMA_VERSION = 2  # of metrics.json; 1 had backdoor_label, backdoor_labels, n_recovered and n_returned
 MOST_EXACT = 1 << 26  # losses that are kept as float32
+
+_CSV_BYTES = 64 * 2**20  # a million classes
+_MOST_COUNTED = 2**53  # samples: whole numbers that a float holds exactly
 
 
 def write_history(run: Path, history: LossHistory) -> None:
@@ -57,7 +66,7 @@ def write_history(run: Path, history: LossHistory) -> None:
         try:
             safetensors.numpy.save_file(tensors, temporary)
         except SafetensorError as error:
-            raise RunError(f"cannot write {run / HISTORY}: {one_line(error)}") from error
+            raise RunError(cannot("write", run / HISTORY, error)) from error
 
 
 def read_history(run: Path) -> LossHistory:
@@ -94,13 +103,31 @@ def _spread(count: int, limit: int) -> list[int]:
 @contextmanager
 def _open_history(run: Path) -> Iterator[Any]:
     path = run / HISTORY
+    check(run, HISTORY)
     try:
-        with safe_open(path, framework="numpy") as file:
+        with regular_name(path) as name, safe_open(name, framework="numpy") as file:
+            wrong = _wrong_in_history(file)
+            if wrong:
+                raise RunError(f"{path} is damaged: {wrong}")
             yield file
     except SafetensorError as error:
         raise RunError(f"{path} is damaged: {one_line(error)}") from error
     except OSError as error:
         raise RunError(cannot("read", path, error)) from error
+
+
+def _wrong_in_history(file: Any) -> str:
+    """What is not as `write_history` writes it, in words; empty if all is."""
+    if set(file.keys()) != {"losses", "steps"}:
+        return "it does not hold the two arrays 'losses' and 'steps'"
+    shapes = {name: file.get_slice(name).get_shape() for name in ("losses", "steps")}
+    types = {name: file.get_slice(name).get_dtype() for name in shapes}
+    if types["losses"] not in ("F16", "F32") or types["steps"] != "I64":
+        return f"losses are {types['losses']} and steps {types['steps']}"
+    if len(shapes["losses"]) != 2 or shapes["steps"] != shapes["losses"][:1] or not shapes["losses"][0]:
+        return f"losses have shape {tuple(shapes['losses'])} and steps {tuple(shapes['steps'])}"
+    steps = file.get_tensor("steps")
+    return "its steps go backwards" if steps[0] < 0 or (np.diff(steps) < 0).any() else ""
 
 
 def write_skipped(run: Path, skipped: Sequence[tuple[str, str]]) -> None:
@@ -131,18 +158,23 @@ def read_classes(run: Path) -> tuple[list[str], dict[str, list[float | None]]]:
     """
     path = run / CLASSES
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        columns = {
-            name: [float(row[place]) if row[place] else None for row in rows]
-            for place, name in enumerate(header)
-            if place
-        }
-        return [row[0] for row in rows], columns
+        text = read_regular(path, most=_CSV_BYTES).decode("utf-8")
+        header, *rows = csv.reader(io.StringIO(text, newline=""))
+        if any(len(row) != len(header) for row in rows) or len(set(header)) != len(header) or header[0] != "class":
+            raise ValueError("its rows differ in length, or its first column is not the class")
+        columns = {name: [_share_or_count(row[place]) for row in rows] for place, name in enumerate(header) if place}
+        return [from_cell(row[0]) for row in rows], columns
     except OSError as error:
         raise RunError(cannot("read", path, error)) from error
     except (ValueError, IndexError, csv.Error) as error:
         raise RunError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def _share_or_count(cell: str) -> float | None:
+    value = float(cell) if cell else None
+    if value is not None and not 0 <= value < _MOST_COUNTED:
+        raise ValueError(f"{cell[:20]} is neither a share nor a number of samples")
+    return value
 
 
 def _write_csv(path: Path, rows: Iterable[Iterable[Scalar]]) -> None:
@@ -150,7 +182,7 @@ def _write_csv(path: Path, rows: Iterable[Iterable[Scalar]]) -> None:
         replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        csv.writer(file).writerows(rows)
+        write_rows(file, rows)
 
 
 def write_metrics(run: Path, metrics: Metrics) -> None:
@@ -174,12 +206,16 @@ def read_metrics(run: Path) -> dict[str, Any]:
     """
     metrics = read_json(run / METRICS)
     version = metrics.get("schema_version", 1)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if type(version) is not int or version > SCHEMA_VERSION:
         raise RunError(
-            f"{run / METRICS} has schema version {version!r}, this program knows {SCHEMA_VERSION}: update it"
+            f"{run / METRICS} has schema version {one_line(repr(version), 20)}, this program knows {SCHEMA_VERSION}: "
+            "update it"
         )
     if version < SCHEMA_VERSION:
         metrics = _renamed(metrics)
+    wrong = wrong_metric(metrics)
+    if wrong:
+        raise RunError(f"{run / METRICS} is damaged: {one_line(wrong)}")
     return metrics
 
 

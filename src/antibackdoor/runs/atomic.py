@@ -26,6 +26,7 @@ if sys.platform != "win32":
 TEMPORARY_PREFIX = ".writing-"
 _TOKEN = 4  # bytes that tell the temporary files of two processes apart
 _DEEPEST = 50  # levels of a JSON file; settings have five
+_LARGEST = 2**63
 
 
 @contextmanager
@@ -90,21 +91,39 @@ def read_json(path: Path, kind: type[AntibackdoorError] = RunError) -> dict[str,
         AntibackdoorError: Of the given kind, if the file is missing or is not a JSON object.
     """
     try:
-        values = json.loads(read_regular(path, most=JSON_BYTES))
+        return json_object(read_regular(path, most=JSON_BYTES))
     except OSError as error:
         raise kind(cannot("read", path, error)) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise kind(f"{path} is damaged: {one_line(error)}") from error
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """One JSON object as `write_json` writes it: finite numbers, whole ones of 64 bits, few levels.
+
+    Raises:
+        ValueError: The text is something else.
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
     if not isinstance(values, dict):
-        raise kind(f"{path} is damaged: it holds no JSON object")
-    if not _is_shallow(values, _DEEPEST):
-        raise kind(f"{path} is damaged: it is nested more than {_DEEPEST} levels deep")
+        raise ValueError("it holds no JSON object")
+    _check_values(values, _DEEPEST)
     return values
 
 
-def _is_shallow(value: object, levels: int) -> bool:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels > 0 and all(_is_shallow(part, levels - 1) for part in parts)
+def _check_values(value: object, levels: int) -> None:
+    if isinstance(value, dict | list):
+        if not levels:
+            raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_values(part, levels - 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"it holds {value}, which is no number")
+    elif isinstance(value, int) and abs(value) >= _LARGEST:
+        raise ValueError("it holds a whole number of more than 64 bits")
 
 
 def plain(value: object) -> Any:

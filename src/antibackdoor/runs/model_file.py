@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +13,15 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from antibackdoor.data.regular_files import regular_name
 from antibackdoor.errors import ModelError, RunError
+from antibackdoor.models.checkpoint import largest_file
 from antibackdoor.runs.atomic import cannot, one_line, read_json, replacing, write_json
+from antibackdoor.runs.checksums import check
 
 MODEL, SPEC = "model.safetensors", "model.json"
+MOST_VALUES = 2**26  # of one sample: a picture of 4,000 pixels a side, or a series of a week of audio
+MOST_CLASSES = 200_000  # some times those of the largest labelled collections
 
 
 @dataclass(frozen=True)
@@ -60,21 +66,54 @@ class ModelSpec:
             kind = values["kind"]
             if kind not in ("image", "series"):
                 raise ValueError(f"kind is {kind!r}, not 'image' or 'series'")
-            return cls(
-                backbone=str(values["backbone"]),
+            spec = cls(
+                backbone=_text(values["backbone"]),
                 kind=kind,
-                input_shape=tuple(int(size) for size in values["input_shape"]),
-                class_names=tuple(str(name) for name in values["class_names"]),
-                mean=tuple(float(mean) for mean in values["mean"]),
-                std=tuple(float(std) for std in values["std"]),
-                image_size=None if values["image_size"] is None else str(values["image_size"]),
-                method=_method(values),
-                package_version=str(values["package_version"]),
+                input_shape=tuple(_list_of(values["input_shape"], int)),
+                class_names=tuple(_list_of(values["class_names"], str)),
+                mean=tuple(float(mean) for mean in _list_of(values["mean"], int, float)),
+                std=tuple(float(std) for std in _list_of(values["std"], int, float)),
+                image_size=None if values["image_size"] is None else _text(values["image_size"]),
+                method=_text(_method(values)),
+                package_version=_text(values["package_version"]),
             )
+            wrong = _wrong(spec)
+            if wrong:
+                raise ValueError(wrong)
+            return spec
         except KeyError as error:
             raise ModelError(f"the model description lacks {error}; it was not written by save_model") from error
         except (TypeError, ValueError) as error:
             raise ModelError(f"the model description is damaged: {one_line(error)}") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{one_line(repr(value), 40)} stands where a text is expected")
+    return value
+
+
+def _list_of(values: object, *kinds: type[Any]) -> list[Any]:
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"{one_line(repr(values), 40)} stands where a list is expected")
+    if odd := [value for value in values if type(value) not in kinds]:
+        raise TypeError(f"{one_line(repr(odd[0]), 40)} stands in a list of {kinds[-1].__name__}")
+    return list(values)
+
+
+def _wrong(spec: ModelSpec) -> str:
+    """What cannot be true of any network, in words; empty if all can."""
+    n_axes = 3 if spec.kind == "image" else 2
+    if len(spec.input_shape) != n_axes or min(spec.input_shape) < 1 or math.prod(spec.input_shape) > MOST_VALUES:
+        return (
+            f"input_shape is {one_line(spec.input_shape, 60)}, not {n_axes} lengths of at most {MOST_VALUES:,} values"
+        )
+    if not 2 <= len(spec.class_names) <= MOST_CLASSES or len(set(spec.class_names)) < len(spec.class_names):
+        return f"there are {len(spec.class_names)} class names, not 2 to {MOST_CLASSES:,} different ones"
+    for name, values in (("mean", spec.mean), ("std", spec.std)):
+        if len(values) != spec.input_shape[0] or not all(math.isfinite(value) for value in values):
+            return f"{name} has not one number for each of the {spec.input_shape[0]} channels"
+    return "" if min(spec.std) > 0 else "a standard deviation is not above 0"
 
 
 def _method(values: Mapping[str, Any]) -> str:
@@ -121,8 +160,13 @@ def load_weights(run: Path, model: nn.Module) -> None:
         ModelError: The file is missing or corrupt, or its tensors do not match the model's.
     """
     path = run / MODEL
+    check(run, MODEL, ModelError)
     try:
-        safetensors.torch.load_model(model, str(path))
+        with regular_name(path, most=largest_file(model)) as name:
+            safetensors.torch.load_model(model, name)
+        odd = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+        if odd:
+            raise ModelError(f"{path} holds values that are no numbers, in {one_line(odd[0], 80)}; train anew")
     except SafetensorError as error:
         raise ModelError(f"{path} is corrupt: {one_line(error)}") from error
     except RuntimeError as error:

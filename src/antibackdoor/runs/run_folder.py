@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
-import sys
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -16,32 +13,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import torch
-
+from antibackdoor.data.regular_files import open_regular, read_regular, regular_file
 from antibackdoor.errors import AntibackdoorError, RunError
 from antibackdoor.runs.artifacts import METRICS, Metrics, write_metrics
 from antibackdoor.runs.atomic import (
     TEMPORARY_PREFIX,
     cannot,
+    json_object,
     one_line,
     plain,
     read_json,
     remove_leftovers,
-    replacing,
     write_json,
 )
+from antibackdoor.runs.checkpoint_file import CHECKPOINT, read_checkpoint, read_checkpoint_file, write_checkpoint
+from antibackdoor.runs.checksums import write_checksums
+from antibackdoor.runs.lock import LOCK, acquire, release
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+__all__ = ["CHECKPOINT", "CONFIG", "LOG", "RunFolder", "read_checkpoint", "read_config", "read_log"]
 
-CONFIG, LOG, CHECKPOINT = "config.json", "log.jsonl", "checkpoint.pt"
+CONFIG, LOG = "config.json", "log.jsonl"
 
-_LOCK = ".lock"
 _FORMAT = "antibackdoor run 1"
-CHECKPOINT_VERSION = 2  # of the fields below; another version is refused
+_LOG_BYTES = 256 * 2**20  # some million epochs
 
 
 class RunFolder:
@@ -87,7 +81,7 @@ class RunFolder:
             # Looked at before the lock file is made: a folder that is not ours must stay as it was.
             if not (path / CONFIG).exists() and any(not _is_ours(entry.name) for entry in path.iterdir()):
                 raise RunError(f"{path} holds files but no run; choose an empty or a new folder")
-            lock = _acquire(path)
+            lock = acquire(path)
         except OSError as error:
             raise RunError(cannot("use the run folder", path, error)) from error
         run = cls(path, plain(settings), lock)
@@ -119,7 +113,8 @@ class RunFolder:
             self._told.remove(line)
             return
         try:
-            with (self.path / LOG).open("ab") as file:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            with os.fdopen(open_regular(self.path / LOG, flags), "ab") as file:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
@@ -134,19 +129,7 @@ class RunFolder:
         Raises:
             RunError: The state holds another type, or the file cannot be written.
         """
-        checkpoint = {
-            "version": CHECKPOINT_VERSION,
-            "fields": sorted(map(str, state)),
-            "log_bytes": self._log_bytes(),
-            "seconds": self.seconds,
-            "state": _tensors(state, "state"),
-        }
-        path = self.path / CHECKPOINT
-        with replacing(path) as temporary:
-            try:
-                torch.save(checkpoint, temporary)
-            except RuntimeError as error:  # torch wraps a full disk in its own error
-                raise RunError(f"cannot write {path}: {one_line(error)}") from error
+        write_checkpoint(self.path, state, log_bytes=self._log_bytes(), seconds=self.seconds)
 
     def load(self) -> dict[str, Any] | None:
         """The state last saved, or None if there is none.
@@ -154,8 +137,7 @@ class RunFolder:
         Raises:
             RunError: The checkpoint is damaged.
         """
-        checkpoint = self._checkpoint(mmap=False)
-        return None if checkpoint is None else checkpoint["state"]
+        return read_checkpoint(self.path)
 
     def finish(self, metrics: Metrics) -> None:
         """Write `metrics.json`, which marks the run as finished, and remove the checkpoint.
@@ -165,14 +147,14 @@ class RunFolder:
         Raises:
             RunError: A metric is nested, or the folder cannot be written.
         """
+        write_checksums(self.path)
         write_metrics(self.path, metrics)
         self._remove_checkpoint()
 
     def close(self) -> None:
         """Let other processes write to the folder."""
         if self._lock is not None:
-            # The lock file stays: to delete it would open a race with a process that waits for it.
-            os.close(self._lock)
+            release(self.path, self._lock)
             self._lock = None
 
     def __enter__(self) -> RunFolder:
@@ -215,13 +197,10 @@ class RunFolder:
             # It may have been killed between the two steps of `finish`.
             self._remove_checkpoint()
             return
-        checkpoint = self._checkpoint(mmap=True)
+        checkpoint = read_checkpoint_file(self.path, mmap=True)
         self._cut_log(0 if checkpoint is None else checkpoint["log_bytes"])
         self._told = {_line(entry) for entry in read_log(self.path)}
         self._before = 0.0 if checkpoint is None else float(checkpoint["seconds"])
-
-    def _checkpoint(self, *, mmap: bool) -> dict[str, Any] | None:
-        return _read_checkpoint(self.path / CHECKPOINT, mmap=mmap)
 
     def _remove_checkpoint(self) -> None:
         try:
@@ -230,55 +209,26 @@ class RunFolder:
             raise RunError(cannot("remove", self.path / CHECKPOINT, error)) from error
 
     def _log_bytes(self) -> int:
+        """How long the log is.
+
+        Raises:
+            RunError: It is no regular file.
+        """
         try:
-            return (self.path / LOG).stat().st_size
+            with regular_file(self.path / LOG) as file:
+                return os.fstat(file.fileno()).st_size
         except FileNotFoundError:
             return 0
+        except OSError as error:
+            raise RunError(cannot("read", self.path / LOG, error)) from error
 
     def _cut_log(self, length: int) -> None:
         if self._log_bytes() > length:
             try:
-                os.truncate(self.path / LOG, length)
+                with os.fdopen(open_regular(self.path / LOG, os.O_WRONLY), "wb") as file:
+                    file.truncate(length)
             except OSError as error:
                 raise RunError(cannot("write", self.path / LOG, error)) from error
-
-
-def _read_checkpoint(path: Path, *, mmap: bool) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        with zipfile.ZipFile(path) as parts:  # torch does not look at the checksums that it writes
-            if parts.testzip() is not None:
-                raise ValueError("a checksum is wrong")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        kinds = {"log_bytes": int, "seconds": float, "state": dict}  # in every version
-        if not (isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(key), kinds[key]) for key in kinds)):
-            raise TypeError("it is not a checkpoint of this package")
-        version = checkpoint.get("version", 1)
-        if version == CHECKPOINT_VERSION and checkpoint["fields"] != sorted(map(str, checkpoint["state"])):
-            raise ValueError("it lacks some of its fields")
-    except OSError as error:
-        raise RunError(cannot("read", path, error)) from error
-    except Exception as error:  # torch raises a dozen kinds for a damaged file
-        raise RunError(f"{path} is damaged ({one_line(error, 80)}); delete it to start afresh") from error
-    if version != CHECKPOINT_VERSION:
-        raise RunError(
-            f"{path} has version {version!r} of checkpoints, this program writes {CHECKPOINT_VERSION}: go on with the "
-            "version of antibackdoor that began the run, or choose another folder"
-        )
-    return dict(checkpoint)
-
-
-def read_checkpoint(run: Path) -> dict[str, Any] | None:
-    """The state last saved in a run folder, without holding the folder; None if there is none.
-
-    For processes that help another one, which alone writes.
-
-    Raises:
-        RunError: The checkpoint is damaged.
-    """
-    checkpoint = _read_checkpoint(run / CHECKPOINT, mmap=False)
-    return None if checkpoint is None else checkpoint["state"]
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -291,12 +241,28 @@ def read_config(run: Path) -> dict[str, Any]:
         raise RunError(f"{run} holds no run: there is no {CONFIG} in it")
     config = read_json(run / CONFIG)
     if config.get("format") != _FORMAT:
-        raise RunError(f"{run / CONFIG} is not of this program's making (format {config.get('format')!r})")
+        told = one_line(repr(config.get("format")), 60)
+        raise RunError(f"{run / CONFIG} is not of this program's making (format {told})")
+    wrong = _wrong_in_config(config)
+    if wrong:
+        raise RunError(f"{run / CONFIG} is damaged: {wrong}")
+    return config
+
+
+def _wrong_in_config(config: Mapping[str, Any]) -> str:
+    """What of the configuration has not the form in which it is written; empty if all has."""
     types = {"settings": dict, "command": list, "versions": dict}
     for key, kind in types.items():
         if not isinstance(config.get(key), kind):
-            raise RunError(f"{run / CONFIG} is damaged: {key!r} is missing")
-    return config
+            return f"{key!r} is missing"
+    settings = config["settings"]
+    for key in ("hyper_parameters", "recipe", "model", "given", "data"):
+        if not isinstance(settings.get(key, {}), dict):
+            return f"'settings.{key}' is no object"
+    texts = {"command": config["command"], "versions": config["versions"].values()}
+    texts["settings.given"] = settings.get("given", {}).values()
+    wrong = next((name for name, values in texts.items() if not all(isinstance(text, str) for text in values)), None)
+    return "" if wrong is None else f"{wrong!r} holds something else than text"
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -307,7 +273,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     """
     path = run / LOG
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_regular(path, most=_LOG_BYTES).split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -315,11 +281,11 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     entries = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is torn or empty
         try:
-            entry = json.loads(line)
+            entry = json_object(line)
         except ValueError as error:
             raise RunError(f"{path} is damaged in line {number}: {one_line(error)}") from error
-        if not isinstance(entry, dict):
-            raise RunError(f"{path} is damaged in line {number}: it is no JSON object")
+        if any(isinstance(value, dict | list) for value in entry.values()):
+            raise RunError(f"{path} is damaged in line {number}: it is nested")
         entries.append(entry)
     return entries
 
@@ -330,26 +296,7 @@ def _line(fields: Mapping[str, Any]) -> bytes:
 
 def _is_ours(name: str) -> bool:
     """Whether a killed `create` may have left this file before there was a config."""
-    return name == _LOCK or name.startswith(TEMPORARY_PREFIX)
-
-
-def _acquire(path: Path) -> int:
-    """Lock the folder; the system drops the lock when the process ends, however it ends."""
-    descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        os.close(descriptor)
-        raise RunError(f"another process writes to {path}; wait for it or choose another folder") from error
-    except OSError as error:
-        # Some network file systems have no locks; a run there is better than none.
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            os.close(descriptor)
-            raise
-    return descriptor
+    return name == LOCK or name.startswith(TEMPORARY_PREFIX)
 
 
 def _difference(stored: object, given: object, name: str = "") -> str | None:
@@ -368,26 +315,6 @@ def _difference(stored: object, given: object, name: str = "") -> str | None:
     if stored == given:
         return None
     return f"setting {name!r} was {one_line(repr(stored), 60)} and is now {one_line(repr(given), 60)}"
-
-
-def _tensors(value: Any, where: str) -> Any:
-    """The same nest with arrays as tensors and numpy scalars as numbers: what `weights_only` can load."""
-    if isinstance(value, Mapping):
-        return {key: _tensors(part, f"{where}[{key!r}]") for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        parts = [_tensors(part, f"{where}[{i}]") for i, part in enumerate(value)]
-        return parts if isinstance(value, list) else tuple(parts)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
-    if isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu()
-        # torch.save would write all of the storage that a view looks into.
-        return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    raise RunError(f"a checkpoint cannot hold {where}: it is a {type(value).__name__}")
 
 
 def _versions() -> dict[str, str]:
