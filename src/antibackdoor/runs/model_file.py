@@ -113,7 +113,7 @@ def _wrong(spec: ModelSpec) -> str:
     for name, values in (("mean", spec.mean), ("std", spec.std)):
         if len(values) != spec.input_shape[0] or not all(math.isfinite(value) for value in values):
             return f"{name} has not one number for each of the {spec.input_shape[0]} channels"
-    return "" if min(spec.std) > 0 else "a standard deviation is not above 0"
+    return "" if min(spec.std) >= 0 else "a standard deviation is negative"  # 0: a constant channel
 
 
 def _method(values: Mapping[str, Any]) -> str:
