@@ -72,7 +72,9 @@ def checked(format_: str, out: Path, again: bool) -> None:
 def in_a_child(work: Callable[..., None], *arguments: object) -> int:
     """Run it in a process forked from one without threads; its exit code, or minus the signal that ended it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["antibackdoor.app.red_team", "antibackdoor.data.reading", "pytest"])
+    context.set_forkserver_preload(
+        ["antibackdoor.app.red_team", "pandas", "PIL.PngImagePlugin", "pyarrow.parquet", "pytest"]
+    )
     child = context.Process(target=work, args=arguments)
     child.start()
     child.join()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -16,6 +15,7 @@ from antibackdoor.app.networks import Factory, NetworkChoice
 from antibackdoor.app.pipeline import Job, train
 from antibackdoor.app.purifying import purify
 from antibackdoor.app.scanning import Scan, scan
+from antibackdoor.data.csv_cells import write_rows
 from antibackdoor.data.reading import DataSet
 from antibackdoor.data.samples import Samples
 from antibackdoor.defenses import DEFENSES
@@ -264,10 +264,8 @@ def _measure(study: Study, material: Material, folder: Path) -> None:
 def _write_table(path: Path, runs: Sequence[ComparedRun]) -> None:
     keys = [key for column in COLUMNS for key in _keys(column.key, column.interval)]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "kind", "seed", *keys, "reason"])
-        for run in runs:
-            writer.writerow([run.method, run.kind, run.seed, *(run.metrics.get(key) for key in keys), run.reason])
+        rows = [[run.method, run.kind, run.seed, *map(run.metrics.get, keys), run.reason] for run in runs]
+        write_rows(file, [["method", "kind", "seed", *keys, "reason"], *rows])
 
 
 def _keys(key: str, interval: bool) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """What the commands do: call the package and print. Slow imports wait until a command needs them."""
 
-import csv
 import inspect
 import os
 import platform
@@ -241,6 +240,7 @@ def predict(
     import pyarrow.parquet as pq
 
     from antibackdoor.app import networks, pipeline
+    from antibackdoor.data.csv_cells import write_rows
     from antibackdoor.data.reading import read_inputs
     from antibackdoor.runs.atomic import replacing
 
@@ -259,9 +259,8 @@ def predict(
                 pq.write_table(pa.table(columns), file)
         else:
             with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as table:
-                writer = csv.writer(table)
-                writer.writerow(["id", "prediction", "confidence"])
-                writer.writerows(zip(ids.tolist(), names, (f"{c:.6f}" for c in answers.confidence), strict=True))
+                rows = zip(ids.tolist(), names, (f"{c:.6f}" for c in answers.confidence), strict=True)
+                write_rows(table, [("id", "prediction", "confidence"), *rows])
     print(f"{len(ids)} predictions: {out}")
 
 
