@@ -111,12 +111,17 @@ def test_nested_folders_belong_to_their_class(tmp_path: Path) -> None:
     assert data.train.ids[0] == "cat/session/0.png" and data.train.n_classes == 2
 
 
-def test_links_to_classes_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_to_classes_are_followed_if_asked_for_but_not_in_circles(tmp_path: Path) -> None:
     outside = as_folder(tmp_path / "outside", {f"{i}.png": png(i) for i in range(3)})
     root = as_folder(tmp_path / "data", {f"dog/{i}.png": png(i) for i in range(3)})
     (root / "cat").symlink_to(outside)
     (root / "dog" / "again").symlink_to(root)
-    data = read(root, test_fraction=0)
+    with pytest.raises(DataError, match=r"cat is a link that leads out.*--follow-links"):
+        read(root, test_fraction=0)
+    data = read(root, test_fraction=0, follow_links=True)
+    assert [(file.id, file.reason) for file in data.unread] == [
+        ("dog/again", "is a link to the whole folder, which is read under its own name")
+    ]
     assert data.train.ids.tolist() == [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(3)]
 
 
@@ -219,7 +224,8 @@ def test_nothing_half_written_is_left_after_an_error(tmp_path: Path) -> None:
     root, cache = as_folder(tmp_path / "data", SPLIT | {"train/dog/b.png": b"broken"}), tmp_path / "cache"
     with pytest.raises(DataError):
         read(root, cache=cache)
-    assert [path.name for path in cache.iterdir() if not path.name.startswith("survey")] == []
+    assert [path.name for path in cache.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in cache.glob("images-*") if not (path / "index.json").is_file()] == []
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:

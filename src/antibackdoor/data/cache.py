@@ -25,7 +25,7 @@ from antibackdoor.data.samples import InputArray, IntArray
 from antibackdoor.data.source import CANNOT_OPEN, Block, Content, Faults, Skipped, Survey
 from antibackdoor.errors import DataError, cannot, readable_size
 
-_VERSION = 1  # raise it whenever decoding or resizing changes
+_VERSION = 2  # raise it whenever decoding or resizing changes
 _ABANDONED_SECONDS = 24 * 3600
 
 
@@ -53,10 +53,11 @@ def surveyed(content: Content, cache: Path, *, progress: bool) -> Survey:
     try:
         kept = json.loads(file.read_text())
         sizes = Counter({tuple(int(side) for side in size): int(n) for size, n in kept["sizes"]})
-        return Survey(sizes, int(kept["channels"]))
+        return Survey(sizes, int(kept["channels"]), int(kept["deep_bits"]))
     except (OSError, ValueError, KeyError, TypeError):
         survey = content.survey(progress)
-    text = json.dumps({"sizes": [[list(size), n] for size, n in survey.sizes.items()], "channels": survey.channels})
+    counts = [[list(size), n] for size, n in survey.sizes.items()]
+    text = json.dumps({"sizes": counts, "channels": survey.channels, "deep_bits": survey.deep_bits})
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         cache.mkdir(parents=True, exist_ok=True)

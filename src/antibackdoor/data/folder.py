@@ -3,74 +3,169 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from antibackdoor.data.image_files import MAX_FILE_BYTES, layout_of, list_images
-from antibackdoor.data.layout import is_image, written_names
+from antibackdoor.data.image_files import Found, list_images, report_empty_classes, sift
+from antibackdoor.data.image_formats import has_image_suffix, holds_image, is_litter
 from antibackdoor.data.options import Request
 from antibackdoor.data.output import complete_or_absent, pngs
 from antibackdoor.data.samples import Samples
-from antibackdoor.data.source import Faults, Source, Written
+from antibackdoor.data.source import CANNOT_OPEN, Faults, Source, Written, one_line
+from antibackdoor.data.written_names import written_names
+from antibackdoor.errors import DataError
 
 SUFFIXES: tuple[str, ...] = ()  # a folder
+_SPECIAL = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
 
 
 def open_source(path: Path, faults: Faults, request: Request) -> Source:
     """List the images below a folder; ids are paths relative to it.
 
+    Each real folder is read once, by its own name rather than by that of a link to it. A link that leads out of
+    `path` cannot be read, unless links are to be followed.
+
     Raises:
-        DataError: If there are none, they are not in class folders, or a class folder is empty.
+        DataError: If there are no images, or they are not in class folders.
     """
-    found: dict[str, str] = {}
-    for relative, entry in _walk(path, PurePosixPath(), frozenset({os.path.realpath(path)})):
-        try:
-            status = entry.stat()
-            found[relative] = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:  # a broken link: decoding reports it
-            found[relative] = "-1 0"
+    walk = _Walk(path, faults, request.all_options.follow_links)
+    walk.run()
 
     def fetch(relative: str) -> BinaryIO:
-        file = path / relative
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
-        return file.open("rb")
+        return _open_regular(path / relative)
 
-    layout = layout_of(found, str(path), labelled=request.labelled)
-    for parent in layout.parents:
-        _refuse_empty_classes(path / parent, faults)
-    return list_images(layout, found, str(path), os.path.realpath(path), fetch)
+    found = Found(sift(walk.files, fetch, faults), str(path), os.path.realpath(path), fetch)
+    source, layout = list_images(found, faults, labelled=request.labelled)
+    report_empty_classes(layout, walk.folders, found, faults)
+    return source
 
 
 def open_image_file(path: Path) -> Source:
     """One image file as an unlabelled source."""
-    found = {path.name: f"{path.stat().st_size} {path.stat().st_mtime_ns}"}
-    layout = layout_of(found, str(path.parent), labelled=False)
-    return list_images(layout, found, str(path.parent), os.path.realpath(path), lambda name: path.open("rb"))
+    status = path.stat()
+    stamps = {path.name: f"{status.st_size} {status.st_mtime_ns}"}
+    found = Found(stamps, str(path.parent), os.path.realpath(path), lambda name: _open_regular(path))
+    return list_images(found, Faults("raise"), labelled=False)[0]
 
 
-def _walk(root: Path, below: PurePosixPath, above: frozenset[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Every image file with its relative path; links are followed, but not into a folder that holds them."""
-    with os.scandir(root / below) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            relative = below / entry.name
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                real = os.path.realpath(entry.path)
-                if real not in above:
-                    yield from _walk(root, relative, above | {real})
-            elif is_image(str(relative)) and (entry.is_file() or entry.is_symlink()):
-                yield str(relative), entry
+def is_image_file(path: Path) -> bool:
+    """Whether a file is an image, by its name or its content."""
+    if has_image_suffix(path.name) or not path.is_file():
+        return has_image_suffix(path.name)
+    with _open_regular(path) as file:
+        return holds_image(file)
 
 
-def _refuse_empty_classes(parent: Path, faults: Faults) -> None:
-    """An empty class folder is most often a failed copy, so it is not passed over in silence."""
-    for folder in sorted(parent.iterdir()):
-        hidden = folder.name.startswith(".") or folder.name == "__MACOSX"
-        if folder.is_dir() and not hidden and next(_walk(folder, PurePosixPath(), frozenset()), None) is None:
-            faults.report(folder.name, f"the class folder {folder} holds no images")
+@dataclass
+class _Walk:
+    """Goes through a folder; links come last, when it is known which folders they would show again.
+
+    Attributes:
+        files: Relative path of each regular file -> size and time of change.
+        folders: Relative path of each folder.
+    """
+
+    root: Path
+    faults: Faults
+    follow_links: bool
+    files: dict[str, str] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+
+    def run(self) -> None:
+        """Fill `files` and `folders`."""
+        self._real_root = os.path.realpath(self.root)
+        self._seen: dict[tuple[int, int], str] = {}
+        self._links: list[str] = []
+        self._below("")
+        while self._links:  # following one may show more
+            links, self._links = sorted(self._links), []
+            for link in links:
+                self._follow(link)
+
+    def _below(self, start: str) -> None:
+        """Everything below a folder without recursion, which deep folders would exhaust."""
+        status = os.stat(self.root / start)  # noqa: PTH116
+        self._seen[status.st_dev, status.st_ino] = start
+        waiting = [start]
+        while waiting:
+            folder = waiting.pop()
+            if folder:
+                self.folders.add(folder)
+            for entry in self._entries(folder):
+                relative = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_symlink():
+                    self._links.append(relative)
+                elif entry.is_dir():
+                    status = os.stat(entry.path)  # noqa: PTH116 - that of the entry has no number on Windows
+                    if self._seen.setdefault((status.st_dev, status.st_ino), relative) == relative:
+                        waiting.append(relative)
+                else:
+                    self._file(relative, entry.stat())
+
+    def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.root / folder) as entries:
+                yield from entries
+        except OSError as error:
+            if not folder:
+                raise
+            reason = f"the folder {folder} in {self.root} {CANNOT_OPEN} ({error.strerror})"
+            self.faults.report(folder, reason)
+
+    def _file(self, relative: str, status: os.stat_result) -> None:
+        if stat.S_ISREG(status.st_mode):
+            self.files[relative] = f"{status.st_size} {status.st_mtime_ns}"
+            return
+        kind = next((name for is_kind, name in _SPECIAL.items() if is_kind(status.st_mode)), "no file")
+        self.faults.pass_over(relative, f"is {kind}, which is not opened")
+
+    def _follow(self, link: str) -> None:
+        path = self.root / link
+        try:
+            status = path.stat()
+        except (OSError, RuntimeError) as error:  # it leads nowhere, or to itself
+            if is_litter(PurePosixPath(link).name):
+                self.faults.pass_over(link, "is a hidden link")
+            else:
+                self.faults.report(link, f"{link} in {self.root} is a link that {CANNOT_OPEN} ({_said(error)})")
+            return
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if is_folder and (shown := self._seen.get((status.st_dev, status.st_ino))) is not None:
+            where = repr(shown) if shown else "the whole folder"
+            self.faults.pass_over(link, f"is a link to {where}, which is read under its own name")
+        elif not self.follow_links and not self._is_inside(path):
+            if is_litter(PurePosixPath(link).name):
+                self.faults.pass_over(link, "is a hidden link that leads out of the folder")
+            else:
+                self.faults.report(
+                    link,
+                    f"{link} is a link that leads out of {self.root} (to read it nevertheless, give --follow-links)",
+                )
+        elif is_folder:
+            self._below(link)
+        else:
+            self._file(link, status)
+
+    def _is_inside(self, path: Path) -> bool:
+        real = os.path.realpath(path)
+        return os.path.commonpath([real, self._real_root]) == self._real_root
+
+
+def _said(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; what has become a pipe or a device since it was listed is not waited for."""
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"))
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError(f"{one_line(str(path))} is no regular file; put one in its place")
+    return os.fdopen(descriptor, "rb")
 
 
 def write(path: Path, train: Samples, test: Samples | None) -> Written:

@@ -2,26 +2,26 @@
 
 The whole image is resized to the common size (bicubic, antialiased), without keeping its aspect ratio and
 without cropping: triggers often sit in a corner, and a crop would hide them from the defense. Orientation
-from EXIF is applied. Transparent pixels are composited on white. 16-bit values are divided by 257. Of an
-animation the first frame is read.
+from EXIF is applied. Transparent pixels are composited on white. 16-bit values are scaled by the bits that the
+data set uses (`depth.py`). Of an animation the first frame is read.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from antibackdoor.data.depth import depth_of, eight_bits, is_deep
+from antibackdoor.data.image_formats import open_image
 from antibackdoor.data.samples import InputArray
 from antibackdoor.data.source import Survey
 from antibackdoor.errors import ConfigError, DataError
 
-# Only these decoders are tried: others (EPS, PSD, ...) are no training images and widen the attack surface.
-_DECODERS = ("PNG", "JPEG", "BMP", "DIB", "PPM", "WEBP", "TIFF", "GIF")
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "F"})
 _SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 SMALLEST, LARGEST = 16, 224  # sides that the default rule chooses from
@@ -29,40 +29,47 @@ _LARGEST_SHARED = 256  # a size shared by all images is kept up to this side
 _IMAGE_SIZE_LIMITS = (8, 1024)
 
 
-def look_at(file: BinaryIO) -> tuple[tuple[int, int], bool]:
-    """The upright `(H, W)` of an image and whether it is grey, from its header alone."""
-    with _open(file) as image:
+class Look(NamedTuple):
+    """What an image is like before it is brought to the common size."""
+
+    size: tuple[int, int]  # (H, W), upright
+    is_grey: bool
+    deep_bits: int  # significant bits if it has 16 a channel, else 0
+
+
+def look_at(file: BinaryIO) -> Look:
+    """Size and colors of an image from its header alone; only one of 16 bits a channel is decoded."""
+    with open_image(file) as image:
         width, height = image.size
         # getexif() of a PNG without an early EXIF chunk would decode the whole image.
         sideways = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
         grey = image.mode in _GREY_MODES or image.mode.startswith("I") or _has_grey_palette(image)
-        return ((width, height) if sideways else (height, width)), grey
+        bits = max(1, depth_of(image, file).bits) if is_deep(image) else 0
+        return Look((width, height) if sideways else (height, width), grey, bits)
 
 
-def decode(file: BinaryIO, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def decode(file: BinaryIO, shape: tuple[int, ...], bits: int | None = None) -> NDArray[np.uint8]:
     """The image as `(C, H, W)` uint8; C is 1 or 3.
+
+    Args:
+        file: The image file.
+        shape: What to bring it to.
+        bits: What images of 16 bits a channel are scaled by; None if no image of the training was one.
 
     Raises:
         Exception: Whatever Pillow raises for a file that it cannot read.
     """
     channels, height, width = shape
-    with _open(file) as image:
+    with open_image(file) as image:
         side = 2 * max(height, width)
         image.draft(None, (side, side))  # a JPEG much larger than needed is decoded at a lower scale
-        upright = _eight_bit(ImageOps.exif_transpose(image))
+        deep = is_deep(image)
+        upright = eight_bits(image, file, bits) if deep else _from_floats(ImageOps.exif_transpose(image))
         flat = _on_white(upright).convert("L" if channels == 1 else "RGB")
     if flat.size != (width, height):
         flat = flat.resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(flat).reshape(height, width, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _open(file: BinaryIO) -> Image.Image:
-    image = Image.open(file, formats=_DECODERS)
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {limit}")
-    return image
 
 
 def _has_grey_palette(image: Image.Image) -> bool:
@@ -73,18 +80,13 @@ def _has_grey_palette(image: Image.Image) -> bool:
     return bool((colors == colors[:, :1]).all())
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        values = np.asarray(image)
-        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-            raise ValueError("floating-point pixels outside of 0..1")
-        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("integer pixels outside of 16 bits")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    return image
+def _from_floats(image: Image.Image) -> Image.Image:
+    if image.mode != "F":
+        return image
+    values = np.asarray(image)
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+        raise ValueError("floating-point pixels outside of 0..1")
+    return Image.fromarray(np.rint(values * 255).astype(np.uint8))
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -124,7 +126,11 @@ def merge(surveys: list[Survey]) -> Survey:
     sizes: Counter[tuple[int, ...]] = Counter()
     for survey in surveys:
         sizes.update(survey.sizes)
-    return Survey(sizes, max(survey.channels for survey in surveys))
+    return Survey(
+        sizes,
+        max(survey.channels for survey in surveys),
+        max(survey.deep_bits for survey in surveys),
+    )
 
 
 def fit(images: InputArray, shape: tuple[int, ...]) -> InputArray:

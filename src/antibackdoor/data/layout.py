@@ -1,22 +1,17 @@
-"""Which split and class an image belongs to, by its path; and the path that a sample is written to."""
+"""Which split and class an image belongs to, by its path."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from antibackdoor.data.samples import Samples, StrArray
 from antibackdoor.data.source import in_natural_order, one_line
+from antibackdoor.data.split_names import are_folds, are_parts, role, role_within
 from antibackdoor.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".pbm", ".webp", ".tif", ".tiff", ".gif"})
-_TRAIN = frozenset({"train", "training"})
-_TEST = frozenset({"test", "testing"})
-_VALIDATION = frozenset({"val", "valid", "validation"})
-_SPLITS = _TRAIN | _TEST | _VALIDATION
+_Parts = list[str]  # a path, folder by folder
+_EXPECTED = "expected class/image.png or train/class/image.png"
 
 
 @dataclass(frozen=True)
@@ -26,37 +21,28 @@ class Layout:
     Attributes:
         splits: "train" and "test" -> (path, class name) of each image, by class and then by path.
         wrapper: Folders around the whole data set, ending in "/"; not part of the ids.
-        left_out: A `val` folder beside `test`, which nothing reads.
+        unused: Split folder -> paths in it: a `val` folder beside `test`, which nothing reads.
         parents: The folders that hold the class folders, wrapper included; "" is the top.
+        notes: What was assumed of the folders.
     """
 
     splits: dict[str, list[tuple[str, str]]]
     wrapper: str
-    left_out: tuple[str, ...]
+    unused: dict[str, list[str]]
     parents: tuple[str, ...] = ()
-
-
-def is_image(path: str) -> bool:
-    """Whether the name says image; hidden files and what macOS leaves in archives are not.
-
-    >>> [is_image(p) for p in ("cat/1.JPG", "cat/.1.jpg", "__MACOSX/cat/1.jpg", "cat/notes.txt")]
-    [True, False, False, False]
-    """
-    parts = path.split("/")
-    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
-        return False
-    return PurePosixPath(parts[-1]).suffix.lower() in IMAGE_SUFFIXES
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def arrange(paths: Iterable[str], where: str) -> Layout:
-    """Sort image paths `[split/]class/…/file` into splits and classes.
+    """Sort image paths `[split/]class/…/file`, or `class/split/file`, into splits and classes.
 
-    A split layout is one whose top folders are all called train, test or val (or their long forms). A single
-    folder around everything is stepped into. If there are both `test` and `val`, `test` is used.
+    A split layout is one whose top folders are all called train, test or val (or their long forms), or that has a
+    train and a test folder by a word in their names, as `seg_train` and `seg_test`. A single folder around
+    everything, or around all of a split, is stepped into. If there are both `test` and `val`, `test` is used.
 
     Raises:
-        DataError: If there is no image, an image lies outside the class folders, or `train` stands among
-            folders that are not splits.
+        DataError: If there is no image, an image lies outside the class folders, or folders may as well be splits
+            as classes.
     """
     split_paths = sorted(path.split("/") for path in paths)
     wrapper = ""
@@ -64,38 +50,107 @@ def arrange(paths: Iterable[str], where: str) -> Layout:
         wrapper += split_paths[0][0] + "/"
         split_paths = [parts[1:] for parts in split_paths]
     if not split_paths:
-        raise DataError(
-            f"{where} holds no images: expected class/image.png or train/class/image.png "
-            f"({', '.join(sorted(IMAGE_SUFFIXES))})"
-        )
-    tops = {parts[0] for parts in split_paths if len(parts) > 1}
-    roles = {top: _role(top) for top in tops}
-    deep = tops - {parts[0] for parts in split_paths if len(parts) == 2}
-    is_split = all(roles.values()) or any(role and top in deep for top, role in roles.items())
+        raise DataError(f"{where} holds no images: {_EXPECTED}")
+    roles = _roles(split_paths, where)
     for parts in split_paths:
-        _check_depth(parts, is_split, where)
-    if not is_split:
-        return Layout({"train": _by_class(split_paths, 0)}, wrapper, (), (wrapper,))
-    strangers = sorted(top for top, role in roles.items() if not role)
+        _check_depth(parts, bool(roles), where)
+    if roles:
+        return _split_layout(split_paths, roles, wrapper)
+    _refuse_folds(split_paths, where)
+    if _has_splits_in_classes(split_paths, where):
+        by_role: dict[str, list[tuple[_Parts, int]]] = {}
+        for parts in split_paths:
+            by_role.setdefault(role(parts[1]), []).append((parts, 0))
+        return _layout(by_role, {"val": ["val"]}, wrapper, (wrapper,), {"splits": "folders within each class"})
+    return _layout({"train": [(parts, 0) for parts in split_paths]}, {}, wrapper, (wrapper,), _shared_note(split_paths))
+
+
+def _is_wrapped(split_paths: list[_Parts]) -> bool:
+    first = split_paths[0][0]
+    return not role(first) and all(parts[0] == first and len(parts) > 2 for parts in split_paths)
+
+
+def _below(split_paths: list[_Parts]) -> dict[str, set[str]]:
+    """Top folders that hold no image directly, and the folders in each."""
+    direct = {parts[0] for parts in split_paths if len(parts) == 2}
+    below: dict[str, set[str]] = {}
+    for parts in split_paths:
+        if len(parts) > 2 and parts[0] not in direct:
+            below.setdefault(parts[0], set()).add(parts[1])
+    return below
+
+
+def _roles(split_paths: list[_Parts], where: str) -> dict[str, str]:
+    """The role of each top folder; empty if these are classes."""
+    tops = {parts[0] for parts in split_paths if len(parts) > 1}
+    below = _below(split_paths)
+    exact = {top: role(top) for top in tops}
+    roles = {top: exact[top] or role_within(top) for top in tops}
+    deep = {roles[top] for top in below} - {""}
+    if not (all(exact.values()) or any(exact[top] for top in below)):
+        trained_and_tested = "train" in deep and len(deep) > 1
+        by_name = all(roles.values()) and len(set(roles.values())) > 1
+        if not (trained_and_tested or by_name or (all(roles.values()) and _n_shared(below) > 1)):
+            alone = next((top for top in sorted(below) if roles[top] and _n_shared(below) > 1), None)
+            if alone is None:
+                return {}
+            raise DataError(
+                f"{where}: the folder {one_line(alone)!r} may be a split or a class, and holds the same folders as "
+                f"another one; call it 'train', 'test' or 'val' if it is a split, or rename it"
+            )
+    strangers = sorted(top for top in tops if not roles[top])
     if strangers:
         raise DataError(
             f"{where}: the folder {one_line(strangers[0])!r} lies beside the split folders "
             f"{sorted(tops - set(strangers))}; move it away, or give --test instead of split folders"
         )
-    return _split_layout(split_paths, roles, wrapper)
+    return roles
 
 
-def _is_wrapped(split_paths: list[list[str]]) -> bool:
-    first = split_paths[0][0]
-    return not _role(first) and all(parts[0] == first and len(parts) > 2 for parts in split_paths)
+def _n_shared(below: dict[str, set[str]]) -> int:
+    """How many names of folders occur within more than one top folder."""
+    names = [name for inner in below.values() for name in inner]
+    return sum(names.count(name) > 1 for name in set(names))
 
 
-def _role(top: str) -> str:
-    name = top.lower()
-    return "train" if name in _TRAIN else "test" if name in _TEST else "val" if name in _VALIDATION else ""
+def _refuse_folds(split_paths: list[_Parts], where: str) -> None:
+    tops = {parts[0] for parts in split_paths}
+    below = _below(split_paths)
+    if are_folds(tops) or (are_parts(tops) and set(below) == tops and _n_shared(below) > 1):
+        shown = ", ".join(one_line(top) for top in sorted(tops)[:3])
+        raise DataError(
+            f"{where}: the folders {shown} look like parts of one data set, not like classes; merge them, put them "
+            f"into the folders 'train' and 'test', or give one of them as the data and another with --test"
+        )
 
 
-def _check_depth(parts: list[str], is_split: bool, where: str) -> None:
+def _has_splits_in_classes(split_paths: list[_Parts], where: str) -> bool:
+    """Whether each class folder holds the splits, as in `cat/train/1.png`."""
+    inner: dict[str, set[str]] = {}
+    for parts in split_paths:
+        inner.setdefault(parts[0], set()).add(role(parts[1]) if len(parts) > 2 else "")
+    if all("train" in roles and "" not in roles for roles in inner.values()) and any(
+        len(roles) > 1 for roles in inner.values()
+    ):
+        if all(len(parts) == 3 for parts in split_paths):
+            return True
+    elif not any("train" in roles and roles & {"test", "val"} for roles in inner.values()):
+        return False
+    mixed = next(top for top, roles in inner.items() if "train" in roles)
+    raise DataError(
+        f"{where}: {one_line(mixed)!r} holds split folders, which lie too deep or not in each of the top folders; "
+        f"{_EXPECTED}"
+    )
+
+
+def _shared_note(split_paths: list[_Parts]) -> dict[str, str]:
+    below = _below(split_paths)
+    if len(below) < 2 or _n_shared(below) < 2 or len(below) < len({parts[0] for parts in split_paths}):
+        return {}
+    return {"classes": f"the {len(below)} top folders, although they hold folders of the same names"}
+
+
+def _check_depth(parts: _Parts, is_split: bool, where: str) -> None:
     if len(parts) < (3 if is_split else 2):
         folder = "/".join([where, *parts[:-1]])
         raise DataError(
@@ -104,75 +159,68 @@ def _check_depth(parts: list[str], is_split: bool, where: str) -> None:
         )
 
 
-def _split_layout(split_paths: list[list[str]], roles: dict[str, str], wrapper: str) -> Layout:
-    by_role: dict[str, list[list[str]]] = {}
+def _split_layout(split_paths: list[_Parts], roles: dict[str, str], wrapper: str) -> Layout:
+    by_top: dict[str, list[_Parts]] = {}
     for parts in split_paths:
-        by_role.setdefault(roles[parts[0]], []).append(parts)
-    left_out: tuple[str, ...] = ()
+        by_top.setdefault(parts[0], []).append(parts)
+    depths = _class_depths(by_top, roles)
+    by_role: dict[str, list[tuple[_Parts, int]]] = {}
+    folders: dict[str, list[str]] = {}
+    for top, members in by_top.items():
+        by_role.setdefault(roles[top], []).extend((parts, depths[top]) for parts in members)
+        folders.setdefault(roles[top], []).append(top)
+    unused = folders.get("val", []) if "test" in by_role else []
+    parents = tuple(wrapper + "/".join(by_top[top][0][: depths[top]]) for top in sorted(by_top) if top not in unused)
+    recognized = {top: roles[top] for top in sorted(roles) if not role(top)}
+    told = ", ".join(f"{one_line(top)} is {name}" for top, name in recognized.items())
+    return _layout(by_role, folders, wrapper, parents, {"splits": told} if told else {})
+
+
+def _class_depths(by_top: dict[str, list[_Parts]], roles: dict[str, str]) -> dict[str, int]:
+    """Where in the paths of each split the class stands: deeper than 1 where one folder holds all of the split."""
+    depths = {top: _wrapped_depth(members) for top, members in by_top.items()}
+    trained = [top for top in by_top if roles[top] == "train"]
+    if any(depths[top] == 1 for top in trained):  # each may hold other classes
+        depths |= dict.fromkeys(trained, 1)
+    classes = {parts[depths[top]] for top in trained for parts in by_top[top]}
+    for top in set(by_top) - set(trained):
+        if by_top[top][0][1] in classes:  # a test split may have one class only
+            depths[top] = 1
+    return depths
+
+
+def _wrapped_depth(members: list[_Parts]) -> int:
+    depth = 1
+    while len({parts[depth] for parts in members}) == 1 and all(len(parts) > depth + 2 for parts in members):
+        depth += 1
+    return depth
+
+
+def _layout(
+    by_role: dict[str, list[tuple[_Parts, int]]],
+    folders: dict[str, list[str]],
+    wrapper: str,
+    parents: tuple[str, ...],
+    notes: dict[str, str],
+) -> Layout:
+    """The layout of paths that stand with the position of their class; `val` is the test split if there is no other."""
+    unused: dict[str, list[str]] = {}
     if "val" in by_role:
         validation = by_role.pop("val")
         if "test" in by_role:
-            left_out = tuple(sorted({parts[0] for parts in validation}))
+            unused = {name: [] for name in folders["val"]}
+            for parts, _ in validation:
+                unused[parts[0] if parts[0] in unused else "val"].append("/".join(parts))
         else:
             by_role["test"] = validation
-    parents = tuple(wrapper + top for top in sorted(roles) if top not in left_out)
-    return Layout(
-        {role: _by_class(by_role[role], 1) for role in ("train", "test") if role in by_role}, wrapper, left_out, parents
-    )
+    splits: dict[str, list[tuple[str, str]]] = {
+        name: _by_class(by_role[name]) for name in ("train", "test") if name in by_role
+    }
+    return Layout(splits, wrapper, unused, parents, notes)
 
 
-def _by_class(split_paths: list[list[str]], depth: int) -> list[tuple[str, str]]:
-    rank = {name: i for i, name in enumerate(in_natural_order({parts[depth] for parts in split_paths}))}
-    ordered = sorted(split_paths, key=lambda parts: (rank[parts[depth]], parts))
-    return [("/".join(parts), parts[depth]) for parts in ordered]
-
-
-def written_names(samples: Samples, split: str) -> StrArray:
-    """The path `[split/]class/…/stem.png` under which each sample is written, `(N,)` str.
-
-    The class folder is that of the given label; what stood below the class folder in the id is kept. Two
-    samples may now want one name (a relabelled one meets a namesake in its new class): the sample that was in
-    the class before keeps it, the other gets its row number appended.
-
-    Raises:
-        DataError: If a class name cannot be a folder name, or a class has no sample and would be lost.
-    """
-    names = [_safe_folder(str(name)) for name in samples.class_names]
-    reserved = next((name for name in names if _role(name)), None)
-    if not split and reserved is not None:
-        raise DataError(f"class name {reserved!r} would be taken for a split when read; rename it, or use .npz")
-    if split != "test":
-        empty = np.flatnonzero(np.bincount(samples.labels, minlength=len(names)) == 0)
-        if len(empty):
-            raise DataError(f"class {names[int(empty[0])]!r} has no sample left, so a folder cannot hold it; use .npz")
-    homes, rests = zip(*(_below_class(str(sample_id)) for sample_id in samples.ids), strict=True)
-    folders = [names[label] for label in samples.labels.tolist()]
-    stays = [home == folder for home, folder in zip(homes, folders, strict=True)]
-    result = [""] * len(folders)
-    taken: set[str] = set()
-    for row in sorted(range(len(folders)), key=lambda i: not stays[i]):
-        stem = "/".join(part for part in (split, folders[row], rests[row]) if part)
-        name = f"{stem}.png"
-        while name in taken:
-            stem = f"{stem}-{row}"
-            name = f"{stem}.png"
-        taken.add(name)
-        result[row] = name
-    return np.array(result, dtype=np.str_)
-
-
-def _below_class(sample_id: str) -> tuple[str, str]:
-    """The class folder in an id (or "") and the rest without its suffix."""
-    parts: Sequence[str] = [part for part in sample_id.split("/") if part not in ("", ".", "..")] or ["sample"]
-    if len(parts) > 1 and parts[0].lower() in _SPLITS:
-        parts = parts[1:]
-    home, rest = (parts[0], parts[1:]) if len(parts) > 1 else ("", parts)
-    file = PurePosixPath(rest[-1])
-    stem = file.stem if file.suffix.lower() in IMAGE_SUFFIXES else file.name
-    return home, "/".join([*(part.lstrip(".") or "_" for part in rest[:-1]), stem.lstrip(".") or "_"])
-
-
-def _safe_folder(name: str) -> str:
-    if not name or name.startswith(".") or name == "__MACOSX" or set(name) & set("/\\:\0") or not name.isprintable():
-        raise DataError(f"class name {one_line(name)!r} cannot be the name of a folder; rename it, or use .npz")
-    return name
+def _by_class(members: list[tuple[_Parts, int]]) -> list[tuple[str, str]]:
+    """Systems write one name in several ways (NFC, NFD); a class has one."""
+    named = [(unicodedata.normalize("NFC", parts[depth]), parts) for parts, depth in members]
+    rank = {name: i for i, name in enumerate(in_natural_order({name for name, _ in named}))}
+    return [("/".join(parts), name) for name, parts in sorted(named, key=lambda member: (rank[member[0]], member[1]))]

@@ -17,6 +17,7 @@ _USED_BY = {
     "id_column": ("csv",),
     "axes": ("npz",),
     "missing": ("npz", "ts", "csv"),
+    "follow_links": ("folder",),
 }
 
 
@@ -31,6 +32,7 @@ class ReadOptions:
         axes: Order of the axes of arrays in an .npz, such as NTC: N samples, C channels, T steps, H rows, W columns.
         missing: What to do about missing values inside of a series: refuse them, or interpolate between their
             neighbors. Missing values at the end are no values: the series is shorter.
+        follow_links: Whether links that lead out of a folder of images are followed. It is never taken from a record.
 
     Raises:
         ConfigError: If there is no such order of axes, or no such way.
@@ -40,6 +42,7 @@ class ReadOptions:
     id_column: str = ""
     axes: Axes = ""
     missing: Missing = "refuse"
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if self.axes not in get_args(Axes):
@@ -64,7 +67,7 @@ def known_options(values: object) -> ReadOptions:
     if isinstance(values, Mapping):
         for part in fields(ReadOptions):
             value: Any = values.get(part.name)
-            if type(value) is type(part.default):
+            if type(value) is type(part.default) and part.name != "follow_links":
                 try:
                     found = ReadOptions(**{**found.chosen(), part.name: value})
                 except ConfigError:

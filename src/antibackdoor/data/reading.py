@@ -6,6 +6,7 @@ A format is one module with `matches`, `open_source` and `write`, and one line i
 from __future__ import annotations
 
 import os
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ import numpy as np
 from antibackdoor.data import csv_file, folder, npz, ts, zip_file
 from antibackdoor.data.cache import cache_folder, stored
 from antibackdoor.data.held_out import hold_out
-from antibackdoor.data.layout import is_image
+from antibackdoor.data.image_files import scaled_by
+from antibackdoor.data.image_formats import is_image
 from antibackdoor.data.options import Axes, Missing, ReadOptions, Request
 from antibackdoor.data.samples import InputArray, IntArray, Samples, StrArray
 from antibackdoor.data.shapes import TrainedOn, check_shape, check_sizes, check_values, common_shape
@@ -32,7 +34,9 @@ from antibackdoor.data.source import (
     Source,
     Written,
     in_natural_order,
+    in_one_form,
     one_line,
+    summary,
 )
 from antibackdoor.errors import ConfigError, DataError, cannot
 
@@ -47,6 +51,10 @@ FORMATS: dict[str, Format] = {
 }
 
 
+# Notes that say what was assumed of the data, or done to them, which not every data set has.
+_TOLD = ("splits", "classes", "left_out", "member_names", "pixels")
+
+
 @dataclass(frozen=True, eq=False)
 class DataSet:
     """A data set ready for training.
@@ -59,6 +67,8 @@ class DataSet:
         notes: How sizes and splits were chosen: plain strings and numbers.
         options: What was said about the data to read them; `options.chosen()` is recorded in run folders.
         sizes: Shorter side in pixels, or length in steps, of the smallest and the largest sample before resizing.
+        unread: Files and arrays that were not looked at, each with the reason: they are no samples, or in a split that
+            is not used.
     """
 
     train: Samples
@@ -68,6 +78,17 @@ class DataSet:
     notes: dict[str, Any]
     options: ReadOptions = field(default_factory=ReadOptions)
     sizes: tuple[int, int] | None = None
+    unread: tuple[Skipped, ...] = ()
+
+    @property
+    def bits(self) -> int | None:
+        """What images of 16 bits a channel were scaled by; None if there were none."""
+        return self.notes.get("significant_bits")
+
+    def told(self) -> list[str]:
+        """What must be known of how the data were read, in sentences for the terminal and the report."""
+        notes = [f"{name.replace('_', ' ')}: {self.notes[name]}" for name in _TOLD if name in self.notes]
+        return [*notes, *([summary(self.unread)] if self.unread else [])]
 
 
 def read(
@@ -82,6 +103,7 @@ def read(
     id_column: str = "",
     axes: Axes = "",
     missing: Missing = "refuse",
+    follow_links: bool = False,
     seed: int = 0,
     progress: bool = False,
 ) -> DataSet:
@@ -104,6 +126,7 @@ def read(
         id_column: Column of a .csv or .tsv that names the samples, likewise; it is no value of the series.
         axes: Order of the axes of arrays in an `.npz`, such as `"NTC"` for samples, steps, channels.
         missing: Whether missing values inside of a series are refused, or interpolated between their neighbors.
+        follow_links: Whether links that lead out of a folder of images are followed.
         seed: Chooses the held-out samples.
         progress: Show bars on standard error.
 
@@ -113,18 +136,24 @@ def read(
     """
     if not 0 <= test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction}; it must lie in [0, 1)")
-    faults = Faults(on_error)
-    options = ReadOptions(label_column, id_column, axes, missing)
-    name, source = _open(path, faults, Request(options))
-    if "train" not in source.splits:
-        raise DataError(f"{path} has a test split but no train split; name the training folder 'train'")
-    if test is not None:
-        other = _open(test, faults, Request(recorded=options))[1].splits
-        source = replace(source, splits={**source.splits, "test": other["test"] if "test" in other else other["train"]})
-    data = prepared(
-        source, faults, name, str(path), where_test=str(test or path), test_fraction=test_fraction,
-        image_size=image_size, cache=cache, seed=seed, progress=progress,
-    )  # fmt: skip
+    options = ReadOptions(label_column, id_column, axes, missing, follow_links)
+    kept_in = cache_folder(cache)
+    with Faults(on_error, kept_in) as faults:
+        name, source = _open(path, faults, Request(options))
+        if "train" not in source.splits:
+            raise DataError(f"{path} has a test split but no train split; name the training folder 'train'")
+        if test is not None:
+            if "test" in source.splits:
+                _pass_over(source.splits["test"], faults, "lies in the test split, which --test replaces")
+            other = _open(test, faults, Request(recorded=options))[1].splits
+            if "test" in other and "train" in other:
+                _pass_over(other["train"], faults, "lies in the train split of the test data")
+            given = other["test"] if "test" in other else other["train"]
+            source = replace(source, splits={**source.splits, "test": given})
+        data = prepared(
+            source, faults, name, str(path), where_test=str(test or path), test_fraction=test_fraction,
+            image_size=image_size, cache=cache, seed=seed, progress=progress,
+        )  # fmt: skip
     # The list goes into run folders, which are passed on: it tells names, not where they lay on this machine.
     places = [str(Path(place).parent) + os.sep for place in (path, test) if place is not None]
     skipped = [Skipped(fault.id, _without(places, fault.reason)) for fault in data.skipped]
@@ -148,7 +177,7 @@ def prepared(
 
     Args:
         source: It has the split "train"; without "test" a part is held out.
-        faults: Decides about samples that cannot be read, and lists them.
+        faults: Decides about samples that cannot be read, and lists them: one error names all of them at the end.
         format: For `DataSet.format`.
         where: What to call the data in messages.
         where_test: What to call the test data.
@@ -160,28 +189,33 @@ def prepared(
     """
     if not 0 <= test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction}; it must lie in [0, 1)")
-    train, given = source.splits["train"], source.splits.get("test")
-    names = _class_names(train, source, where)
-    notes = dict(source.notes)
-    kept_in = cache_folder(cache)
-    splits = [train] if given is None else [train, given]
-    shape, sizes = common_shape(splits, image_size, kept_in, notes, progress)
-    notes["test"] = "given" if given is not None else "none"
-    if given is None and test_fraction > 0:
-        labels = _labels(train, names, where)
-        try:
-            kept, held = hold_out(labels, names, test_fraction, seed=seed)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from error
-        train, given = train.select(kept), train.select(held)
-        notes["test"] = f"held out {test_fraction:.0%}"
-    train_samples = _samples([train], names, shape, faults, kept_in, where, progress)
-    _check_classes(train_samples, train, where)
-    test_samples = None
-    if given is not None:
-        _refuse_new_classes(given, train, where_test or where)
-        test_samples = _samples([given], names, shape, faults, kept_in, where_test or where, progress)
-    return DataSet(train_samples, test_samples, format, tuple(faults.skipped), notes, sizes=sizes)
+    with faults:
+        train, given = source.splits["train"], source.splits.get("test")
+        names = _class_names(train, source, where)
+        notes = dict(source.notes)
+        kept_in = cache_folder(cache)
+        splits = [train] if given is None else [train, given]
+        shape, sizes = common_shape(splits, image_size, kept_in, notes, progress)
+        train = scaled_by(train, notes.get("significant_bits"))
+        given = None if given is None else scaled_by(given, notes.get("significant_bits"))
+        notes["test"] = "given" if given is not None else "none"
+        if given is None and test_fraction > 0:
+            labels = _labels(train, names, where)
+            try:
+                kept, held = hold_out(labels, names, test_fraction, seed=seed)
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from error
+            train, given = train.select(kept), train.select(held)
+            notes["test"] = f"held out {test_fraction:.0%}"
+        train_samples = _samples([train], names, shape, faults, kept_in, where, progress)
+        _check_classes(train_samples, train, where)
+        test_samples = None
+        if given is not None:
+            _refuse_new_classes(given, train, where_test or where)
+            test_samples = _samples([given], names, shape, faults, kept_in, where_test or where, progress)
+    return DataSet(
+        train_samples, test_samples, format, tuple(faults.skipped), notes, sizes=sizes, unread=tuple(faults.unread)
+    )
 
 
 def read_samples(
@@ -196,6 +230,8 @@ def read_samples(
     id_column: str = "",
     axes: Axes = "",
     missing: Missing = "refuse",
+    follow_links: bool = False,
+    bits: int | None = None,
     recorded: ReadOptions | None = None,
     trained_on: TrainedOn | None = None,
     progress: bool = False,
@@ -209,7 +245,8 @@ def read_samples(
         split: Which split of `path`; data without such splits are taken as a whole.
         on_error: With "skip", unreadable samples are left out with a warning.
         cache: As in `read`.
-        label_column: As in `read`; also `id_column`, `axes` and `missing`.
+        label_column: As in `read`; also `id_column`, `axes`, `missing` and `follow_links`.
+        bits: What images of 16 bits a channel were scaled by in the training (`DataSet.bits`); None if there were none.
         recorded: Options that stand in for those not given, such as those of the training.
         trained_on: What the model was trained on; data unlike that are refused.
         progress: As in `read`.
@@ -217,23 +254,25 @@ def read_samples(
     Raises:
         DataError: If the data cannot be used, has a class unknown to the model, or does not fit `shape`.
     """
-    faults = Faults(on_error)
-    request = Request(ReadOptions(label_column, id_column, axes, missing), recorded or ReadOptions(), shape=shape)
-    source = _open(path, faults, request)[1]
-    splits = source.splits
-    if split not in ("train", "test", "all"):
-        raise ConfigError(f"split is {split!r}; choose 'train', 'test' or 'all'")
-    if split == "train" and "train" not in splits:
-        raise DataError(f"{path} has no train split; choose the split 'test' or 'all'")
-    listed = list(splits.values()) if split == "all" else [splits.get(split) or splits["train"]]
-    check_shape(listed, shape, path)
-    if trained_on is not None:
-        check_sizes(listed, trained_on, cache_folder(cache), path)
-    names = np.array(list(class_names), dtype=np.str_)
-    samples = _samples(listed, names, shape, faults, cache_folder(cache), path, progress)
-    if trained_on is not None:
-        check_values(samples.inputs, trained_on, path)
-    _tell(faults, source, path)
+    options = ReadOptions(label_column, id_column, axes, missing, follow_links)
+    request = Request(options, recorded or ReadOptions(), shape=shape)
+    with Faults(on_error, cache_folder(cache)) as faults:
+        source = _open(path, faults, request)[1]
+        splits = source.splits
+        if split not in ("train", "test", "all"):
+            raise ConfigError(f"split is {split!r}; choose 'train', 'test' or 'all'")
+        if split == "train" and "train" not in splits:
+            raise DataError(f"{path} has no train split; choose the split 'test' or 'all'")
+        listed = list(splits.values()) if split == "all" else [splits.get(split) or splits["train"]]
+        listed = [scaled_by(part, bits) for part in listed]
+        check_shape(listed, shape, path)
+        if trained_on is not None:
+            check_sizes(listed, trained_on, cache_folder(cache), path)
+        names = np.array(list(class_names), dtype=np.str_)
+        samples = _samples(listed, names, shape, faults, cache_folder(cache), path, progress)
+        if trained_on is not None:
+            check_values(samples.inputs, trained_on, path)
+        _tell(faults, source, path)
     return samples
 
 
@@ -247,6 +286,8 @@ def read_inputs(
     id_column: str = "",
     axes: Axes = "",
     missing: Missing = "refuse",
+    follow_links: bool = False,
+    bits: int | None = None,
     recorded: ReadOptions | None = None,
     trained_on: TrainedOn | None = None,
     progress: bool = False,
@@ -262,7 +303,8 @@ def read_inputs(
         shape: The model's `(C, H, W)` or `(C, T)`.
         on_error: As in `read_samples`.
         cache: As in `read`.
-        label_column: As in `read`; also `id_column`, `axes` and `missing`.
+        label_column: As in `read`; also `id_column`, `axes`, `missing` and `follow_links`.
+        bits: What images of 16 bits a channel were scaled by in the training (`DataSet.bits`); None if there were none.
         recorded: Options that stand in for those not given, such as those of the training.
         trained_on: What the model was trained on; data unlike that are refused.
         progress: As in `read`.
@@ -270,19 +312,19 @@ def read_inputs(
     Raises:
         DataError: If nothing can be read or it does not fit `shape`.
     """
-    faults = Faults(on_error)
-    options = ReadOptions(label_column, id_column, axes, missing)
-    source = _open(path, faults, Request(options, recorded or ReadOptions(), labelled=False, shape=shape))[1]
-    listed = source.splits["train"]
-    if not len(listed.content):
-        raise DataError(f"{path} holds no images")
-    check_shape([listed], shape, path)
-    if trained_on is not None:
-        check_sizes([listed], trained_on, cache_folder(cache), path)
-    inputs, rows = _decoded([listed.content], shape, faults, cache_folder(cache), progress)
-    if trained_on is not None:
-        check_values(inputs, trained_on, path)
-    _tell(faults, source, path)
+    options = ReadOptions(label_column, id_column, axes, missing, follow_links)
+    with Faults(on_error, cache_folder(cache)) as faults:
+        source = _open(path, faults, Request(options, recorded or ReadOptions(), labelled=False, shape=shape))[1]
+        listed = scaled_by(source.splits["train"], bits)
+        if not len(listed.content):
+            raise DataError(f"{path} holds no images")
+        check_shape([listed], shape, path)
+        if trained_on is not None:
+            check_sizes([listed], trained_on, cache_folder(cache), path)
+        inputs, rows = _decoded([listed.content], shape, faults, cache_folder(cache), progress)
+        if trained_on is not None:
+            check_values(inputs, trained_on, path)
+        _tell(faults, source, path)
     return inputs, np.array(listed.ids, dtype=np.str_)[rows]
 
 
@@ -323,6 +365,11 @@ def _tell(faults: Faults, source: Source, path: str | Path) -> None:
         warnings.warn(f"{path}: {name.replace('_', ' ')}: {note}", stacklevel=3)
 
 
+def _pass_over(listed: Listed, faults: Faults, reason: str) -> None:
+    for sample_id in listed.ids:
+        faults.pass_over(sample_id, reason)
+
+
 def _open(path: str | Path, faults: Faults, request: Request) -> tuple[str, Source]:
     path = _only_file(Path(path))
     if not path.exists():
@@ -331,10 +378,10 @@ def _open(path: str | Path, faults: Faults, request: Request) -> tuple[str, Sour
         is_named = path.is_file() and path.suffix.lower() in format_.SUFFIXES
         if is_named or (path.is_dir() and not format_.SUFFIXES):
             try:
-                return name, format_.open_source(path, faults, request.of(name))
+                return name, in_one_form(format_.open_source(path, faults, request.of(name)))
             except OSError as error:
                 raise DataError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
-    if not request.labelled and is_image(path.name):
+    if not request.labelled and path.is_file() and folder.is_image_file(path):
         request.of("folder")
         return "folder", folder.open_image_file(path)
     raise DataError(
@@ -368,7 +415,7 @@ def _class_names(train: Listed, source: Source, path: str | Path) -> StrArray:
 
 
 def _labels(listed: Listed, class_names: StrArray, path: str | Path) -> IntArray:
-    index = {name: i for i, name in enumerate(class_names.tolist())}
+    index = {unicodedata.normalize("NFC", name): i for i, name in enumerate(class_names.tolist())}
     unknown = next((row for row, name in enumerate(listed.classes) if name not in index), None)
     if unknown is not None:
         known = ", ".join(list(index)[:5]) + (", ..." if len(index) > 5 else "")

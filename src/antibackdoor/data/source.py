@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -27,28 +29,69 @@ class Skipped:
 
 
 class Faults:
-    """Decides what a sample that cannot be read leads to: an error, or an entry in `skipped`.
+    """Collects samples that cannot be read and files that were not looked at, while a data set is read.
+
+    As a context, it ends in one error that lists all samples that cannot be read, unless these are to be left out.
 
     Attributes:
         on_error: "raise" or "skip".
-        skipped: What was left out so far, in the order met.
+        skipped: What could not be read so far, in the order met.
+        unread: What was not looked at, in the order met: it is no sample, or in a split that is not used.
     """
 
-    def __init__(self, on_error: OnError) -> None:
+    def __init__(self, on_error: OnError, list_in: Path | None = None) -> None:
+        """`list_in` is a folder for a list of what one message cannot hold."""
         if on_error not in ("raise", "skip"):
             raise DataError(f"on_error is {on_error!r}; it must be 'raise' or 'skip'")
         self.on_error = on_error
         self.skipped: list[Skipped] = []
+        self.unread: list[Skipped] = []
+        self._list_in = list_in
+        self._has_raised = False
 
     def report(self, sample_id: str, reason: str) -> None:
-        """Note that a sample cannot be read.
-
-        Raises:
-            DataError: If `on_error` is "raise".
-        """
-        if self.on_error == "raise":
-            raise DataError(f"{one_line(reason)}; mend or remove it, or leave such samples out with --on-error skip")
+        """Note that a sample cannot be read."""
         self.skipped.append(Skipped(sample_id, one_line(reason)))
+
+    def pass_over(self, name: str, reason: str) -> None:
+        """Note that a file, or an array, is not looked at; the reason goes on after its name."""
+        self.unread.append(Skipped(one_line(name), one_line(reason)))
+
+    def __enter__(self) -> Faults:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        # An error that follows, such as a class without a sample, is most often their consequence.
+        follows = error is None or (isinstance(error, DataError) and not self._has_raised)
+        if self.on_error == "raise" and self.skipped and follows:
+            self._has_raised = True
+            raise self._all_skipped() from error
+
+    def _all_skipped(self) -> DataError:
+        n, first = len(self.skipped), self.skipped[0].reason
+        if n == 1:
+            return DataError(f"{first}; mend or remove it, or leave such samples out with --on-error skip")
+        error = DataError(
+            f"{n} samples cannot be read, the first: {first}; mend or remove them, or leave such samples out with "
+            f"--on-error skip"
+        )
+        for fault in self.skipped[:MOST_LISTED]:
+            error.add_note(fault.reason)
+        if n > MOST_LISTED:
+            error.add_note(f"and {n - MOST_LISTED} more{self._listed()}")
+        return error
+
+    def _listed(self) -> str:
+        if self._list_in is None:
+            return ""
+        file = self._list_in / f"unreadable-{os.getpid()}.txt"
+        text = "".join(f"{fault.reason}\n" for fault in self.skipped)
+        try:
+            self._list_in.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError:  # the message is the better part
+            return ""
+        return f", all of them in {file}"
 
     def warn(self) -> None:
         """Tell of what was left out where the caller gets no list of it."""
@@ -58,8 +101,26 @@ class Faults:
                 f"{len(self.skipped)} unreadable samples were left out, the first: {first.reason}",
                 stacklevel=3,
             )
+        if told := summary(self.unread):
+            warnings.warn(told, stacklevel=3)
 
 
+def summary(unread: Sequence[Skipped]) -> str:
+    """How many files were not looked at, and what is most often the reason; "" if there are none."""
+    if not unread:
+        return ""
+    reasons = Counter(skipped.reason for skipped in unread).most_common()
+    shown = "; ".join(f"{n} ({_example(unread, reason)}): {reason}" for reason, n in reasons[:_MOST_REASONS])
+    more = f"; and {len(reasons) - _MOST_REASONS} more reasons" if len(reasons) > _MOST_REASONS else ""
+    return f"{len(unread)} file{'s' if len(unread) > 1 else ''} not looked at: {shown}{more}"
+
+
+def _example(unread: Sequence[Skipped], reason: str) -> str:
+    return next(skipped.id for skipped in unread if skipped.reason == reason)
+
+
+MOST_LISTED = 20  # lines of one message
+_MOST_REASONS = 4
 CANNOT_OPEN = "cannot be opened"  # what the system says of a file, not what is in it
 
 
@@ -73,6 +134,7 @@ class Survey(NamedTuple):
 
     sizes: Counter[tuple[int, ...]]  # (H, W) or (T,) -> number of samples
     channels: int
+    deep_bits: int = 0  # significant bits of images with 16 bits a channel, at most 16; 0 if there are none
 
 
 class Block(NamedTuple):
@@ -150,6 +212,25 @@ class Source:
     splits: dict[str, Listed]
     class_names: tuple[str, ...] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+
+
+def in_one_form(source: Source) -> Source:
+    """The source with class names in Unicode's composed form (NFC), since systems write one name in several ways.
+
+    Raises:
+        DataError: If two of the declared names are one.
+    """
+    names = source.class_names
+    if names is not None:
+        names = tuple(unicodedata.normalize("NFC", name) for name in names)
+        if len(set(names)) < len(names):
+            twice = Counter(names).most_common(1)[0][0]
+            raise DataError(f"the class {one_line(twice)!r} is declared twice, in two forms of Unicode; keep one")
+    splits = {
+        split: replace(listed, classes=tuple(unicodedata.normalize("NFC", name) for name in listed.classes))
+        for split, listed in source.splits.items()
+    }
+    return replace(source, splits=splits, class_names=names)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import re
 import stat
+import struct
 import zipfile
+import zlib
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
-from antibackdoor.data.image_files import MAX_FILE_BYTES, layout_of, list_images
-from antibackdoor.data.layout import is_image, written_names
+from antibackdoor.data.image_files import MAX_FILE_BYTES, Found, list_images, report_empty_classes, sift
+from antibackdoor.data.image_formats import why_litter
 from antibackdoor.data.options import Request
 from antibackdoor.data.output import complete_or_absent, pngs
 from antibackdoor.data.samples import Samples
 from antibackdoor.data.source import Faults, Source, Written, one_line
+from antibackdoor.data.written_names import written_names
 from antibackdoor.errors import DataError
 
 SUFFIXES = (".zip",)
 _MAX_RATIO = 200  # of unpacked to packed bytes, for archives that unpack to more than _HARMLESS_BYTES
 _HARMLESS_BYTES = 64 * 2**20
+_UTF8_FLAG = 0x800
+_UNICODE_PATH = 0x7075  # Info-ZIP's extra field
 
 
 def open_source(path: Path, faults: Faults, request: Request) -> Source:
@@ -30,34 +35,50 @@ def open_source(path: Path, faults: Faults, request: Request) -> Source:
         DataError: If it is damaged, encrypted, a decompression bomb, or holds links or paths that lead out.
     """
     archive = open_archive(path)
-    found: dict[str, str] = {}
-    raw_names: dict[str, str] = {}
+    members: dict[str, zipfile.ZipInfo] = {}
+    folders: set[str] = set()
+    guessed: list[str] = []
     for member in archive.infolist():
-        name = _safe_name(member, path)
-        if member.is_dir() or not is_image(name):
-            continue
-        if name in found:
+        raw, is_guess = _decoded_name(member)
+        name = _safe_name(member, raw, path)
+        if is_guess:
+            guessed.append(raw)
+        if raw.replace("\\", "/").endswith("/"):
+            folders.add(name)
+        elif reason := _why_special(member):
+            (faults.pass_over if why_litter(name) else faults.report)(name, f"{name} in {path} {reason}")
+        elif name in members:
             raise DataError(f"{path} holds {one_line(name)!r} twice; remove one of the two, ids must be unique")
-        if member.file_size > MAX_FILE_BYTES:
-            raise DataError(f"{name} in {path} unpacks to {member.file_size} bytes, too many for an image; remove it")
-        found[name] = f"{member.file_size} {member.CRC:08x}"
-        raw_names[name] = member.filename
-
+        else:
+            members[name] = member
     lock = Lock()  # opening and closing a member counts references in the archive, which threads share
 
-    def fetch(name: str) -> BinaryIO:
+    def peek(name: str) -> BinaryIO:
         with lock:
-            member = archive.open(raw_names[name])
+            return cast(BinaryIO, archive.open(members[name]))
+
+    def fetch(name: str) -> BinaryIO:
+        member = peek(name)
         try:
             return BytesIO(member.read())
         finally:
             with lock:
                 member.close()
 
+    stamps = sift({name: f"{member.file_size} {member.CRC:08x}" for name, member in members.items()}, peek, faults)
+    large = next((name for name in stamps if members[name].file_size > MAX_FILE_BYTES), None)
+    if large is not None:
+        n_bytes = members[large].file_size
+        raise DataError(f"{large} in {path} unpacks to {n_bytes} bytes, too many for an image; remove it")
     # Checksums alone would not do: CRC-32 is easily forged, and a cache must not vouch for another archive.
     status = path.stat()
     identity = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
-    return list_images(layout_of(found, str(path), labelled=request.labelled), found, str(path), identity, fetch)
+    found = Found(stamps, str(path), identity, fetch)
+    source, layout = list_images(found, faults, labelled=request.labelled)
+    report_empty_classes(layout, folders, found, faults)
+    if guessed:
+        source.notes["member_names"] = f"{len(guessed)} not in UTF-8, taken for DOS's, such as {one_line(guessed[0])}"
+    return source
 
 
 def open_archive(path: Path) -> zipfile.ZipFile:
@@ -85,16 +106,57 @@ def open_archive(path: Path) -> zipfile.ZipFile:
     return archive
 
 
-def _safe_name(member: zipfile.ZipInfo, path: Path) -> str:
-    name = member.filename.replace("\\", "/")
-    shown = one_line(member.filename)
+def _decoded_name(member: zipfile.ZipInfo) -> tuple[str, bool]:
+    """The name of a member, and whether its encoding had to be guessed.
+
+    The standard knows UTF-8, with a flag, and code page 437. Many programs write UTF-8 without the flag, or add the
+    UTF-8 name as an extra field.
+    """
+    if member.flag_bits & _UTF8_FLAG:
+        return member.filename, False
+    try:
+        raw = member.filename.encode("cp437")
+        return raw.decode("utf-8"), False
+    except UnicodeEncodeError:  # zipfile found the extra field by itself
+        return member.filename, False
+    except UnicodeDecodeError:
+        extra = _unicode_path(member.extra, raw)
+        return (member.filename, True) if extra is None else (extra, False)
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+    """The name in Info-ZIP's extra field, if it is that of the name in the header."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        value, extra = extra[4 : 4 + length], extra[4 + length :]
+        if kind == _UNICODE_PATH and value[:1] == b"\1" and value[1:5] == struct.pack("<I", zlib.crc32(raw)):
+            try:
+                return value[5:].decode("utf-8")
+            except UnicodeDecodeError:
+                return None
+    return None
+
+
+def _safe_name(member: zipfile.ZipInfo, raw: str, path: Path) -> str:
+    """The name with slashes, and without those that say nothing."""
+    name = raw.replace("\\", "/")
+    shown = one_line(raw)
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
         raise DataError(f"{path}: the member {shown!r} leads out of the archive; make it anew with relative names")
-    if stat.S_ISLNK(member.external_attr >> 16):
-        raise DataError(f"{path}: the member {shown!r} is a symbolic link; make the archive anew with the files")
     if member.flag_bits & 0x1:
         raise DataError(f"{path} is encrypted ({shown!r}); make it anew without a password")
-    return "/".join(part for part in name.split("/") if part not in ("", "."))
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if not (parts or name.endswith("/")):
+        raise DataError(f"{path} holds a member without a name ({shown!r}); make the archive anew")
+    return "/".join(parts)
+
+
+def _why_special(member: zipfile.ZipInfo) -> str:
+    """Why a member is no plain file; "" if it is one. Archives of other systems do not say."""
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind == stat.S_IFLNK:
+        return "is a symbolic link, which is not followed: make the archive anew with the files"
+    return "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "is a pipe or a device, which is not read"
 
 
 def write(path: Path, train: Samples, test: Samples | None) -> Written:
