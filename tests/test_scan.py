@@ -60,7 +60,7 @@ def test_scan_of_clean_data_says_what_it_could_have_seen(tmp_path: Path) -> None
     job = antibackdoor.Scan(detector, recipe, "wrn-10-1")
     facts = antibackdoor.scan(replace(data, test=None), job, tmp_path / "run")
     assert facts is not None and facts["poisoned"] is False and facts["n_isolated"] == 0
-    assert facts["false_alarm_probability"] > 0.01 and "smallest_visible_rate" in facts
+    assert facts["false_alarm_probability"] is None and "smallest_visible_rate" in facts
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Nothing found" in page and "planted in a copy of these data" in page
     assert antibackdoor.scan(replace(data, test=None), job, tmp_path / "run", resume=True) is None

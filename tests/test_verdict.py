@@ -131,10 +131,16 @@ def test_the_verdict_of_a_search_says_what_was_found_and_where() -> None:
     np.testing.assert_array_equal(verdict.isolated, found.isolated)
     np.testing.assert_array_equal(verdict.criterion, criteria(found))
     np.testing.assert_array_equal(verdict.suggested_label, labels)
-    np.testing.assert_array_equal(verdict.suspicion, suspicion(found, labels))
+    raw = suspicion(found, labels)
+    np.testing.assert_array_equal(verdict.suspicion[200:], raw[200:])
+    np.testing.assert_array_equal(np.sort(verdict.suspicion[:200]), np.sort(raw[:200]))
+    assert raw[:110].min() < raw[110:200].max() and verdict.suspicion[:110].min() >= verdict.suspicion[110:200].max()
     assert verdict.margin is found.margins
     nothing = search_verdict(caught([0.9] * 5), labels)
     assert nothing.poisoned is False and nothing.target_labels == () and not nothing.isolated.any()
+    some, none = (search_verdict(caught([0.9] * 5), labels, few) for few in ((1, 2), (0, 1, 2, 3, 4)))
+    assert (some.poisoned, some.unexamined) == (False, (1, 2))
+    assert none.poisoned is None, "nothing was looked at, so nothing is known"
 
 
 def test_a_given_verdict_comes_back_as_what_a_search_would_have_left() -> None:

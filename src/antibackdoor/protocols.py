@@ -7,7 +7,7 @@ truth, so no method can see which samples are poisoned; only `statistics.metrics
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -36,6 +36,8 @@ NO_CRITERION, SHORTCUT, CONTENT, NEARBY, SCORE, DECISION = range(len(CRITERIA))
 class Verdict:
     """What a method says about each of N samples, and about the data.
 
+    One rule holds for every method: within a label, no isolated sample is less suspicious than a kept one (`ordered`).
+
     Attributes:
         suspicion: `(N,)` float64, higher is more suspicious. A probability where the method says so.
         status: `(N,)` uint8, a position in `STATUSES`. `kept`: trained on as it is. `isolated`: kept from the model.
@@ -47,6 +49,8 @@ class Verdict:
         target_labels: Labels that a trigger seems to lead to; empty if none is known.
         p_value: Of the strongest finding, in (0, 1]; None where the method has no calibrated one.
         margin: `(N,)` float64, log-odds of the given label that the suspicion rests on; None where there are none.
+        unexamined: Labels that the method could not examine, because they have too few samples. Silence about them
+            means nothing.
     """
 
     suspicion: FloatArray
@@ -57,11 +61,32 @@ class Verdict:
     target_labels: tuple[int, ...] = ()
     p_value: float | None = None
     margin: FloatArray | None = None
+    unexamined: tuple[int, ...] = ()
 
     @property
     def isolated(self) -> BoolArray:
         """`(N,)` bool: everything that is not kept."""
         return np.asarray(self.status != KEPT)
+
+    def ordered(self, labels: IntArray) -> Verdict:
+        """The same verdict, with a suspicion that agrees with the status.
+
+        A method may isolate by other evidence than its score: a person's decision, the like of what was found. Where
+        that leaves an isolated sample below a kept one of its given label `(N,)`, the label's values are dealt out
+        again: the isolated samples get the highest, and both groups keep their own order. Else nothing changes.
+        """
+        suspicion = self.suspicion.copy()
+        keys = np.nan_to_num(suspicion, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        by_label = np.argsort(labels, kind="stable")
+        for rows in np.split(by_label, np.flatnonzero(np.diff(labels[by_label])) + 1):
+            isolated = self.isolated[rows]
+            if not isolated.any():
+                continue
+            if isolated.all() or keys[rows[isolated]].min() >= keys[rows[~isolated]].max():
+                continue
+            values = rows[np.argsort(keys[rows], kind="stable")]
+            suspicion[rows[np.lexsort((keys[rows], isolated))]] = self.suspicion[values]
+        return replace(self, suspicion=suspicion)
 
     @classmethod
     def ranking(cls, suspicion: FloatArray, samples: Samples) -> Verdict:
@@ -74,7 +99,8 @@ class Verdict:
         """A verdict of a method with a rule: `isolated` `(N,)` bool, decided by the score."""
         codes = np.where(isolated, ISOLATED, KEPT).astype(np.uint8)
         decided = np.where(isolated, SCORE, NO_CRITERION).astype(np.uint8)
-        return cls(np.asarray(suspicion, dtype=np.float64), codes, samples.labels, decided, **about)
+        verdict = cls(np.asarray(suspicion, dtype=np.float64), codes, samples.labels, decided, **about)
+        return verdict.ordered(samples.labels)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def test_poison_is_the_smaller_cluster_of_its_label(kind: str) -> None:
     assert (verdict.isolated == poisoned)[of_target].mean() > 0.8
     ranked = verdict.suspicion[of_target]
     assert ranked[poisoned[of_target]].min() > np.median(ranked[~poisoned[of_target]])
-    assert detection.facts.n_labels == 4 and detection.facts.n_labels_skipped == 0
+    assert detection.facts.n_labels == 4 and detection.verdict.unexamined == ()
 
 
 def test_the_rule_asks_for_a_small_cluster_and_a_gap() -> None:
@@ -69,7 +69,7 @@ def test_small_labels_are_skipped_and_counted() -> None:
     rows = np.flatnonzero((here.samples.labels != 2) | (np.arange(len(here.samples)) < 40))
     few = here.samples.take(rows)
     detection = ActivationClustering().detect(few, Given(model=here.model), RECIPE)
-    assert detection.facts.n_labels_skipped == 1 and not detection.verdict.suspicion[few.labels == 2].any()
+    assert detection.verdict.unexamined == (2,) and not detection.verdict.suspicion[few.labels == 2].any()
     tiny = here.samples.take(np.arange(12))
     assert ActivationClustering().detect(tiny, Given(model=here.model), RECIPE).verdict.poisoned is None
 

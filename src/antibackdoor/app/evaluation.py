@@ -3,45 +3,46 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from torch import nn
 
-from antibackdoor.app.measuring import accuracy_metrics, other_sources, success_metrics
+from antibackdoor.app.by_class import ClassColumns, measure_by_class
 from antibackdoor.app.networks import Factory, load_model
 from antibackdoor.app.pipeline import fingerprint
-from antibackdoor.attacks import SavedTrigger, load_trigger, read_truth, trigger_test_set
+from antibackdoor.attacks import load_trigger, read_truth
+from antibackdoor.data.copies import Uncounted, uncounted
 from antibackdoor.data.samples import BoolArray, IntArray, Samples
 from antibackdoor.errors import DataError
 from antibackdoor.protocols import RELABELED
 from antibackdoor.report import write_report
 from antibackdoor.runs.artifacts import CLASSES, read_classes, read_metrics, write_classes, write_metrics
+from antibackdoor.runs.measurements import MEASUREMENTS, Measurement, keep_measurement
+from antibackdoor.runs.metric_keys import MEASURED_ON_TEST_DATA, MEASURED_WITH_A_TRIGGER
 from antibackdoor.runs.run_folder import read_config
-from antibackdoor.runs.samples_table import MIDWAY, SAMPLES, SamplesTable, read_sample_columns, read_samples_table
-from antibackdoor.statistics.intervals import wilson_interval
+from antibackdoor.runs.samples_table import (
+    MIDWAY,
+    SAMPLES,
+    SamplesTable,
+    read_sample_columns,
+    read_samples_table,
+    sample_column_names,
+)
 from antibackdoor.statistics.isolation import highest
 from antibackdoor.statistics.metrics import (
-    ClassRow,
     auroc,
-    class_accuracy,
-    class_attack_success,
-    clean_accuracy_nontarget,
     false_positive_rate,
     isolation_precision,
     isolation_recall,
     recovered_label_precision,
     true_positive_rate_at,
 )
-from antibackdoor.training.loop import predict
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Session
 
 TOP = 0.01  # share of the samples that the papers isolate or relabel
-ClassColumns = dict[str, Sequence[float | int | None]]
-
 BEFORE = "_before"  # ends what `purify` measured of the model that it was given
 CLEAN, ATTACKED = ("clean_accuracy",), ("attack_success_rate", "robust_accuracy")
 
@@ -54,8 +55,12 @@ def evaluate(
     trigger: Path | None = None,
     device: str = "auto",
     factory: Factory | None = None,
+    split: Literal["test", "train", "all"] = "test",
 ) -> dict[str, Any]:
     """Measure a run; the numbers go into its `metrics.json`, those of each class into `classes.csv`.
+
+    Samples that the model was trained on count for no accuracy. Where none is left of a train split, or of all data,
+    the numbers go into `measurements.json` alone, which keeps all that was ever measured, and `classes.csv` stays.
 
     Args:
         run: The run folder, of a training or of a scan.
@@ -64,6 +69,7 @@ def evaluate(
         trigger: Folder of a saved trigger, to measure the attack success rate.
         device: Where to compute.
         factory: Of the user's own network, where it cannot be imported by its name.
+        split: Which part of their data the samples are.
 
     Returns:
         The new metrics.
@@ -78,16 +84,23 @@ def evaluate(
     if truth is not None and not (run / SAMPLES).exists():
         raise DataError(f"{run} says nothing of any sample (a purified model): leave --truth out")
     known, about = read_metrics(run), fingerprints(samples, trigger, truth)
-    known = _comparable(known, about)
     measured: dict[str, Any] = {}
     if samples is not None:
-        measured, classes = _model_metrics(run, samples, trigger, device, factory)
-        write_classes(run, samples.class_names, {**classes, **_kept_columns(run, samples, known)})
+        found = keep_measurement(run, _measurement(run, samples, trigger, device, factory, split, about))
+        measured = {**found.numbers, "test_split": found.split}
+        if found.n_counted or split == "test":
+            known = {**_comparable(known, about), **measured}
+            write_classes(run, samples.class_names, {**found.by_class, **_kept_columns(run, samples, known)})
+            measured["by_class"] = CLASSES
+        else:
+            measured["by_class"] = MEASUREMENTS
+            about = {"truth_fingerprint": about["truth_fingerprint"]} if truth is not None else {}
     if truth is not None:
-        measured |= _truth_metrics(run, truth)
-    write_metrics(run, {**known, **measured, **about})
+        of_verdict = _truth_metrics(run, truth)
+        known, measured = {**known, **of_verdict}, {**measured, **of_verdict}
+    write_metrics(run, {**known, **about})
     write_report(run)
-    return measured if samples is None else {**measured, "by_class": CLASSES}
+    return measured
 
 
 def is_evaluated(run: Path, samples: Samples | None, trigger: Path | None, truth: Path | None) -> bool:
@@ -118,12 +131,14 @@ def _files_digest(*paths: Path) -> str:
 
 
 def _comparable(known: Mapping[str, Any], about: Mapping[str, str]) -> dict[str, Any]:
-    """Old metrics, without what was measured before a purification on other data, or with another trigger."""
+    """Old metrics, without what was measured on other data, or with another trigger."""
     moved = {name for name, digest in about.items() if known.get(name) != digest}
     gone = (*CLEAN, *ATTACKED) if "test_fingerprint" in moved else ATTACKED if "trigger_fingerprint" in moved else ()
     dropped = {f"{name}{BEFORE}" for name in gone}
     if "test_fingerprint" in moved:  # what the trigger does to these data is not known yet
-        dropped.add("trigger_fingerprint")
+        dropped |= {*MEASURED_ON_TEST_DATA, *MEASURED_WITH_A_TRIGGER}
+    if "trigger_fingerprint" in moved:
+        dropped |= {*MEASURED_WITH_A_TRIGGER}
     return {key: value for key, value in known.items() if key not in dropped}
 
 
@@ -138,42 +153,32 @@ def _kept_columns(run: Path, samples: Samples, known: Mapping[str, Any]) -> Clas
     return kept
 
 
-def _model_metrics(
-    run: Path, samples: Samples, trigger: Path | None, device: str, factory: Factory | None
-) -> tuple[dict[str, Any], ClassColumns]:
+def _measurement(
+    run: Path,
+    samples: Samples,
+    trigger: Path | None,
+    device: str,
+    factory: Factory | None,
+    split: str,
+    about: Mapping[str, str],
+) -> Measurement:
     model, spec = load_model(run, factory)
     session = Session(Recipe(device=device), len(samples), images=spec.kind == "image")
     saved = None if trigger is None else load_trigger(trigger)
-    return measure_by_class(session, session.prepare(model), samples, saved)
+    left_out = _trained_on(run, samples, split)
+    numbers, classes = measure_by_class(session, session.prepare(model), samples, saved, uncounted=left_out)
+    names = [str(name) for name in samples.class_names]
+    return Measurement(split, about["test_fingerprint"], about.get("trigger_fingerprint"), numbers, names, classes)
 
 
-def measure_by_class(
-    session: Session,
-    model: nn.Module,
-    samples: Samples,
-    saved: SavedTrigger | None,
-    triggered: Samples | None = None,
-) -> tuple[dict[str, Any], ClassColumns]:
-    """Metrics of a model on clean and, if a trigger is known, triggered samples, and the same for each class.
-
-    Args:
-        session: Device and precision.
-        model: Prepared by the session.
-        samples: Clean labelled test samples.
-        saved: Trigger and fitted plan.
-        triggered: The samples that count, with this trigger, if they are made already: some triggers are searched for
-            in each sample.
-
-    Raises:
-        DataError: If the attack aims at none of the samples.
-    """
-    predicted = predict(session, model, samples).labels
-    measured: dict[str, Any] = accuracy_metrics(predicted, samples.labels)
-    classes = _columns("clean_accuracy", class_accuracy(predicted, samples.labels, samples.n_classes))
-    if saved is None:
-        return measured, classes
-    attacked, by_class = _attack_metrics(session, model, samples, predicted, saved, triggered)
-    return {**measured, **attacked}, {**classes, **by_class}
+def _trained_on(run: Path, samples: Samples, split: str) -> Uncounted:
+    """Which samples the run was trained on; none where that is not known."""
+    if not (run / SAMPLES).exists():  # a purified model
+        return uncounted(samples, None)
+    if "content" in sample_column_names(run):
+        return uncounted(samples, read_sample_columns(run, ["content"])[0]["content"])
+    rows = None if split == "test" else _rows_of(run, samples)  # an older version wrote no hashes
+    return uncounted(samples, None if rows is None else samples.contents[rows])
 
 
 def never_trained_on(run: str | Path, samples: Samples) -> Samples:
@@ -191,50 +196,21 @@ def never_trained_on(run: str | Path, samples: Samples) -> Samples:
         if fingerprint(samples) in read_config(run)["settings"].get("given", {}).values():
             raise DataError(f"{run} was purified with these very data; give others, or --split all to measure on them")
         return samples
-    columns, _ = read_sample_columns(run, ["id"])
-    place = {name: row for row, name in enumerate(samples.ids.tolist())}
-    rows = np.array([place[name] for name in columns["id"] if name in place], dtype=np.int64)
-    known = read_config(run)["settings"].get("data", {}).get("fingerprint")
-    if not len(rows) or len(rows) < len(columns["id"]) or fingerprint(samples, rows) != known:
+    rows = _rows_of(run, samples)
+    if rows is None:
         return samples
     if len(rows) == len(samples):
         raise DataError(f"{run} was trained on all of these data; give others, or --split all to measure on them")
     return samples.take(np.setdiff1d(np.arange(len(samples)), rows))
 
 
-def _attack_metrics(
-    session: Session,
-    model: nn.Module,
-    samples: Samples,
-    predicted: IntArray,
-    saved: SavedTrigger,
-    triggered: Samples | None,
-) -> tuple[dict[str, Any], ClassColumns]:
-    if triggered is None:
-        triggered = trigger_test_set(samples, saved.trigger, saved.plan)
-    if not len(triggered):
-        raise DataError("the data hold no sample that the attack aims at; give test data of all classes")
-    answers = predict(session, model, triggered).labels
-    measured: dict[str, Any] = success_metrics(answers, triggered.labels, saved.plan)
-    measured |= other_sources(session, model, samples, saved.trigger, saved.plan)
-    goal, everyone = saved.plan.goal(triggered.labels), np.ones(len(triggered), dtype=bool)
-    target = getattr(saved.plan, "target_label", None)
-    if isinstance(target, int):
-        measured["clean_accuracy_nontarget"] = clean_accuracy_nontarget(predicted, samples.labels, target)
-    rows = class_attack_success(answers, triggered.labels, everyone, goal, samples.n_classes)
-    return measured, _columns("attack_success_rate", rows)
-
-
-def _columns(name: str, rows: list[ClassRow]) -> ClassColumns:
-    """Count, fraction and Wilson's 95% interval of each class; None where a class has no samples."""
-    bounds = [wilson_interval(round(row.value * row.n_samples) if row.n_samples else 0, row.n_samples) for row in rows]
-    known = [row.n_samples > 0 for row in rows]
-    return {
-        f"{name}_n": [row.n_samples for row in rows],
-        name: [row.value if k else None for row, k in zip(rows, known, strict=True)],
-        f"{name}_low": [bound.low if k else None for bound, k in zip(bounds, known, strict=True)],
-        f"{name}_high": [bound.high if k else None for bound, k in zip(bounds, known, strict=True)],
-    }
+def _rows_of(run: Path, samples: Samples) -> IntArray | None:
+    """Where the training samples of a run are among these; None if these are other data."""
+    columns, _ = read_sample_columns(run, ["id"])
+    place = {name: row for row, name in enumerate(samples.ids.tolist())}
+    rows = np.array([place[name] for name in columns["id"] if name in place], dtype=np.int64)
+    known = read_config(run)["settings"].get("data", {}).get("fingerprint")
+    return rows if 0 < len(rows) == len(columns["id"]) and fingerprint(samples, rows) == known else None
 
 
 def _truth_metrics(run: Path, path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from antibackdoor.attacks import AllToOne, Truth, trigger_test_set
+from antibackdoor.data.copies import Uncounted
 from antibackdoor.data.samples import IntArray, Samples
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.protocols import CLEANED, RELABELED, Plan, Trigger, Verdict
@@ -46,9 +47,10 @@ def measure_model(
         plan: The fitted plan of the attack, given together with the trigger.
 
     Returns:
-        Fractions in [0, 1]: `clean_accuracy` with `_low` and `_high` (Wilson's 95% interval), and `n_test`. With a
-        trigger those of `attack_success` as well, and `clean_accuracy_nontarget`, without the samples of the target
-        class, if the plan has a single one (the clean accuracy that the code of ABL and NAD reports).
+        Fractions in [0, 1]: `clean_accuracy` with `_low` and `_high` (Wilson's 95% interval), `balanced_accuracy`,
+        and `n_test`. With a trigger those of `attack_success` as well, and `clean_accuracy_nontarget`, without the
+        samples of the target class, if the plan has a single one (the clean accuracy that the code of ABL and NAD
+        reports).
 
     Raises:
         ConfigError: If only one of trigger and plan is given.
@@ -86,15 +88,31 @@ def attack_success(
     return success_metrics(answers, triggered.labels, plan)
 
 
-def accuracy_metrics(answers: IntArray, labels: IntArray) -> dict[str, float | int]:
-    """`clean_accuracy` of answers `(N,)` with Wilson's 95% interval, and `n_test`."""
-    low, high = wilson_interval(int((answers == labels).sum()), len(labels))
-    return {
-        "clean_accuracy": metrics.clean_accuracy(answers, labels),
+def accuracy_metrics(answers: IntArray, labels: IntArray, uncounted: Uncounted | None = None) -> dict[str, float | int]:
+    """`clean_accuracy` of answers `(N,)` with Wilson's 95% interval, `balanced_accuracy`, and `n_test`.
+
+    Args:
+        answers: What the model says.
+        labels: The true labels.
+        uncounted: Samples that are left out. Then `n_test_copies` and `n_test_conflicting` say how many, and
+            `clean_accuracy_with_copies` is the share of all samples, where there are any.
+    """
+    right = answers == labels
+    counted = np.ones(len(labels), dtype=bool) if uncounted is None else ~uncounted.any_of_them
+    low, high = wilson_interval(int(right[counted].sum()), int(counted.sum()))
+    measured = {
+        "clean_accuracy": metrics.clean_accuracy(answers[counted], labels[counted]),
         "clean_accuracy_low": low,
         "clean_accuracy_high": high,
+        "balanced_accuracy": metrics.balanced_accuracy(answers[counted], labels[counted]),
         "n_test": len(labels),
     }
+    if uncounted is not None:
+        measured["n_test_copies"] = int(uncounted.trained_on.sum())
+        measured["n_test_conflicting"] = int(uncounted.conflicting.sum())
+        if not counted.all():
+            measured["clean_accuracy_with_copies"] = metrics.clean_accuracy(answers, labels)
+    return measured
 
 
 def success_metrics(answers: IntArray, labels: IntArray, plan: Plan) -> dict[str, float | int]:

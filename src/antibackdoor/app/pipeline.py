@@ -12,20 +12,23 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from antibackdoor.app.by_class import measure_by_class
 from antibackdoor.app.methods import hyper_parameters, method_name, method_summary
 from antibackdoor.app.networks import Factory, NetworkChoice, builder, describe_model
+from antibackdoor.app.read_as import record_of
 from antibackdoor.app.residual import residual_attack_success
+from antibackdoor.data.copies import uncounted, under_two_labels
 from antibackdoor.data.reading import DataSet
 from antibackdoor.data.samples import InputArray, IntArray, Samples, StrArray
 from antibackdoor.defenses import DualHead
 from antibackdoor.errors import ModelError
 from antibackdoor.protocols import CLEANED, ISOLATED, RELABELED, Given, Trained, TrainingDefense, Verdict
 from antibackdoor.report import save_gallery, write_report
-from antibackdoor.runs.artifacts import write_history, write_skipped
+from antibackdoor.runs.artifacts import write_classes, write_history, write_skipped
+from antibackdoor.runs.measurements import Measurement, keep_measurement
 from antibackdoor.runs.model_file import ModelSpec, save_model
 from antibackdoor.runs.run_folder import RunFolder, read_checkpoint
 from antibackdoor.runs.samples_table import MIDWAY, SamplesTable, write_samples_table
-from antibackdoor.statistics.metrics import clean_accuracy
 from antibackdoor.training.loop import Predictions, predict
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Session
@@ -127,6 +130,7 @@ def train(
     """
     job, out, given = job or Job(), Path(out), given or Given()
     spec = describe_model(data.train, job.network, job.recipe, method_name(job.defense), data.notes.get("image_size"))
+    spec = replace(spec, **record_of(data))
     build = builder(spec, job.network.factory)
     if is_helper():
         job.defense.train(data.train, build, job.recipe, given=given, journal=_Reader(out))
@@ -216,7 +220,7 @@ def _write(
     out: Path, data: DataSet, job: Job, spec: ModelSpec, trained: Trained, seconds: float
 ) -> tuple[SamplesTable, dict[str, Any]]:
     """Everything of the run folder except `metrics.json` and the report."""
-    samples, verdict = data.train, trained.verdict
+    samples, verdict = data.train, trained.verdict.ordered(data.train.labels)
     session = Session(replace(job.recipe, devices=1), len(samples), images=samples.kind == "image")
     model = session.prepare(trained.model)
     predictions = predict(session, model, samples)
@@ -233,9 +237,7 @@ def _write(
     if verdict.poisoned:
         metrics |= residual_attack_success(session, model, samples, trained)
     if data.test is not None and len(data.test):
-        tested = predict(session, model, data.test)
-        metrics["clean_accuracy"] = clean_accuracy(tested.labels, data.test.labels)
-        metrics["n_test"] = len(data.test)
+        metrics |= _tested(out, session, model, data, data.test)
     save_model(out, model.cpu(), spec)
     write_history(out, trained.history)
     table = verdict_table(samples, verdict, predictions)
@@ -249,6 +251,16 @@ def _write(
 
 def verdict_table(samples: Samples, verdict: Verdict, predictions: Predictions | None = None) -> SamplesTable:
     """One row for every sample: what was given, what is suspected, what the model says if there is one.
+def _tested(out: Path, session: Session, model: nn.Module, data: DataSet, test: Samples) -> dict[str, Any]:
+    """What the test samples say of the model; those that it was trained on do not count. Writes `classes.csv`."""
+    numbers, classes = measure_by_class(session, model, test, uncounted=uncounted(test, data.train.contents))
+    write_classes(out, test.class_names, classes)
+    split = "held out" if str(data.notes.get("test", "")).startswith("held out") else "test"
+    names = [str(name) for name in test.class_names]
+    found = keep_measurement(out, Measurement(split, fingerprint(test), None, numbers, names, classes))
+    return {**numbers, "test_split": found.split, "test_fingerprint": found.test_fingerprint}
+
+
 
     An isolated sample without a suggestion gets the model's.
     """
@@ -265,6 +277,7 @@ def verdict_table(samples: Samples, verdict: Verdict, predictions: Predictions |
         confidence=None if predictions is None else predictions.confidence.astype(np.float64),
     )
 
+        contents=samples.contents,
 
 def verdict_metrics(samples: Samples, verdict: Verdict) -> dict[str, Any]:
     """What a verdict says, as flat metrics."""
@@ -278,6 +291,10 @@ def verdict_metrics(samples: Samples, verdict: Verdict) -> dict[str, Any]:
         "n_cleaned": int((verdict.status == CLEANED).sum()),
     }
 
+        "n_unexamined_labels": len(verdict.unexamined),
+        "unexamined_labels": [str(samples.class_names[label]) for label in verdict.unexamined],
+        "n_unexamined_samples": int(np.isin(samples.labels, verdict.unexamined).sum()),
+        "n_conflicting_copies": int(under_two_labels(samples.contents, samples.labels).sum()),
 
 def classify_inputs(
     model: nn.Module, spec: ModelSpec, inputs: InputArray, ids: StrArray, *, device: str = "auto"

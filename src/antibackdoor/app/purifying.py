@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 
 from antibackdoor.app.attention_pictures import save_attention_of
-from antibackdoor.app.evaluation import ATTACKED, BEFORE, CLEAN, fingerprints, measure_by_class
+from antibackdoor.app.by_class import measure_by_class
+from antibackdoor.app.evaluation import ATTACKED, BEFORE, CLEAN, fingerprints
 from antibackdoor.app.given_models import Opened
 from antibackdoor.app.methods import hyper_parameters, method_name, method_summary
 from antibackdoor.app.pipeline import describe_given, weights_digest
 from antibackdoor.attacks import SavedTrigger, load_trigger, trigger_test_set
-from antibackdoor.data.samples import Samples
+from antibackdoor.data.copies import uncounted
+from antibackdoor.data.samples import DigestArray, Samples
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.protocols import Given, Purified, Purifier
 from antibackdoor.report import write_report
 from antibackdoor.runs.artifacts import write_classes
+from antibackdoor.runs.measurements import Measurement, keep_measurement
 from antibackdoor.runs.model_file import save_model
 from antibackdoor.runs.run_folder import RunFolder
 from antibackdoor.training.recipe import Recipe
@@ -82,7 +85,7 @@ def purify(
         }
         if test is not None and len(test):
             metrics |= fingerprints(test, measure_trigger, None)
-            metrics |= _measured(out, opened, purified, given, recipe, test, saved)
+            metrics |= _measured(out, opened, purified, given, recipe, test, saved, metrics)
         save_model(out, purified.model, spec)
         run.finish(metrics)
     write_report(out)
@@ -131,18 +134,30 @@ def _measured(
     recipe: Recipe,
     test: Samples,
     saved: SavedTrigger | None,
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What test samples say of the model before and after: metrics, and `classes.csv` and `attention.npz`."""
     teacher = given.teacher if purified.teacher is None else purified.teacher
     save_attention_of(out, opened.model, teacher, purified.model, test, saved)
     session = Session(recipe, len(test), images=test.kind == "image")
     triggered = None if saved is None else trigger_test_set(test, saved.trigger, saved.plan)
-    before, old = measure_by_class(session, session.prepare(opened.model), test, saved, triggered)
-    after, new = measure_by_class(session, session.prepare(purified.model), test, saved, triggered)
+    left_out = uncounted(test, _contents(given))
+    before, old = measure_by_class(session, session.prepare(opened.model), test, saved, triggered, left_out)
+    after, new = measure_by_class(session, session.prepare(purified.model), test, saved, triggered, left_out)
     opened.model.cpu()
     purified.model.cpu()
     write_classes(out, test.class_names, {**new, **_before(old)})
-    return {**_before(before), **after}
+    names = [str(name) for name in test.class_names]
+    keep_measurement(
+        out, Measurement("test", about["test_fingerprint"], about.get("trigger_fingerprint"), after, names, new)
+    )
+    return {**_before(before), **after, "test_split": "test"}
+
+
+def _contents(given: Given) -> DigestArray | None:
+    """Hashes of all inputs that the method was given; None if it was given none."""
+    there = [samples.contents for samples in (given.clean, given.suspicious) if samples is not None]
+    return np.concatenate(there) if there else None
 
 
 def _before(measured: Mapping[str, Any]) -> dict[str, Any]:

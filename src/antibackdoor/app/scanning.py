@@ -98,6 +98,7 @@ def scan(
         book = Chapters(run)
         whole = _with_model(samples, job, given, build, book)
         detection = job.detector.detect(samples, whole, job.recipe, journal=book.journal_of("detector"))
+        detection = replace(detection, verdict=detection.verdict.ordered(samples.labels))
         metrics = {
             **verdict_metrics(samples, detection.verdict),
             "method": spec.method,

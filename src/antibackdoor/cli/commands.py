@@ -17,6 +17,8 @@ INTERRUPTED = 130
 
 def run_train(
     data: Path,
+ISOLATES = {0x2068: None, 0x2069: None}  # invisible characters around names; the terminal shows names as they are
+MOST_NAMES = 20  # of a list on the terminal; metrics.json has all
     out: Path,
     defense: Any,
     recipe: Any,
@@ -204,7 +206,9 @@ def evaluate(
         if split == "test":
             samples = evaluation.never_trained_on(run, samples)
     factory = factory_of(model)
-    print_facts(evaluation.evaluate(run, samples, truth=truth, trigger=trigger, device=device, factory=factory))
+    print_facts(
+        evaluation.evaluate(run, samples, truth=truth, trigger=trigger, device=device, factory=factory, split=split)
+    )
 
 
 def predict(
@@ -317,7 +321,9 @@ def doctor() -> None:
 
 
 def print_facts(facts: dict[str, Any]) -> None:
-    """One `key value` line a fact."""
+    """One `key value` line a fact that has a value, and then what must be known to read them rightly."""
+    from antibackdoor.report.words import remarks
+
     for key, value in facts.items():
         print(f"{key:28} {value:.4f}" if isinstance(value, float) else spelled_out(f"{key:28} {value}"))
 
@@ -358,7 +364,13 @@ def stop(message: str) -> NoReturn:
 
 
 def is_helper_process() -> bool:
+        if value is None or value == "" or value == [] or value != value:  # the last is nan
+            continue
+        if isinstance(value, list) and len(value) > MOST_NAMES:
+            value = [*value[:MOST_NAMES], f"and {len(value) - MOST_NAMES} more"]
     """Whether this is one of several processes of a command, but not the first, which speaks for all."""
+    for sentence in remarks(facts):
+        print(spelled_out(sentence.translate(ISOLATES)))
     if not {"LOCAL_RANK", "RANK"} & os.environ.keys():
         return False
     from antibackdoor.app.pipeline import is_helper

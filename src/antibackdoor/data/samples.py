@@ -16,6 +16,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 StrArray = NDArray[np.str_]
+DigestArray = NDArray[np.void]  # hashes of inputs, 16 bytes each
+DIGEST = np.dtype("V16")
 InputArray = NDArray[Any]  # uint8 for images, float32 for series (or for images that are floats in [0, 1])
 
 
@@ -78,10 +80,15 @@ class Samples:
         return "image" if self.inputs.ndim == 4 else "series"
 
     @cached_property
+    def contents(self) -> DigestArray:
+        """`(N,)` a hash (blake2b, 16 bytes) of each decoded input: equal inputs have equal ones, whatever the label."""
+        digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in self.inputs)
+        return np.frombuffer(digests, dtype=DIGEST)
+
+    @cached_property
     def firsts(self) -> IntArray:
         """`(N,)` for each row the first one that has the same input and the same label: itself, if it is no copy."""
-        digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in self.inputs)
-        contents = np.frombuffer(digests, dtype=np.int64).reshape(-1, 2)
+        contents = self.contents.view(np.int64).reshape(-1, 2)
         _, first, which = np.unique(
             np.column_stack([contents, self.labels]), axis=0, return_index=True, return_inverse=True
         )

@@ -205,7 +205,7 @@ class _Run:
             flagged_share=float(flagged.mean()),
             fell_back=fell_back,
         )
-        verdict = Verdict(margins, status, labels, criterion)
+        verdict = Verdict(margins, status, labels, criterion).ordered(self.samples.labels)
         return Trained(trainer.delivered(model, self.build), trainer.history, verdict, facts)
 
     def _enhance(self) -> dict[str, Any]:

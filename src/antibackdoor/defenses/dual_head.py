@@ -20,7 +20,7 @@ from antibackdoor.models.two_head import TwoHead
 from antibackdoor.protocols import CLEANED, RELABELED, Build, Given, Trained, Verdict, check_given
 from antibackdoor.search.attempts import left, spring_again, spring_believed
 from antibackdoor.search.caught import Caught, with_more, without
-from antibackdoor.search.evidence import from_verdict, judge, search_verdict
+from antibackdoor.search.evidence import from_verdict, judge, search_verdict, unexamined_labels
 from antibackdoor.search.post_training import look_again, more_carriers, with_strangers
 from antibackdoor.search.removal import find_removal
 from antibackdoor.search.search import n_searched
@@ -42,10 +42,12 @@ class DualHeadFacts:
     """What the default defense says of the data and of its own training.
 
     Attributes:
-        estimated_poisoning_rate: Share of the samples in second groups, in [0, 1].
-        estimated_poisoning_rate_low: Lower end of its 95% interval; None where nothing was found.
+        estimated_poisoning_rate: Share of the samples in second groups, in [0, 1]; None where no label was searched.
+        estimated_poisoning_rate_low: Lower end of its 95% interval; None where nothing was found. It is conditional on
+            what was found: poison that left no trace is not counted.
         estimated_poisoning_rate_high: Upper end; it counts all isolated samples.
-        false_alarm_probability: How probable such evidence is in clean data; None where too few labels compare.
+        false_alarm_probability: How probable such evidence is in clean data; None where nothing was found, or too few
+            labels compare.
         found_by: What the search began with where it found something, joined by `; `.
         n_found_late: Isolated samples that only the check of the trained network found.
         n_copies: Samples that repeat an earlier one.
@@ -53,7 +55,7 @@ class DualHeadFacts:
         n_main_trainings: 2 where the check found something and the training started over, else 1.
     """
 
-    estimated_poisoning_rate: float
+    estimated_poisoning_rate: float | None
     estimated_poisoning_rate_low: float | None
     estimated_poisoning_rate_high: float | None
     false_alarm_probability: float | None
@@ -185,13 +187,13 @@ class _Run:
         samples, back = self.samples, outcome.back
         probe = untaught(caught.core, samples.labels, self.trainer.recipe.seed)
         caught = without(caught, back.cleared, samples.labels)
-        verdict = search_verdict(caught, samples.labels)
+        verdict = search_verdict(caught, samples.labels, self._unexamined())
         status = verdict.status.copy()
         status[caught.isolated & (back.labels != samples.labels)] = RELABELED
         status[caught.isolated & back.unchanged] = CLEANED
         verdict = replace(verdict, status=status, suggested_label=back.labels)
         if self.given.verdict is not None:
-            verdict = replace(verdict, suspicion=_at_least(self.given.verdict, late))
+            verdict = replace(verdict, suspicion=_at_least(self.given.verdict, late)).ordered(samples.labels)
         facts = DualHeadFacts(
             **judge(caught),
             found_by="; ".join(caught.ways),
@@ -205,6 +207,12 @@ class _Run:
         return Trained(delivered, history, verdict, facts, probe=probe & caught.isolated)
 
     def _look(self, model: nn.Module, caught: Caught) -> Later | None:
+    def _unexamined(self) -> tuple[int, ...]:
+        """Labels that the search, or the one whose verdict was given, could not examine."""
+        if self.given.verdict is not None:
+            return self.given.verdict.unexamined
+        return unexamined_labels(self.samples, self.trainer.recipe.seed)
+
         """What a well trained main head shows of what was not isolated.
 
         Samples of other labels; or else those whom the search was sure of and let go; or else whom to suspect again.

@@ -242,7 +242,7 @@ class _Algorithm1:
             suggested_label=partition.labels,
             criterion=np.where(partition.isolated, SCORE, NO_CRITERION).astype(np.uint8),
             target_labels=(partition.backdoor_label,),
-        )
+        ).ordered(given)
 
     def _two_heads(self) -> TwoHead:
         example = torch.zeros(2, *self.samples.shape)

@@ -123,7 +123,7 @@ class Retrain:
             status=np.where(dropped, ISOLATED, KEPT).astype(np.uint8),
             suggested_label=samples.labels,
             criterion=criterion.astype(np.uint8),
-        )
+        ).ordered(samples.labels)
         facts = RetrainFacts(n_dropped=int(dropped.sum()), n_trainings=1 + bool(wanted))
         return Trained(trainer.delivered(model, build), trainer.history, verdict, facts)
 

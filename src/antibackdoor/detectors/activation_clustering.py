@@ -27,13 +27,11 @@ class ActivationClusteringFacts:
 
     Attributes:
         n_labels: Labels that were clustered.
-        n_labels_skipped: Labels with fewer than 20 samples, which have no shape to speak of; their samples score 0.
         n_labels_flagged: Labels whose smaller cluster was isolated.
         largest_silhouette: Of all labels, in [-1, 1].
     """
 
     n_labels: int
-    n_labels_skipped: int
     n_labels_flagged: int
     largest_silhouette: float
 
@@ -87,10 +85,11 @@ class ActivationClustering:
         model, feed = session.prepare(deepcopy(given.model)), session.feed(samples)._replace(augmentations=())
         layer = self.layer or last_layer(model, torch.zeros(2, *samples.shape, device=session.device))
         scores, isolated = np.zeros(len(samples)), np.zeros(len(samples), dtype=bool)
-        flagged, silhouettes = [], []
+        flagged, silhouettes, unexamined = [], [], []
         groups = label_rows(samples.labels)
         for label, rows in groups.items():  # one label at a time bounds the memory
-            if len(rows) < SMALLEST_LABEL:
+            if len(rows) < SMALLEST_LABEL:  # it has no shape to speak of
+                unexamined.append(label)
                 continue
             seed = int(stream(recipe.seed, Stream.ACTIVATION_CLUSTERS, label).integers(2**32))
             found = features(session, feed, model, [layer], rows)[layer]
@@ -102,9 +101,12 @@ class ActivationClustering:
                 flagged.append(label)
         facts = ActivationClusteringFacts(
             n_labels=len(silhouettes),
-            n_labels_skipped=len(groups) - len(silhouettes),
             n_labels_flagged=len(flagged),
             largest_silhouette=max(silhouettes, default=0.0),
         )
-        about = {"poisoned": bool(flagged) if silhouettes else None, "target_labels": tuple(flagged)}
+        about = {
+            "poisoned": bool(flagged) if silhouettes else None,
+            "target_labels": tuple(flagged),
+            "unexamined": tuple(unexamined),
+        }
         return Detection(Verdict.isolating(scores, isolated, samples, **about), facts, given.history)

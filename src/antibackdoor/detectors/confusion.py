@@ -20,7 +20,7 @@ from antibackdoor.models.two_head import HeadWidth, TwoHead, split_network
 from antibackdoor.protocols import Build, Detection, Given, check_given
 from antibackdoor.search.attempts import MOST_ROUNDS, spring
 from antibackdoor.search.caught import Caught
-from antibackdoor.search.evidence import judge, search_verdict
+from antibackdoor.search.evidence import judge, search_verdict, unexamined_labels
 from antibackdoor.search.planting import plant, smallest_visible_rate
 from antibackdoor.search.search import TrapSettings, n_searched
 from antibackdoor.search.warm_up import warm_up
@@ -47,10 +47,12 @@ class SearchFacts:
     """What the search says of the data.
 
     Attributes:
-        estimated_poisoning_rate: Share of the samples in second groups, in [0, 1].
-        estimated_poisoning_rate_low: Lower end of its 95% interval; None where nothing was found.
+        estimated_poisoning_rate: Share of the samples in second groups, in [0, 1]; None where no label was searched.
+        estimated_poisoning_rate_low: Lower end of its 95% interval; None where nothing was found. It is conditional on
+            what was found: poison that left no trace is not counted.
         estimated_poisoning_rate_high: Upper end; it counts all isolated samples.
-        false_alarm_probability: How probable such evidence is in clean data; None where too few labels compare.
+        false_alarm_probability: How probable such evidence is in clean data; None where nothing was found, or too few
+            labels compare.
         found_by: What the search began with where it found something, joined by `; `.
         n_copies: Samples that repeat an earlier one.
         search_steps: Optimizer steps of the search.
@@ -58,7 +60,7 @@ class SearchFacts:
         smallest_visible_rate: The smallest of them that was found; None if none was.
     """
 
-    estimated_poisoning_rate: float
+    estimated_poisoning_rate: float | None
     estimated_poisoning_rate_low: float | None
     estimated_poisoning_rate_high: float | None
     false_alarm_probability: float | None
@@ -165,7 +167,8 @@ class ConfusionTraining:
             search_steps=caught.steps,
             **visible,
         )
-        return Detection(search_verdict(caught, samples.labels), facts, history)
+        verdict = search_verdict(caught, samples.labels, unexamined_labels(samples, recipe.seed))
+        return Detection(verdict, facts, history)
 
     def search(
         self, samples: Samples, build: Build, recipe: Recipe, *, journal: Journal | None = None

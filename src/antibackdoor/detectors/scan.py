@@ -30,14 +30,12 @@ class SCAnFacts:
 
     Attributes:
         n_dimensions: In which the shared variation was estimated; the clean set may allow fewer than wanted.
-        n_labels_skipped: Labels with fewer than 20 samples, which have no shape to speak of; their samples score 0.
         n_labels_flagged: Labels of which a group was isolated.
         largest_anomaly: Of all labels, in robust standard deviations; None where fewer than three labels compare, or
             most are alike. Nothing is isolated then.
     """
 
     n_dimensions: int
-    n_labels_skipped: int
     n_labels_flagged: int
     largest_anomaly: float | None
 
@@ -98,7 +96,7 @@ class SCAn:
         for place, (label, rows) in enumerate(groups.items()):  # one label at a time bounds the memory
             x = looked.reduced(feed, rows)
             clean = looked.clean[given.clean.labels == label]
-            if len(x) + len(clean) < SMALLEST_LABEL:
+            if len(x) + len(clean) < SMALLEST_LABEL:  # it has no shape to speak of
                 continue
             seed = int(stream(recipe.seed, Stream.SCAN_GROUPS, label).integers(2**32))
             split = split_label(np.concatenate([x, clean]), looked.shared, seed=seed)
@@ -109,12 +107,12 @@ class SCAn:
         is_judged = bool(np.isfinite(apart).any())
         facts = SCAnFacts(
             n_dimensions=looked.shared.n_dimensions,
-            n_labels_skipped=int(np.isnan(gains).sum()),
             n_labels_flagged=len(flagged),
             largest_anomaly=float(np.nanmax(apart)) if is_judged else None,
         )
         isolated = suspected & np.isin(samples.labels, flagged)
-        about = {"poisoned": bool(flagged) if is_judged else None, "target_labels": flagged}
+        unexamined = tuple(label for label, gain in zip(groups, gains, strict=True) if np.isnan(gain))
+        about = {"poisoned": bool(flagged) if is_judged else None, "target_labels": flagged, "unexamined": unexamined}
         return Detection(Verdict.isolating(scores, isolated, samples, **about), facts, given.history)
 
 

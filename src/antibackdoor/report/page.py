@@ -16,6 +16,7 @@ from antibackdoor.report.attention import AttentionGrid, attention_grid, load_at
 from antibackdoor.report.figures import ClassBar, Figure, class_bars, loss_figure, score_figure, training_figures
 from antibackdoor.report.gallery import Card, Gallery, cards, difference_picture, load_gallery
 from antibackdoor.report.html import write_page
+from antibackdoor.report.measured import MeasuredRow, measured_rows
 from antibackdoor.report.purified import (
     ClassTable,
     class_tables,
@@ -83,6 +84,7 @@ class Page:
     classes: tuple[ClassBar, ...]
     cards: tuple[Card, ...]
     common: str  # data URI or markup of what isolated samples have in common; may be empty
+    measured: tuple[MeasuredRow, ...]  # every measurement of the model, with its data
     class_tables: tuple[ClassTable, ...]  # accuracy and attack success of each class, where they were measured
     attention: AttentionGrid | None  # where the networks of a purification look
     facts: tuple[tuple[str, str], ...]  # what a purifier tells of itself
@@ -152,6 +154,7 @@ def _page(run: Path) -> Page:
         classes=classes,
         cards=() if gallery is None or not (run / SAMPLES).exists() else tuple(cards(run, gallery)),
         common=_common(gallery),
+        measured=tuple(measured_rows(run)),
         class_tables=tuple(class_tables(run)),
         attention=_attention(run),
         facts=() if purified is None else tuple(purified_facts(purified)),

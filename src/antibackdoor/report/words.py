@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -87,7 +88,9 @@ def verdict(metrics: Facts | None) -> Verdict:
     labels = suspected_labels(metrics)
     poisoned = metrics.get("poisoned")
     if poisoned is None:
-        return Verdict("open", "This run gives no verdict on the data set.", tuple(_what_was_done(metrics)))
+        is_blind = bool(metrics.get("n_unexamined_labels")) and _is_every_label_small(metrics)
+        title = "No label could be examined." if is_blind else "This run gives no verdict on the data set."
+        return Verdict("open", title, (*remarks(metrics), *_what_was_done(metrics)))
     if poisoned:
         return Verdict(
             "poisoned",
@@ -96,6 +99,7 @@ def verdict(metrics: Facts | None) -> Verdict:
                 *_what_was_found(metrics, labels),
                 *_what_it_is_worth(metrics),
                 *_what_was_done(metrics, "They"),
+                *remarks(metrics),
             ),
         )
     return Verdict(
@@ -104,6 +108,7 @@ def verdict(metrics: Facts | None) -> Verdict:
         (
             "This is no proof of cleanliness: an attack that touches very few samples, or that the network "
             "learns no faster than the rest, leaves no trace that this method can see.",
+            *remarks(metrics),
             *_what_it_is_worth(metrics),
             *_what_was_done(metrics),
         ),
@@ -126,7 +131,9 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
             "estimated attack success rate of the delivered model, the trigger unknown",
         ),
         ("smallest_visible_rate", "Smallest visible rate", percent, "of a planted patch that the scan found"),
-        ("clean_accuracy", "Clean accuracy", percent, "on test samples that the model was not trained on"),
+        ("clean_accuracy", "Clean accuracy", percent, _tested_on(metrics)),
+        ("clean_accuracy_with_copies", "With copies", percent, "accuracy with the samples that should not count"),
+        ("balanced_accuracy", "Balanced accuracy", percent, "mean over the classes"),
         (
             "attack_success_rate",
             "Attack success rate",
@@ -150,7 +157,9 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
             low, high = (_number(metrics, f"{key}_{end}") for end in ("low", "high"))
             if low is None or high is None:
                 continue
-            note = f"95% interval {percent(low)} to {percent(high)}"
+            note = f"95% interval {percent(low)} to {percent(high)}, if what was found is all there is"
+        if key == "false_alarm_probability" and not metrics.get("poisoned"):
+            continue
         numbers.append(KeyNumber(name, show(value), note))
     labels = suspected_labels(metrics)
     if labels:
@@ -228,6 +237,18 @@ def _what_it_is_worth(metrics: Facts) -> list[str]:
             "frequent was found: its silence means nothing here."
             if visible is None
             else f"Patches that were planted in a copy of these data to test the scan itself were found from "
+def _tested_on(metrics: Facts) -> str:
+    """On which samples the accuracy was measured."""
+    split = metrics.get("test_split", "test")
+    n_test = _number(metrics, "n_test")
+    if split in ("train", "all") and _number(metrics, "n_test_copies") == 0:
+        which = "the training split" if split == "train" else "all"
+        return f"on {which} of the data given; whether the model was trained on them is not known"
+    left_out = sum(_number(metrics, key) or 0 for key in ("n_test_copies", "n_test_conflicting"))
+    size = "" if n_test is None else f"{count(n_test - left_out)} "
+    return f"on {size}test samples that the model was not trained on"
+
+
             f"{percent(visible)} of the samples on; rarer or softer triggers may have been missed."
         )
     copies = _number(metrics, "n_copies")
@@ -263,6 +284,6 @@ def _what_was_done(metrics: Facts, who: str = "") -> list[str]:
 
 def _number(metrics: Facts, key: str) -> float | None:
     value = metrics.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)

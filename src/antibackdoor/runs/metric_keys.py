@@ -41,9 +41,16 @@ METRIC_GROUPS: dict[str, dict[str, str]] = {
         **_bounds("estimated_residual_attack_success_rate"),
     },
     "Measured on test data (`train`, `purify --test`, `evaluate --data`)": {
-        "clean_accuracy": "Share of the test samples that get their label, in [0, 1].",
+        "clean_accuracy": "Share of the test samples that get their label, in [0, 1]; those that do not count are left "
+        "out, and null if none is left.",
         **_bounds("clean_accuracy"),
-        "n_test": "Test samples.",
+        "balanced_accuracy": "Mean over the classes of the share that gets its label, in [0, 1]: each class counts as "
+        "much as any other, so that a constant answer gets 1 / K.",
+        "n_test": "Test samples, with those that do not count.",
+        "n_test_copies": "Test samples that are exact copies of training samples; they count for no accuracy.",
+        "n_test_conflicting": "Other test samples that do not count: their input stands under two labels.",
+        "clean_accuracy_with_copies": "Clean accuracy of all test samples; only where some do not count.",
+        "test_split": "Which part of its data was tested: `test`, `held out`, `train` or `all`.",
         "test_fingerprint": "A short hash of the test data.",
     },
     "Measured with a known trigger (`evaluate --trigger`, `purify --measure-trigger`)": {
@@ -85,3 +92,6 @@ METRIC_GROUPS: dict[str, dict[str, str]] = {
 }
 
 METRIC_KEYS: dict[str, str] = {key: text for group in METRIC_GROUPS.values() for key, text in group.items()}
+_ON_TEST_DATA, _WITH_A_TRIGGER = [group for title, group in METRIC_GROUPS.items() if title.startswith("Measured")][:2]
+MEASURED_ON_TEST_DATA, MEASURED_WITH_A_TRIGGER = tuple(_ON_TEST_DATA), tuple(_WITH_A_TRIGGER)
+

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from antibackdoor.data.samples import BoolArray, FloatArray, IntArray, StrArray
+from antibackdoor.data.samples import DIGEST, BoolArray, DigestArray, FloatArray, IntArray, StrArray
 from antibackdoor.errors import RunError
 from antibackdoor.protocols import CRITERIA, STATUSES, Verdict
 from antibackdoor.runs.atomic import cannot, one_line, replacing
@@ -35,6 +35,7 @@ class SamplesTable:
         verdict: What the method says.
         prediction: `(N,)` int64, what the delivered model says; None if there is no model, as after a scan.
         confidence: `(N,)` float64 in [0, 1], the probability of that prediction, or None.
+        contents: `(N,)` 16 bytes each, `Samples.contents`: a hash of every input; None where an older version wrote.
     """
 
     ids: StrArray
@@ -43,6 +44,7 @@ class SamplesTable:
     verdict: Verdict
     prediction: IntArray | None = None
     confidence: FloatArray | None = None
+    contents: DigestArray | None = None
 
     @property
     def isolated(self) -> BoolArray:
@@ -75,6 +77,7 @@ _SCHEMA = pa.schema(
         ("prediction", pa.int64()),
         ("confidence", pa.float64()),
         ("margin", pa.float64()),
+        ("content", pa.binary(DIGEST.itemsize)),
     ]
 )
 
@@ -103,6 +106,7 @@ def write_samples_table(run: Path, table: SamplesTable, name: str = SAMPLES) -> 
         "prediction": table.prediction,
         "confidence": table.confidence,
         "margin": verdict.margin,
+        "content": table.contents,
     }
     known = [field for field in _SCHEMA if given[field.name] is not None]
     if len({len(given[field.name]) for field in known}) != 1:
@@ -113,6 +117,7 @@ def write_samples_table(run: Path, table: SamplesTable, name: str = SAMPLES) -> 
         "poisoned": verdict.poisoned,
         "target_labels": list(verdict.target_labels),
         "p_value": verdict.p_value,
+        "unexamined": list(verdict.unexamined),
     }
     schema = pa.schema(known, metadata={key: json.dumps(value) for key, value in about.items()})
     # An open file, here and below, since pyarrow takes no path that is not UTF-8.
@@ -130,7 +135,9 @@ def _encoded(field: pa.Field, values: NDArray[Any]) -> pa.Array:
     if field.name in _CODES:
         return pa.DictionaryArray.from_arrays(pa.array(values.astype(np.int8)), pa.array(_CODES[field.name]))
     if field.name == "id":
-        return pa.array([_utf8(str(name)) for name in values], field.type)
+        return pa.array([stored_id(str(name)) for name in values], field.type)
+    if field.name == "content":
+        return pa.FixedSizeBinaryArray.from_buffers(field.type, len(values), [None, pa.py_buffer(values.tobytes())])
     return pa.array(values, field.type)
 
 
@@ -156,10 +163,12 @@ def read_samples_table(run: Path, name: str = SAMPLES) -> SamplesTable:
             poisoned=about["poisoned"],
             target_labels=tuple(about["target_labels"]),
             p_value=about["p_value"],
+            unexamined=tuple(about["unexamined"]),
             margin=columns.get("margin"),
         ),
         prediction=columns.get("prediction"),
         confidence=columns.get("confidence"),
+        contents=columns.get("content"),
     )
 
 
@@ -169,11 +178,12 @@ def _about(path: Path) -> dict[str, Any]:
         metadata = pq.read_schema(file).metadata or {}
     try:
         poisoned, p_value = (json.loads(metadata.get(key, b"null")) for key in (b"poisoned", b"p_value"))
-        labels = json.loads(metadata.get(b"target_labels", b"[]"))
+        labels, unexamined = (json.loads(metadata.get(key, b"[]")) for key in (b"target_labels", b"unexamined"))
         return {
             "poisoned": None if poisoned is None else bool(poisoned),
             "target_labels": [int(label) for label in labels],
             "p_value": None if p_value is None else float(p_value),
+            "unexamined": [int(label) for label in unexamined],
         }
     except (ValueError, TypeError) as error:
         raise RunError(f"{path} is damaged: {one_line(error)}") from error
@@ -232,6 +242,8 @@ def _stored(column: str, present: set[str]) -> list[str]:
 
 
 def _decoded(table: pa.Table, column: str, present: set[str]) -> NDArray[Any]:
+    if column == "content":
+        return _digests(table.column(column))
     if column not in _CODES:
         return np.asarray(table.column(column).to_numpy())
     if column in present:
@@ -249,5 +261,12 @@ def _decoded(table: pa.Table, column: str, present: set[str]) -> NDArray[Any]:
     return np.array([CRITERIA.index(text) for text in texts], dtype=np.uint8)
 
 
-def _utf8(text: str) -> str:
+def _digests(column: pa.ChunkedArray) -> DigestArray:
+    if column.type != pa.binary(DIGEST.itemsize) or column.null_count:
+        raise ValueError(f"content is of type {column.type}, or has gaps")
+    return np.frombuffer(b"".join(column.to_pylist()), dtype=DIGEST)
+
+
+def stored_id(text: str) -> str:
+    """An id as the table holds it: bytes of a file name that are not UTF-8 stand as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

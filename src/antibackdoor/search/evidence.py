@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from antibackdoor.data.samples import FloatArray, IntArray
+from antibackdoor.data.samples import FloatArray, IntArray, Samples
 from antibackdoor.protocols import (
     CONTENT,
     ISOLATED,
@@ -23,11 +23,13 @@ from antibackdoor.protocols import (
 )
 from antibackdoor.search import caught as found_by
 from antibackdoor.search.caught import Caught
+from antibackdoor.search.search import drawn_rows
 from antibackdoor.statistics.intervals import wilson_interval
 from antibackdoor.statistics.isolation import (
     DEPTH_OF_FEW,
     FEW_LABELS,
     SMALLEST_GROUP,
+    SMALLEST_LABEL,
     label_rows,
     probability_of_upper,
     rank_within,
@@ -50,20 +52,22 @@ def judge(caught: Caught) -> dict[str, Any]:
     """Flat facts about a search: estimated poisoning rate with a 95% interval, and how rare such evidence is.
 
     The rate counts the samples in second groups. Its interval is Wilson's around that count, and reaches up to that
-    around all isolated samples, some of which were added to be safe.
+    around all isolated samples, some of which were added to be safe. It is conditional on what was found: poison of
+    another trigger that left no trace is in neither number.
 
     Returns:
         `estimated_poisoning_rate`, `estimated_poisoning_rate_low`, `estimated_poisoning_rate_high` in [0, 1] (0 and
-        no interval where nothing was isolated: what could have been seen is another question), and
-        `false_alarm_probability`, None where too few labels can be compared.
+        no interval where nothing was isolated: what could have been seen is another question; None where no label was
+        searched), and
+        `false_alarm_probability`, None where nothing was found or too few labels can be compared.
     """
     n, found = len(caught.isolated), bool(caught.isolated.any())
     core, isolated = int(caught.core.sum()), int(caught.isolated.sum())
     return {
-        "estimated_poisoning_rate": core / n,
+        "estimated_poisoning_rate": core / n if found or not np.isnan(caught.depths).all() else None,
         "estimated_poisoning_rate_low": wilson_interval(core, n)[0] if found else None,
         "estimated_poisoning_rate_high": wilson_interval(isolated, n)[1] if found else None,
-        "false_alarm_probability": false_alarm_probability(caught),
+        "false_alarm_probability": false_alarm_probability(caught) if found else None,
     }
 
 
@@ -78,17 +82,32 @@ def criteria(caught: Caught) -> CodeArray:
     return np.where(caught.isolated, kinds, NO_CRITERION).astype(np.uint8)
 
 
-def search_verdict(caught: Caught, labels: IntArray) -> Verdict:
-    """What the search says of each sample under its given label, `(N,)`, and of the data."""
-    return Verdict(
+def unexamined_labels(samples: Samples, seed: int) -> tuple[int, ...]:
+    """Labels that a search with this seed cannot examine: too few of their samples, copies left out, are searched."""
+    rows = drawn_rows(len(samples), samples.n_classes, samples.originals, seed)
+    n_searched = np.bincount(samples.labels[rows], minlength=samples.n_classes)
+    present = np.bincount(samples.labels, minlength=samples.n_classes) > 0
+    return tuple(np.flatnonzero(present & (n_searched < SMALLEST_LABEL)).tolist())
+
+
+def search_verdict(caught: Caught, labels: IntArray, unexamined: tuple[int, ...] = ()) -> Verdict:
+    """What the search says of each sample under its given label, `(N,)`, and of the data.
+
+    Where no label could be examined, and nothing was found, it does not judge.
+    """
+    found = bool(caught.isolated.any())
+    blind = not found and set(labels.tolist()) <= {*unexamined}
+    verdict = Verdict(
         suspicion=suspicion(caught, labels),
         status=np.where(caught.isolated, ISOLATED, KEPT).astype(np.uint8),
         suggested_label=labels,
         criterion=criteria(caught),
-        poisoned=bool(caught.isolated.any()),
+        poisoned=None if blind else found,
         target_labels=caught.labels,
         margin=caught.margins,
+        unexamined=unexamined,
     )
+    return verdict.ordered(labels)
 
 
 def from_verdict(verdict: Verdict, n_classes: int) -> Caught:

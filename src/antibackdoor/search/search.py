@@ -92,8 +92,13 @@ def n_searched(n_samples: int, n_classes: int) -> int:
 
 def searched_rows(session: Session, feed: Feed, pool: IntArray) -> IntArray:
     """The rows of a pool that a search works on, sorted."""
-    order = shuffled(len(feed.labels), session.recipe.seed, Stream.SEARCHED_ROWS)
-    return np.sort(order[np.isin(order, pool)][: n_searched(len(pool), feed.n_classes)])
+    return drawn_rows(len(feed.labels), feed.n_classes, pool, session.recipe.seed)
+
+
+def drawn_rows(n_samples: int, n_classes: int, pool: IntArray, seed: int) -> IntArray:
+    """The same for so many samples in all."""
+    order = shuffled(n_samples, seed, Stream.SEARCHED_ROWS)
+    return np.sort(order[np.isin(order, pool)][: n_searched(len(pool), n_classes)])
 
 
 class Search:

@@ -33,6 +33,18 @@ def clean_accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
     return _fraction(predicted == true)
 
 
+def balanced_accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
+    """Mean over the classes that occur of the fraction of their samples that is classified correctly.
+
+    A constant answer gets 1 / K, however large the largest class is.
+
+    >>> balanced_accuracy([0, 0, 0, 0], [0, 0, 0, 1])
+    0.5
+    """
+    predicted, true = _same_length(predictions=predictions, labels=labels)
+    return _fraction(np.array([_fraction((predicted == true)[true == label]) for label in np.unique(true)]))
+
+
 def clean_accuracy_nontarget(predictions: ArrayLike, labels: ArrayLike, target_label: int) -> float:
     """Clean accuracy over the samples of all classes but the target's.
 
