@@ -243,14 +243,12 @@ def _write(
     table = verdict_table(samples, verdict, predictions)
     write_samples_table(out, table)
     if trained.midway is not None:
-        write_samples_table(out, verdict_table(samples, trained.midway), MIDWAY)
+        write_samples_table(out, verdict_table(samples, trained.midway.ordered(samples.labels)), MIDWAY)
     write_skipped(out, [(skipped.id, skipped.reason) for skipped in data.skipped])
     save_gallery(out, samples, np.argsort(-verdict.suspicion, kind="stable"), verdict.isolated)
     return table, metrics
 
 
-def verdict_table(samples: Samples, verdict: Verdict, predictions: Predictions | None = None) -> SamplesTable:
-    """One row for every sample: what was given, what is suspected, what the model says if there is one.
 def _tested(out: Path, session: Session, model: nn.Module, data: DataSet, test: Samples) -> dict[str, Any]:
     """What the test samples say of the model; those that it was trained on do not count. Writes `classes.csv`."""
     numbers, classes = measure_by_class(session, model, test, uncounted=uncounted(test, data.train.contents))
@@ -261,6 +259,8 @@ def _tested(out: Path, session: Session, model: nn.Module, data: DataSet, test: 
     return {**numbers, "test_split": found.split, "test_fingerprint": found.test_fingerprint}
 
 
+def verdict_table(samples: Samples, verdict: Verdict, predictions: Predictions | None = None) -> SamplesTable:
+    """One row for every sample: what was given, what is suspected, what the model says if there is one.
 
     An isolated sample without a suggestion gets the model's.
     """
@@ -275,9 +275,9 @@ def _tested(out: Path, session: Session, model: nn.Module, data: DataSet, test: 
         verdict=verdict,
         prediction=None if predictions is None else predictions.labels,
         confidence=None if predictions is None else predictions.confidence.astype(np.float64),
+        contents=samples.contents,
     )
 
-        contents=samples.contents,
 
 def verdict_metrics(samples: Samples, verdict: Verdict) -> dict[str, Any]:
     """What a verdict says, as flat metrics."""
@@ -289,12 +289,12 @@ def verdict_metrics(samples: Samples, verdict: Verdict) -> dict[str, Any]:
         "n_isolated": int(verdict.isolated.sum()),
         "n_relabeled": int((verdict.status == RELABELED).sum()),
         "n_cleaned": int((verdict.status == CLEANED).sum()),
-    }
-
         "n_unexamined_labels": len(verdict.unexamined),
         "unexamined_labels": [str(samples.class_names[label]) for label in verdict.unexamined],
         "n_unexamined_samples": int(np.isin(samples.labels, verdict.unexamined).sum()),
         "n_conflicting_copies": int(under_two_labels(samples.contents, samples.labels).sum()),
+    }
+
 
 def classify_inputs(
     model: nn.Module, spec: ModelSpec, inputs: InputArray, ids: StrArray, *, device: str = "auto"

@@ -13,12 +13,12 @@ from typing import Any, Literal, NoReturn
 from antibackdoor.errors import ConfigError, spelled_out
 
 INTERRUPTED = 130
+ISOLATES = {0x2068: None, 0x2069: None}  # invisible characters around names; the terminal shows names as they are
+MOST_NAMES = 20  # of a list on the terminal; metrics.json has all
 
 
 def run_train(
     data: Path,
-ISOLATES = {0x2068: None, 0x2069: None}  # invisible characters around names; the terminal shows names as they are
-MOST_NAMES = 20  # of a list on the terminal; metrics.json has all
     out: Path,
     defense: Any,
     recipe: Any,
@@ -325,7 +325,13 @@ def print_facts(facts: dict[str, Any]) -> None:
     from antibackdoor.report.words import remarks
 
     for key, value in facts.items():
+        if key == "reading_notes" or value is None or value == "" or value == [] or value != value:  # the last is nan
+            continue
+        if isinstance(value, list) and len(value) > MOST_NAMES:
+            value = [*value[:MOST_NAMES], f"and {len(value) - MOST_NAMES} more"]
         print(f"{key:28} {value:.4f}" if isinstance(value, float) else spelled_out(f"{key:28} {value}"))
+    for sentence in remarks(facts):
+        print(spelled_out(sentence.translate(ISOLATES)))
 
 
 def factory_of(model: str) -> Any:
@@ -364,13 +370,7 @@ def stop(message: str) -> NoReturn:
 
 
 def is_helper_process() -> bool:
-        if value is None or value == "" or value == [] or value != value:  # the last is nan
-            continue
-        if isinstance(value, list) and len(value) > MOST_NAMES:
-            value = [*value[:MOST_NAMES], f"and {len(value) - MOST_NAMES} more"]
     """Whether this is one of several processes of a command, but not the first, which speaks for all."""
-    for sentence in remarks(facts):
-        print(spelled_out(sentence.translate(ISOLATES)))
     if not {"LOCAL_RANK", "RANK"} & os.environ.keys():
         return False
     from antibackdoor.app.pipeline import is_helper

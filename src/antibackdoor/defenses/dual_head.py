@@ -206,13 +206,13 @@ class _Run:
         delivered = self.trainer.delivered(model, self.build)
         return Trained(delivered, history, verdict, facts, probe=probe & caught.isolated)
 
-    def _look(self, model: nn.Module, caught: Caught) -> Later | None:
     def _unexamined(self) -> tuple[int, ...]:
         """Labels that the search, or the one whose verdict was given, could not examine."""
         if self.given.verdict is not None:
             return self.given.verdict.unexamined
         return unexamined_labels(self.samples, self.trainer.recipe.seed)
 
+    def _look(self, model: nn.Module, caught: Caught) -> Later | None:
         """What a well trained main head shows of what was not isolated.
 
         Samples of other labels; or else those whom the search was sure of and let go; or else whom to suspect again.

@@ -115,6 +115,74 @@ def verdict(metrics: Facts | None) -> Verdict:
     )
 
 
+def remarks(metrics: Facts) -> list[str]:
+    """What must be known to read the numbers of a run rightly; for the page and for the terminal."""
+    return [
+        *_about_small_labels(metrics),
+        *_about_the_rate(metrics),
+        *_about_copies(metrics),
+        *_about_the_reading(metrics),
+    ]
+
+
+def _about_the_reading(metrics: Facts) -> list[str]:
+    notes = metrics.get("reading_notes")
+    return [printable(note, 400) for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+
+
+def _about_small_labels(metrics: Facts) -> list[str]:
+    n_labels, n_samples = (int(_number(metrics, f"n_unexamined_{what}") or 0) for what in ("labels", "samples"))
+    if not n_labels:
+        return []
+    names = metrics.get("unexamined_labels")
+    listed = f": {_listing([str(name) for name in names])}" if isinstance(names, list) and names else ""
+    who = f"{count(n_labels)} label{' was' if n_labels == 1 else 's were'} not examined"
+    if _is_every_label_small(metrics):
+        who = f"None of the {count(n_labels)} labels was examined"
+    return [
+        f"{who}, since fewer than 20 distinct samples tell too little ({count(n_samples)} samples){listed}. "
+        "Silence about such labels means nothing."
+    ]
+
+
+def _is_every_label_small(metrics: Facts) -> bool:
+    return _number(metrics, "n_samples") == _number(metrics, "n_unexamined_samples")
+
+
+def _about_the_rate(metrics: Facts) -> list[str]:
+    if _number(metrics, "estimated_poisoning_rate_high") is None:
+        return []
+    return [
+        "The poisoning rate and its interval count only what was found: poison of another trigger that left no trace "
+        "is in neither, so the true rate may lie above the interval."
+    ]
+
+
+def _about_copies(metrics: Facts) -> list[str]:
+    sentences = []
+    conflicting = _number(metrics, "n_conflicting_copies")
+    if conflicting:
+        sentences.append(
+            f"{count(conflicting)} training samples are exact copies of samples under another label, so some of their "
+            "labels are wrong."
+        )
+    n_test, copies = _number(metrics, "n_test"), _number(metrics, "n_test_copies") or 0
+    both = _number(metrics, "n_test_conflicting") or 0
+    if n_test is None or not copies + both:
+        return sentences
+    is_test = metrics.get("test_split", "test") in ("test", "held out")
+    of = f"of {count(n_test)} {'test samples' if is_test else 'samples measured'}"
+    if copies:
+        sentences.append(f"{count(copies)} {of} are exact copies of samples that the model was trained on.")
+    if both:
+        sentences.append(f"{count(both)} {of} are exact copies of others of them under another label.")
+    clean, everything = _number(metrics, "clean_accuracy"), _number(metrics, "clean_accuracy_with_copies")
+    known = "cannot be told" if clean is None else f"is {percent(clean)}"
+    with_them = "" if everything is None else f"; with them it would be {percent(everything)}"
+    sentences.append(f"They count for no accuracy: without them it {known}{with_them}.")
+    return sentences
+
+
 def key_numbers(metrics: Facts) -> list[KeyNumber]:
     """The numbers that stand below the verdict; absent ones are left out."""
     n_samples = _number(metrics, "n_samples")
@@ -167,6 +235,18 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
         shown = ", ".join(printable(label, 40) for label in labels[:3]) + (" …" if len(labels) > 3 else "")
         numbers.insert(min(3, len(numbers)), KeyNumber(name, shown, "what the shortcut leads to"))
     return numbers
+
+
+def _tested_on(metrics: Facts) -> str:
+    """On which samples the accuracy was measured."""
+    split = metrics.get("test_split", "test")
+    n_test = _number(metrics, "n_test")
+    if split in ("train", "all") and _number(metrics, "n_test_copies") == 0:
+        which = "the training split" if split == "train" else "all"
+        return f"on {which} of the data given; whether the model was trained on them is not known"
+    left_out = sum(_number(metrics, key) or 0 for key in ("n_test_copies", "n_test_conflicting"))
+    size = "" if n_test is None else f"{count(n_test - left_out)} "
+    return f"on {size}test samples that the model was not trained on"
 
 
 def comparison_headline(runs: Sequence[tuple[str, Facts]]) -> str:
@@ -237,18 +317,6 @@ def _what_it_is_worth(metrics: Facts) -> list[str]:
             "frequent was found: its silence means nothing here."
             if visible is None
             else f"Patches that were planted in a copy of these data to test the scan itself were found from "
-def _tested_on(metrics: Facts) -> str:
-    """On which samples the accuracy was measured."""
-    split = metrics.get("test_split", "test")
-    n_test = _number(metrics, "n_test")
-    if split in ("train", "all") and _number(metrics, "n_test_copies") == 0:
-        which = "the training split" if split == "train" else "all"
-        return f"on {which} of the data given; whether the model was trained on them is not known"
-    left_out = sum(_number(metrics, key) or 0 for key in ("n_test_copies", "n_test_conflicting"))
-    size = "" if n_test is None else f"{count(n_test - left_out)} "
-    return f"on {size}test samples that the model was not trained on"
-
-
             f"{percent(visible)} of the samples on; rarer or softer triggers may have been missed."
         )
     copies = _number(metrics, "n_copies")

@@ -33,6 +33,14 @@ METRIC_GROUPS: dict[str, dict[str, str]] = {
         "n_isolated": "Samples that are not kept as they are; after a scan, those that it suspects.",
         "n_relabeled": "Isolated samples that were used under another label.",
         "n_cleaned": "Isolated samples that were used under their label, without what looks like their trigger.",
+        "n_unexamined_labels": "Labels that the method could not examine: fewer than 20 samples, copies left out.",
+        "unexamined_labels": "Names of these labels: silence about them means nothing.",
+        "n_unexamined_samples": "Samples under these labels.",
+        "n_skipped": "Samples that could not be read and were left out (`--on-error skip`); `skipped.csv` lists them.",
+        "n_unread": "Files of the data that were not looked at, each with its reason in `skipped.csv`.",
+        "reading_notes": "What was assumed of the data, done to them, or left out of them, in sentences.",
+        "n_conflicting_copies": "Samples whose input stands under another label as well, bit for bit; at least one of "
+        "these labels is wrong.",
     },
     "`train`: the model": {
         "epochs": "Length of the training in passes over the data; 0 where the method's preset says it.",
@@ -91,7 +99,7 @@ METRIC_GROUPS: dict[str, dict[str, str]] = {
     },
 }
 
-METRIC_KEYS: dict[str, str] = {key: text for group in METRIC_GROUPS.values() for key, text in group.items()}
 _ON_TEST_DATA, _WITH_A_TRIGGER = [group for title, group in METRIC_GROUPS.items() if title.startswith("Measured")][:2]
 MEASURED_ON_TEST_DATA, MEASURED_WITH_A_TRIGGER = tuple(_ON_TEST_DATA), tuple(_WITH_A_TRIGGER)
 
+METRIC_KEYS: dict[str, str] = {key: text for group in METRIC_GROUPS.values() for key, text in group.items()}
