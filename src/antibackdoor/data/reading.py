@@ -62,13 +62,15 @@ class DataSet:
     Attributes:
         train: The samples to train on.
         test: Held out or given test samples; None only if there are none and `test_fraction` is 0.
-        format: A key of `FORMATS`.
+        format: A key of `FORMATS`; for data in memory "arrays", "dataframe", "torch" or "huggingface".
         skipped: Samples that could not be read (only with `on_error="skip"`).
         notes: How sizes and splits were chosen: plain strings and numbers.
         options: What was said about the data to read them; `options.chosen()` is recorded in run folders.
         sizes: Shorter side in pixels, or length in steps, of the smallest and the largest sample before resizing.
         unread: Files and arrays that were not looked at, each with the reason: they are no samples, or in a split that
             is not used.
+        rows: `(N,)` int64, which of the given samples each training sample is, where they were given in memory.
+        n_given: How many samples were given in memory for training, those included that were held out.
     """
 
     train: Samples
@@ -79,6 +81,12 @@ class DataSet:
     options: ReadOptions = field(default_factory=ReadOptions)
     sizes: tuple[int, int] | None = None
     unread: tuple[Skipped, ...] = ()
+    rows: IntArray | None = None
+    n_given: int = 0
+
+    def __repr__(self) -> str:
+        test = "no test samples" if self.test is None else f"{len(self.test)} for testing"
+        return f"DataSet({self.format}: {self.train!r} for training, {test})"
 
     @property
     def bits(self) -> int | None:

@@ -61,6 +61,9 @@ class Samples:
                 f"but there are {self.n_classes} class names: labels must lie in 0..{self.n_classes - 1}"
             )
 
+    def __repr__(self) -> str:
+        return f"Samples({len(self)} {self.kind} samples of {self.n_classes} classes, {self.shape})"
+
     def __len__(self) -> int:
         return len(self.inputs)
 
