@@ -1,5 +1,20 @@
 """The command line."""
 
-from antibackdoor.cli.app import build_app, main
+from __future__ import annotations
 
-__all__ = ["build_app", "main"]
+from collections.abc import Sequence
+
+from antibackdoor.cli.signals import end, listening
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command: the user's mistakes end in one line and status 2, signals in one line and 128 + their number."""
+    with listening(afterwards=arguments is None):
+        try:
+            from antibackdoor.cli.app import main as run  # slow to import, and a signal may arrive meanwhile
+
+            run(arguments)
+        except KeyboardInterrupt as error:
+            end(error)

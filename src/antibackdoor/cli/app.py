@@ -18,14 +18,12 @@ from antibackdoor.cli.commands import (
     demo,
     doctor,
     evaluate,
-    is_helper_process,
     predict,
     print_facts,
     refuse_inside,
     report,
     run_scan,
     run_train,
-    stop,
 )
 from antibackdoor.cli.compare import add_compare, shared_recipe
 from antibackdoor.cli.flags import (
@@ -40,6 +38,7 @@ from antibackdoor.cli.flags import (
     settings_type,
 )
 from antibackdoor.cli.purify import run_purify
+from antibackdoor.cli.signals import is_helper_process
 from antibackdoor.errors import AntibackdoorError, spelled_out
 
 USER_ERROR = 2
@@ -128,6 +127,7 @@ def build_app(arguments: Sequence[str]) -> App:
         help="Train a clean classifier on data that may be poisoned, and learn which samples to distrust.",
         version=version("antibackdoor"),
         version_flags=["--version"],
+        suppress_keyboard_interrupt=False,  # its status would tell nothing of SIGTERM, and no advice be given
     )
     _add_train(app, chosen, arguments)
     _add_scan(app, chosen, arguments)
@@ -407,8 +407,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.filename is None:  # no file of the user's
             raise
         fail(f"{error.filename!s}: {error.strerror}; check the path and its permissions, or give another")
-    except KeyboardInterrupt:
-        stop("Stopped.")
 
 
 def fail(message: str) -> NoReturn:

@@ -1,18 +1,17 @@
 """What the commands do: call the package and print. Slow imports wait until a command needs them."""
 
 import inspect
-import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
+from antibackdoor.cli.signals import advising
 from antibackdoor.errors import ConfigError, spelled_out
 
-INTERRUPTED = 130
 ISOLATES = {0x2068: None, 0x2069: None}  # invisible characters around names; the terminal shows names as they are
 MOST_NAMES = 20  # of a list on the terminal; metrics.json has all
 
@@ -113,10 +112,8 @@ def like(
 @contextmanager
 def resumable(out: Path) -> Iterator[None]:
     """Say how to go on if the user stops what happens within."""
-    try:
+    with advising(spelled_out(f"Stopped. Give the same command with --resume to go on with {out}.")):
         yield
-    except KeyboardInterrupt:
-        stop(f"Stopped. Give the same command with --resume to go on with {out}.")
 
 
 def portable(command: Sequence[str]) -> list[str]:
@@ -361,18 +358,3 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def stop(message: str) -> NoReturn:
-    """End after Ctrl-C."""
-    if is_helper_process():
-        sys.exit(0)
-    print(f"\n{spelled_out(message)}", file=sys.stderr)
-    sys.exit(INTERRUPTED)
-
-
-def is_helper_process() -> bool:
-    """Whether this is one of several processes of a command, but not the first, which speaks for all."""
-    if not {"LOCAL_RANK", "RANK"} & os.environ.keys():
-        return False
-    from antibackdoor.app.pipeline import is_helper
-
-    return is_helper()

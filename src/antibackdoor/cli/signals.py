@@ -1,0 +1,111 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a command alike: cleaned up, with one line of advice, and a status that tells which.
+
+The status is what shells give for a signal: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP. Only the standard
+library is imported here, since a signal may arrive while all else is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+ADVICE = "Stopped."
+
+# A second Ctrl-C would break off what the first one tidies up; after this time it means that the end takes too long.
+PATIENCE_SECONDS = 3.0
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the command to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+class _Listener:
+    """Turns the first signal into an exception, and passes over those that follow at once."""
+
+    def __init__(self) -> None:
+        self.advice = ADVICE
+        self.since: float | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        first = self.since is None
+        if self.since is None:
+            self.since = now
+        if first and not _is_importing(frame):
+            raise Stopped(number)
+        if first or now - self.since > PATIENCE_SECONDS:
+            self._end_at_once(number)
+
+    def _end_at_once(self, number: int) -> NoReturn:
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, b"" if is_helper_process() else f"\n{self.advice}\n".encode(errors="backslashreplace"))
+        os._exit(128 + number)
+
+
+_listener = _Listener()
+
+
+@contextmanager
+def listening(*, afterwards: bool) -> Iterator[None]:
+    """Let signals raise `Stopped` within the block.
+
+    Args:
+        afterwards: Keep on listening: the end of Python takes a moment, too.
+    """
+    global _listener
+    _listener = _Listener()
+    before = {}
+    for name in SIGNALS:
+        number = getattr(signal, name, None)
+        # Whoever started us may have set a signal to be ignored, as `nohup` does.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            with suppress(ValueError):  # not in the first thread of a program, which has to care for itself
+                before[number] = signal.signal(number, _listener)
+    try:
+        yield
+    finally:
+        if not afterwards:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """Say how to go on if a signal ends what happens within."""
+    before, _listener.advice = _listener.advice, advice
+    yield
+    _listener.advice = before  # only after success: the exception that ends the block is told with its advice
+
+
+def end(error: KeyboardInterrupt) -> NoReturn:
+    """Say that the command was stopped and how to go on, and exit with the status of the signal."""
+    if is_helper_process():
+        sys.exit(0)
+    with suppress(OSError):
+        print(f"\n{_listener.advice}", file=sys.stderr, flush=True)
+    sys.exit(128 + (error.number if isinstance(error, Stopped) else signal.SIGINT))
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: libraries do not survive an exception there, or turn it into another."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def is_helper_process() -> bool:
+    """Whether this is one of several processes of a command, but not the first, which speaks for all."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in ("LOCAL_RANK", "RANK"))
