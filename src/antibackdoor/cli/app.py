@@ -24,15 +24,19 @@ from antibackdoor.cli.commands import (
     report,
     run_scan,
     run_train,
+    tell_reading,
 )
 from antibackdoor.cli.compare import add_compare, shared_recipe
+from antibackdoor.cli.config import with_config
 from antibackdoor.cli.flags import (
     DATA,
     METHOD,
     OUTPUT,
+    READING,
     TRAINING,
     made,
     parsed,
+    read_options,
     recipe_without,
     refuse_unused,
     settings_type,
@@ -157,7 +161,10 @@ def _add_train(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         model: Annotated[str, InTraining] = "",
         defense: Annotated[str, InMethod] = "dual-head",
         verdict: Annotated[Path | None, chosen.uses("verdict")] = None,
+        decisions: Annotated[Path | None, chosen.uses("decisions")] = None,
+        config: Annotated[Path | None, InOutput] = None,
         resume: Annotated[bool, InOutput] = False,
+        reading: Annotated[READING, Flat] = READING(),
         recipe: Annotated[recipe_type, Flat] = recipe_type(),
         hyper: Annotated[method_type, Flat] = method_type(),
     ) -> None:
@@ -187,13 +194,19 @@ def _add_train(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
             How to train: dual-head, e2abl, none and others; each shows its own flags with --help.
         verdict
             A scan of the same data: train on what it kept, without a second search.
+        decisions
+            decisions.csv of a review of the same data: what you accepted is trained on, what you rejected never under
+            its label, and for the rest the verdict of the reviewed run holds, without a second search.
+        config
+            TOML file with options of this command; flags given here win. Every run writes its own as run.toml.
         resume
             Go on with a run that was stopped.
         """
         run_train(
             data, out, chosen.made(hyper), chosen.recipe_of(recipe), test=test, test_fraction=test_fraction,
-            backbone=backbone, model=model, image_size=image_size, on_error=on_error, cache=cache, verdict=verdict,
-            resume=resume, command=arguments,
+            backbone=backbone, model=model, image_size=image_size, on_error=on_error, cache=cache,
+            reading=read_options(reading), verdict=verdict,
+            decisions=decisions, resume=resume, command=arguments,
         )  # fmt: skip
 
 
@@ -214,7 +227,9 @@ def _add_scan(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         model: Annotated[str, InTraining] = "",
         detector: Annotated[str, InMethod] = "confusion",
         checkpoint: Annotated[Path | None, chosen.uses("model", "history")] = None,
+        config: Annotated[Path | None, InOutput] = None,
         resume: Annotated[bool, InOutput] = False,
+        reading: Annotated[READING, Flat] = READING(),
         recipe: Annotated[recipe_type, Flat] = recipe_type(),
         hyper: Annotated[method_type, Flat] = method_type(),
     ) -> None:
@@ -243,13 +258,15 @@ def _add_scan(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         checkpoint
             A model that was trained on DATA: a run folder, or a file of weights (say with --backbone or --model of
             what network). Detectors that need one train it without a defense if it is not given.
+        config
+            TOML file with options of this command; flags given here win. Every run writes its own as run.toml.
         resume
             Go on with a scan that was stopped.
         """
         run_scan(
             data, out, chosen.made(hyper), chosen.recipe_of(recipe), clean=clean, checkpoint=checkpoint,
-            backbone=backbone, model=model, image_size=image_size, on_error=on_error, cache=cache, resume=resume,
-            command=arguments,
+            backbone=backbone, model=model, image_size=image_size, on_error=on_error, cache=cache,
+            reading=read_options(reading), resume=resume, command=arguments,
         )  # fmt: skip
 
 
@@ -277,7 +294,9 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         std: Annotated[tuple[float, ...], InData] = (),
         classes: Annotated[Path | None, InData] = None,
         method: Annotated[str, InMethod] = "fine-tune",
+        config: Annotated[Path | None, InOutput] = None,
         resume: Annotated[bool, InOutput] = False,
+        reading: Annotated[READING, Flat] = READING(),
         recipe: Annotated[recipe_type, Flat] = recipe_type(),
         hyper: Annotated[method_type, Flat] = method_type(),
     ) -> None:
@@ -320,6 +339,8 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
             Text file with one class a line, in the order of a bare file's outputs. Matched on the data if not given.
         method
             How to purify: fine-tune, fine-prune, nad, mcr and others; each shows its own flags with --help.
+        config
+            TOML file with options of this command; flags given here win. Every run writes its own as run.toml.
         resume
             Go on with a run that was stopped.
         """
@@ -327,7 +348,7 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
             checkpoint, out, chosen.made(hyper), chosen.recipe_of(recipe), clean=clean, suspicious=suspicious,
             test=test, verdict=verdict, teacher=teacher, trigger=trigger, measure_trigger=measure_trigger,
             backbone=backbone, model=model, mean=mean, std=std, classes=classes, on_error=on_error, cache=cache,
-            resume=resume, command=arguments,
+            reading=read_options(reading), resume=resume, command=arguments,
         )  # fmt: skip
 
 
@@ -348,6 +369,7 @@ def _add_poison(app: App, chosen: _Chosen) -> None:
         source_label: Annotated[str | None, InMethod] = None,
         cover_rate: Annotated[float | None, InMethod] = None,
         seed: Annotated[int, InMethod] = 0,
+        reading: Annotated[READING, Flat] = READING(),
         hyper: Annotated[method_type, Flat] = method_type(),
     ) -> None:
         """Write a poisoned copy of DATA in the same format, with truth.parquet and the trigger beside it.
@@ -381,7 +403,11 @@ def _add_poison(app: App, chosen: _Chosen) -> None:
         from antibackdoor.data.reading import read
 
         refuse_inside(out, data)
-        loaded = read(data, test_fraction=test_fraction, on_error=on_error, cache=cache, seed=seed, progress=True)
+        loaded = read(
+            data, test_fraction=test_fraction, on_error=on_error, cache=cache, seed=seed, progress=True,
+            **read_options(reading),
+        )  # fmt: skip
+        tell_reading(loaded)
         aim = Aim(rate, target_label, source_label, cover_rate)
         print_facts(poison_data_set(loaded, chosen.made(hyper), aim, out, seed=seed))
 
@@ -394,10 +420,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        arguments = with_config(arguments)
         app = build_app(arguments)
         app(arguments, exit_on_error=False, print_error=False)
     except AntibackdoorError as error:
-        fail(str(error))
+        fail(str(error), getattr(error, "__notes__", ()))
     except cyclopts.CycloptsError as error:
         fail(" ".join(str(error).split()))
     except BrokenPipeError:  # whoever read our output has gone
@@ -409,9 +436,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"{error.filename!s}: {error.strerror}; check the path and its permissions, or give another")
 
 
-def fail(message: str) -> NoReturn:
-    """Say what is wrong in one line on standard error and exit with 2."""
+def fail(message: str, details: Sequence[str] = ()) -> NoReturn:
+    """Say what is wrong in one line on standard error, and what it is made of in more, and exit with 2."""
     if is_helper_process():  # the first process meets the same mistake, says so, and must not be killed before it has
         sys.exit(0)
     print(f"antibackdoor: {spelled_out(' '.join(message.split()))}", file=sys.stderr)
+    for detail in details:
+        print(f"  {spelled_out(' '.join(detail.split()))}", file=sys.stderr)
     sys.exit(USER_ERROR)

@@ -5,11 +5,15 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from antibackdoor.cli.signals import advising
+from cyclopts import Parameter
+
+from antibackdoor.cli.flags import READING, read_options
+from antibackdoor.cli.signals import advising, is_helper_process
 from antibackdoor.errors import ConfigError, spelled_out
 
 ISOLATES = {0x2068: None, 0x2069: None}  # invisible characters around names; the terminal shows names as they are
@@ -29,11 +33,14 @@ def run_train(
     image_size: int | None,
     on_error: Literal["raise", "skip"],
     cache: Path | None,
+    reading: dict[str, Any],
     verdict: Path | None,
+    decisions: Path | None,
     resume: bool,
     command: Sequence[str],
 ) -> None:
     """Read, train, tell."""
+    from antibackdoor.app.decisions import with_decisions
     from antibackdoor.app.pipeline import Job, is_helper, train
     from antibackdoor.app.verdicts import verdict_of
     from antibackdoor.data.reading import read
@@ -42,9 +49,15 @@ def run_train(
     refuse_inside(out, data)
     loaded = read(
         data, test=test, test_fraction=test_fraction, image_size=image_size, on_error=on_error, cache=cache,
-        seed=recipe.seed, progress=recipe.progress and not is_helper(),
+        seed=recipe.seed, progress=recipe.progress and not is_helper(), **reading,
     )  # fmt: skip
+    tell_reading(loaded)
     given = Given(verdict=None if verdict is None else verdict_of(verdict, loaded.train))
+    if decisions is not None:
+        given, note = with_decisions(given, decisions, loaded.train, defense.takes)
+        loaded = replace(loaded, notes={**loaded.notes, "decisions": note})
+        if not is_helper():
+            told(f"Decisions: {note}.")
     check_given(defense, given)
     job = Job(defense, recipe, backbone, model)
     with resumable(out):
@@ -68,6 +81,7 @@ def run_scan(
     image_size: int | None,
     on_error: Literal["raise", "skip"],
     cache: Path | None,
+    reading: dict[str, Any],
     resume: bool,
     command: Sequence[str],
 ) -> None:
@@ -81,9 +95,10 @@ def run_scan(
     refuse_inside(out, data)
     loaded = read(
         data, test_fraction=0, image_size=image_size, on_error=on_error, cache=cache, seed=recipe.seed,
-        progress=recipe.progress,
+        progress=recipe.progress, **reading,
     )  # fmt: skip
-    known = None if clean is None else like(loaded.train, clean, "train", on_error, cache)
+    tell_reading(loaded)
+    known = None if clean is None else like(loaded.train, clean, "train", on_error, cache, reading, loaded.bits)
     given = Given(clean=known)
     if checkpoint is not None:
         opened = open_model(checkpoint, NetworkChoice(backbone, model), known or loaded.train, recipe)
@@ -98,14 +113,21 @@ def run_scan(
 
 
 def like(
-    samples: Any, path: Path, split: Literal["test", "train"], on_error: Literal["raise", "skip"], cache: Path | None
+    samples: Any,
+    path: Path,
+    split: Literal["test", "train"],
+    on_error: Literal["raise", "skip"],
+    cache: Path | None,
+    reading: dict[str, Any],
+    bits: int | None = None,
 ) -> Any:
-    """Other labelled samples, in the shape and the classes of these."""
+    """Other labelled samples, in the shape and the classes of these, and read as these were."""
+    from antibackdoor.data.options import ReadOptions
     from antibackdoor.data.reading import read_samples
 
     return read_samples(
         path, class_names=samples.class_names.tolist(), shape=samples.shape, split=split, on_error=on_error,
-        cache=cache, progress=True,
+        cache=cache, recorded=ReadOptions(**reading), bits=bits, progress=True,
     )  # fmt: skip
 
 
@@ -125,7 +147,16 @@ def told(message: str) -> None:
     print(spelled_out(message), file=sys.stderr, flush=True)
 
 
-def demo(out: Path = Path("demo"), *, seed: int = 0, epochs: int = 0, device: str = "auto") -> None:
+def tell_reading(loaded: Any) -> None:
+    """Say what was assumed of the data, done to them, or left out, before hours of work rest on it."""
+    if not is_helper_process():
+        for sentence in loaded.told():
+            told(sentence)
+
+
+def demo(
+    out: Path = Path("demo"), *, seed: int = 0, epochs: int = 0, device: str = "auto", config: Path | None = None
+) -> None:
     """Poison a small real data set, train without and with a defense, and compare. About a minute on a laptop.
 
     Parameters
@@ -138,12 +169,15 @@ def demo(out: Path = Path("demo"), *, seed: int = 0, epochs: int = 0, device: st
         Passes over the data; 0 chooses.
     device
         auto, cpu, cuda or mps.
+    config
+        TOML file with options of this command; flags given here win.
     """
     from antibackdoor.app.demo import run_demo
     from antibackdoor.training.recipe import Recipe
 
     recipe = Recipe(epochs=epochs, device=device, seed=seed)
-    command = ["antibackdoor", "demo", "--out", _portable(str(out)), "--seed", str(seed)]
+    command = ["antibackdoor", "demo", "--out", _portable(str(out)), "--seed", str(seed), "--epochs", str(epochs)]
+    command += ["--device", device]
     results = run_demo(out, recipe, command=command)
     for name, metrics in results.items():
         print(
@@ -164,6 +198,8 @@ def evaluate(
     on_error: Literal["raise", "skip"] = "raise",
     device: str = "auto",
     cache: Path | None = None,
+    accept_unlike: bool = False,
+    reading: Annotated[READING, Parameter(name="*")] = READING(),
 ) -> None:
     """Measure a run and add the numbers to its metrics.json: its model on DATA, its verdict by the TRUTH.
 
@@ -188,8 +224,11 @@ def evaluate(
         auto, cpu, cuda or mps.
     cache
         Where decoded images are kept.
+    accept_unlike
+        Also measure on data whose channels, sizes or values are unlike those that the model was trained on.
     """
     from antibackdoor.app import evaluation
+    from antibackdoor.app.read_as import as_trained
     from antibackdoor.data.reading import read_samples
     from antibackdoor.runs.model_file import load_model_spec
 
@@ -198,7 +237,8 @@ def evaluate(
         spec = load_model_spec(run)
         samples = read_samples(
             data, class_names=list(spec.class_names), shape=spec.input_shape, split=split,
-            on_error=on_error, cache=cache, progress=True,
+            on_error=on_error, cache=cache, progress=True, **read_options(reading),
+            **as_trained(spec, accept_unlike=accept_unlike),
         )  # fmt: skip
         if split == "test":
             samples = evaluation.never_trained_on(run, samples)
@@ -217,6 +257,8 @@ def predict(
     on_error: Literal["raise", "skip"] = "raise",
     device: str = "auto",
     cache: Path | None = None,
+    accept_unlike: bool = False,
+    reading: Annotated[READING, Parameter(name="*")] = READING(),
 ) -> None:
     """Classify DATA with the model of a run; labels are not needed.
 
@@ -236,11 +278,14 @@ def predict(
         auto, cpu, cuda or mps.
     cache
         Where decoded images are kept.
+    accept_unlike
+        Also classify data whose channels, sizes or values are unlike those that the model was trained on.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from antibackdoor.app import networks, pipeline
+    from antibackdoor.app.read_as import as_trained
     from antibackdoor.data.csv_cells import write_rows
     from antibackdoor.data.reading import read_inputs
     from antibackdoor.runs.atomic import replacing
@@ -250,7 +295,10 @@ def predict(
     if out.exists():
         raise ConfigError(f"--out {out} exists already; remove it or choose another name")
     network, spec = networks.load_model(run, factory_of(model))
-    inputs, ids = read_inputs(data, shape=spec.input_shape, on_error=on_error, cache=cache, progress=True)
+    inputs, ids = read_inputs(
+        data, shape=spec.input_shape, on_error=on_error, cache=cache, progress=True, **read_options(reading),
+        **as_trained(spec, accept_unlike=accept_unlike),
+    )  # fmt: skip
     answers = pipeline.classify_inputs(network, spec, inputs, ids, device=device)
     names = [spec.class_names[label] for label in answers.labels]
     with replacing(out) as temporary:

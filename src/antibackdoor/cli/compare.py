@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from antibackdoor.cli.commands import like, portable, refuse_inside, resumable, told
-from antibackdoor.cli.flags import DATA, METHOD, OUTPUT, TRAINING, made, settings_type
+from antibackdoor.cli.commands import like, portable, refuse_inside, resumable, tell_reading, told
+from antibackdoor.cli.flags import DATA, METHOD, OUTPUT, READING, TRAINING, made, read_options, settings_type
 
 InData, InTraining = Parameter(group=DATA), Parameter(group=TRAINING)
 InMethod, InOutput = Parameter(group=METHOD), Parameter(group=OUTPUT)
@@ -41,7 +41,9 @@ def add_compare(app: App, recipe_type: Any, arguments: Sequence[str]) -> None:
         backbone: Annotated[str, InTraining] = "",
         model: Annotated[str, InTraining] = "",
         seeds: Annotated[int, InTraining] = 1,
+        config: Annotated[Path | None, InOutput] = None,
         resume: Annotated[bool, InOutput] = False,
+        reading: Annotated[READING, Parameter(name="*")] = READING(),
         recipe: Annotated[recipe_type, Parameter(name="*")] = recipe_type(),
     ) -> None:
         """Put DATA through several defenses, detectors and purifiers and compare them in one table.
@@ -80,13 +82,15 @@ def add_compare(app: App, recipe_type: Any, arguments: Sequence[str]) -> None:
             A network of your own, as package.module:factory. Its code is run.
         seeds
             How many seeds for each method; the first one is --seed.
+        config
+            TOML file with options of this command; flags given here win. Every run writes its own as run.toml.
         resume
             Go on with a comparison that was stopped; finished runs are kept.
         """
         _run_compare(
             data, _names(methods), out, recipe, clean=clean, test=test, test_fraction=test_fraction, truth=truth,
-            trigger=trigger, image_size=image_size, on_error=on_error, cache=cache, backbone=backbone, model=model,
-            seeds=seeds, resume=resume, command=arguments,
+            trigger=trigger, image_size=image_size, on_error=on_error, cache=cache, reading=read_options(reading),
+            backbone=backbone, model=model, seeds=seeds, resume=resume, command=arguments,
         )  # fmt: skip
 
 
@@ -108,6 +112,7 @@ def _run_compare(
     image_size: int | None,
     on_error: Literal["raise", "skip"],
     cache: Path | None,
+    reading: dict[str, Any],
     backbone: str,
     model: str,
     seeds: int,
@@ -125,9 +130,10 @@ def _run_compare(
     study = Study(methods, recipe, seeds, backbone, model)  # refuses unknown names before data are read
     loaded = read(
         data, test=test, test_fraction=test_fraction, image_size=image_size, on_error=on_error, cache=cache,
-        seed=recipe.seed, progress=recipe.progress,
+        seed=recipe.seed, progress=recipe.progress, **reading,
     )  # fmt: skip
-    known = None if clean is None else like(loaded.train, clean, "train", on_error, cache)
+    tell_reading(loaded)
+    known = None if clean is None else like(loaded.train, clean, "train", on_error, cache, reading, loaded.bits)
     material = Material(loaded, known, truth, trigger)
     with resumable(out):
         runs = compare(study, material, out, resume=resume, command=portable(command), tell=told)

@@ -17,7 +17,7 @@ from antibackdoor.detectors.confusion import ConfusionTraining, is_delicate, pas
 from antibackdoor.errors import DataError
 from antibackdoor.models.features import middle_layer
 from antibackdoor.models.two_head import TwoHead
-from antibackdoor.protocols import CLEANED, RELABELED, Build, Given, Trained, Verdict, check_given
+from antibackdoor.protocols import CLEANED, DECISION, RELABELED, Build, Given, Trained, Verdict, check_given
 from antibackdoor.search.attempts import left, spring_again, spring_believed
 from antibackdoor.search.caught import Caught, with_more, without
 from antibackdoor.search.evidence import from_verdict, judge, search_verdict, unexamined_labels
@@ -191,7 +191,8 @@ class _Run:
         status = verdict.status.copy()
         status[caught.isolated & (back.labels != samples.labels)] = RELABELED
         status[caught.isolated & back.unchanged] = CLEANED
-        verdict = replace(verdict, status=status, suggested_label=back.labels)
+        criterion = np.where(self.rejected & caught.isolated, DECISION, verdict.criterion).astype(np.uint8)
+        verdict = replace(verdict, status=status, suggested_label=back.labels, criterion=criterion)
         if self.given.verdict is not None:
             verdict = replace(verdict, suspicion=_at_least(self.given.verdict, late)).ordered(samples.labels)
         facts = DualHeadFacts(

@@ -86,7 +86,7 @@ def read_options(path: Path, command: str) -> dict[str, Value]:
     try:
         values = tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--config {path} is no TOML file: {one_line(error)}; write lines such as epochs = 3") from error
+        raise ConfigError(f"--config {path} is no TOML file: {one_line(error)}; write epochs = 3") from error
     wanted = values.pop("command", command)
     if wanted != command:
         raise ConfigError(f"--config {path} is for {shortened(str(wanted), 40)}, not for {command}: give another file")

@@ -29,6 +29,7 @@ from antibackdoor.runs.atomic import (
 from antibackdoor.runs.checkpoint_file import CHECKPOINT, read_checkpoint, read_checkpoint_file, write_checkpoint
 from antibackdoor.runs.checksums import write_checksums
 from antibackdoor.runs.lock import LOCK, acquire, release
+from antibackdoor.runs.options_file import OPTIONS, write_options
 
 __all__ = ["CHECKPOINT", "CONFIG", "LOG", "RunFolder", "read_checkpoint", "read_config", "read_log"]
 
@@ -172,6 +173,7 @@ class RunFolder:
         if not any((self.path / name).exists() for name in (LOG, CHECKPOINT, METRICS)):
             with suppress(OSError):
                 (self.path / CONFIG).unlink(missing_ok=True)
+                (self.path / OPTIONS).unlink(missing_ok=True)
 
     def _open(self, resume: bool, command: Sequence[str]) -> None:
         """Start or go on, now that no one else can write here."""
@@ -184,6 +186,7 @@ class RunFolder:
                 "versions": _versions(),
             }
             write_json(self.path / CONFIG, config)
+            write_options(self.path, command)
             return
         config = read_config(self.path)
         if not resume:
@@ -197,6 +200,8 @@ class RunFolder:
             # It may have been killed between the two steps of `finish`.
             self._remove_checkpoint()
             return
+        if not (self.path / OPTIONS).exists():  # of an older version, or killed between the two files
+            write_options(self.path, command)
         checkpoint = read_checkpoint_file(self.path, mmap=True)
         self._cut_log(0 if checkpoint is None else checkpoint["log_bytes"])
         self._told = {_line(entry) for entry in read_log(self.path)}
