@@ -28,6 +28,7 @@ def run_purify(
     classes: Path | None,
     on_error: Literal["raise", "skip"],
     cache: Path | None,
+    reading: dict[str, Any],
     resume: bool,
     command: Sequence[str],
 ) -> None:
@@ -42,10 +43,11 @@ def run_purify(
     if not checkpoint.exists():
         raise ConfigError(f"there is no {checkpoint}; give a run folder or a file of weights")
     path = clean or suspicious or test
-    known = None if path is None else _given_samples(checkpoint, path, on_error, cache)
+    usual, bits = _as_recorded(checkpoint, reading)
+    known = None if path is None else _given_samples(checkpoint, path, on_error, cache, reading)
     choice, hints = NetworkChoice(backbone, model), FileHints(mean, std, _lines(classes))
     opened = open_model(checkpoint, choice, known, recipe, hints)
-    poisoned = None if suspicious is None else like(known, suspicious, "train", on_error, cache)
+    poisoned = None if suspicious is None else like(known, suspicious, "train", on_error, cache, usual, bits)
     judged = known if poisoned is None else poisoned
     if verdict is not None and judged is None:
         raise ConfigError(f"--verdict {verdict} is about data: give them with --suspicious")
@@ -56,7 +58,7 @@ def run_purify(
         teacher=None if teacher is None else open_model(teacher, NetworkChoice(), known, recipe).model,
         trigger=None if trigger is None else load_trigger(trigger).trigger,
     )
-    tested = None if test is None else like(known, test, "test", on_error, cache)
+    tested = None if test is None else like(known, test, "test", on_error, cache, usual, bits)
     with resumable(out):
         facts = purify(
             opened, purifier, out, given=given, recipe=recipe, test=tested, measure_trigger=measure_trigger,
@@ -67,17 +69,31 @@ def run_purify(
     print(f"Report: {out / 'report.html'}")
 
 
-def _given_samples(checkpoint: Path, path: Path, on_error: Literal["raise", "skip"], cache: Path | None) -> Any:
+def _as_recorded(checkpoint: Path, reading: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+    """How all data are read: as the user says, else as those that the model was trained on were."""
+    from antibackdoor.data.options import known_options
+    from antibackdoor.runs.model_file import load_model_spec
+
+    if not checkpoint.is_dir():
+        return reading, None
+    spec = load_model_spec(checkpoint)
+    return {**known_options(spec.read_options).chosen(), **reading}, spec.significant_bits
+
+
+def _given_samples(
+    checkpoint: Path, path: Path, on_error: Literal["raise", "skip"], cache: Path | None, reading: dict[str, Any]
+) -> Any:
     """Labelled samples in the shape and the classes of a run folder, or in their own."""
+    from antibackdoor.app.read_as import as_trained
     from antibackdoor.data.reading import read, read_samples
     from antibackdoor.runs.model_file import load_model_spec
 
     if not checkpoint.is_dir():
-        return read(path, test_fraction=0, on_error=on_error, cache=cache, progress=True).train
+        return read(path, test_fraction=0, on_error=on_error, cache=cache, progress=True, **reading).train
     spec = load_model_spec(checkpoint)
     return read_samples(
         path, class_names=list(spec.class_names), shape=spec.input_shape, split="train", on_error=on_error, cache=cache,
-        progress=True,
+        progress=True, **reading, **as_trained(spec, accept_unlike=True),
     )  # fmt: skip
 
 
