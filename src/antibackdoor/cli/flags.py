@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
+from antibackdoor.data.options import ReadOptions
 from antibackdoor.errors import ConfigError
 
 DATA = Group("Data", sort_key=1)
@@ -117,3 +118,17 @@ def refuse_unused(arguments: list[str], kind: type[Any], name: str) -> None:
     for part in kind.unused:
         if {flag(part), f"--no-{flag(part)[2:]}"} & given and part not in flat_fields(kind):
             raise ConfigError(f"{flag(part)} changes nothing with {name}: leave it out")
+
+
+# How data are read: the same flags in every command that reads some.
+READING: Any = settings_type(ReadOptions, DATA)
+
+
+def read_options(settings: Any) -> dict[str, Any]:
+    """What the user said of the data with these flags, as arguments of the functions that read them.
+
+    Raises:
+        ConfigError: If a value is not one of those possible.
+    """
+    options: ReadOptions = made(ReadOptions, settings)
+    return options.chosen()

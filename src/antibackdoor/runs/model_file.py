@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,10 @@ class ModelSpec:
             series and for data that had one size.
         method: Name of the method that made the model.
         package_version: Version of `antibackdoor` that wrote the file.
+        read_options: How the training data were read, where the user said so: fields of `ReadOptions`.
+        original_sizes: Shorter side in pixels, or length in steps, of the smallest and the largest sample before
+            resizing; None if it is not known.
+        significant_bits: What images of 16 bits were scaled by; None if there were none.
     """
 
     backbone: str
@@ -50,6 +54,9 @@ class ModelSpec:
     image_size: str | None
     method: str
     package_version: str
+    read_options: Mapping[str, str] = field(default_factory=dict)
+    original_sizes: tuple[int, int] | None = None
+    significant_bits: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`."""
@@ -76,6 +83,9 @@ class ModelSpec:
                 image_size=None if values["image_size"] is None else _text(values["image_size"]),
                 method=_text(_method(values)),
                 package_version=_text(values["package_version"]),
+                read_options=_texts(values.get("read_options", {})),
+                original_sizes=_sizes(values.get("original_sizes")),
+                significant_bits=_bits(values.get("significant_bits")),
             )
             wrong = _wrong(spec)
             if wrong:
@@ -91,6 +101,27 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{one_line(repr(value), 40)} stands where a text is expected")
     return value
+
+
+def _texts(values: object) -> dict[str, str]:
+    if not isinstance(values, dict):
+        raise TypeError(f"{one_line(repr(values), 40)} stands where options are expected")
+    return {_text(name): _text(value) for name, value in values.items()}
+
+
+def _sizes(values: object) -> tuple[int, int] | None:
+    if values is None:
+        return None
+    sizes = _list_of(values, int)
+    if len(sizes) != 2 or not 0 <= sizes[0] <= sizes[1]:
+        raise ValueError(f"original_sizes is {one_line(repr(values), 40)}, not the smallest and the largest size")
+    return sizes[0], sizes[1]
+
+
+def _bits(value: object) -> int | None:
+    if value is not None and not (type(value) is int and 8 <= value <= 16):
+        raise ValueError(f"significant_bits is {one_line(repr(value), 40)}, not a number from 8 to 16")
+    return value if isinstance(value, int) else None
 
 
 def _list_of(values: object, *kinds: type[Any]) -> list[Any]:
