@@ -13,6 +13,7 @@ import numpy as np
 from .sandbox import Sandbox
 
 TRAIN = ("--epochs", "1", "--device", "cpu", "--precision", "fp32", "--batch-size", "8", "--no-progress")
+UNFINISHED = 40  # epochs of the training that was killed
 PLAIN = ("--defense", "none", *TRAIN)
 
 

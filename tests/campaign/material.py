@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .case import PLAIN, TRAIN
+from .case import PLAIN, TRAIN, UNFINISHED
 
 
 def pictures(folder: Path, n: int = 24, classes: int = 2, channels: int = 1, size: int = 8, seed: int = 0) -> None:
@@ -100,7 +100,7 @@ def _bare() -> None:
 
 def _unfinished() -> None:
     """A training that was killed after two epochs."""
-    words = ("train", "pics", "--out", "unfinished", *PLAIN[:2], "--epochs", "400", *PLAIN[4:], "--backbone", "wrn-10-1")
+    words = ("train", "pics", "--out", "unfinished", *PLAIN[:2], "--epochs", UNFINISHED, *PLAIN[4:], "--backbone", "wrn-10-1")
     pid = os.fork()
     if not pid:
         command(*words)
@@ -108,7 +108,7 @@ def _unfinished() -> None:
     until = time.monotonic() + 60
     while time.monotonic() < until and not Path("unfinished/checkpoint.pt").exists():
         time.sleep(0.01)
-    time.sleep(0.05)
+    time.sleep(0.02)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     if not Path("unfinished/checkpoint.pt").exists():
