@@ -91,7 +91,8 @@ def fake_run(
     isolated = suspicion > 2.6
     history = fake_history(is_poisoned, len(class_names))
     suggested = np.where(isolated, (labels + 3) % len(class_names), labels)
-    spec = ModelSpec("resnet18", "image", small.shape, tuple(class_names), (0.5,), (0.2,), None, "dual-head", "0.1.0")
+    mean, std = (0.5,) * small.shape[0], (0.2,) * small.shape[0]
+    spec = ModelSpec("resnet18", small.kind, small.shape, tuple(class_names), mean, std, None, "dual-head", "0.1.0")
     command = ["antibackdoor", "train", "data/my photos", "--defense", "dual-head", "--name", class_names[0]]
     settings = {
         "hyper_parameters": {"name": "dual-head", "warmup_epochs": 5, "rates": [0.05, 0.1]},
@@ -267,6 +268,9 @@ def test_report_of_an_unfinished_or_empty_run(tmp_path: Path) -> None:
 def test_history_of_other_samples_is_refused(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run", n=200)
     write_history(run, LossHistory.start(3, 10))
+    with pytest.raises(RunError, match="its checksum is not the one"):
+        write_report(run)
+    (run / "checksums.json").unlink()
     with pytest.raises(RunError, match="about 3 samples, but"):
         write_report(run)
 

@@ -7,12 +7,13 @@ written. What is wrong is raised as an `OSError` whose `strerror` says it, as th
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,11 +100,24 @@ def read_regular(path: Path, *, most: int) -> bytes:
     return data
 
 
-def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    """Shape and type that a `.npy` header tells; the file stands at the values after it.
+class NpyHeader(NamedTuple):
+    """What the header of a `.npy` file tells."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    order: Literal["C", "F"]
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def npy_header(file: BinaryIO) -> NpyHeader:
+    """Read a `.npy` header; the file then stands at the values.
 
     Raises:
-        ValueError: The header is damaged, of Python objects, or of an array in Fortran order.
+        ValueError: The header is damaged, or of Python objects.
     """
     try:
         version = np.lib.format.read_magic(file)
@@ -115,9 +129,9 @@ def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     except Exception as error:  # numpy parses it as Python's text, which fails in a dozen ways
         raise ValueError(f"a damaged header ({type(error).__name__})") from error
     whole = all(type(side) is int and side >= 0 for side in shape)
-    if not whole or dtype.hasobject or (fortran and len(shape) > 1):
+    if not whole or dtype.hasobject or not dtype.itemsize:
         raise ValueError("a header that was not written by this program")
-    return shape, dtype
+    return NpyHeader(shape, dtype, "F" if fortran else "C")
 
 
 def mapped_array(path: Path) -> NDArray[np.generic]:
@@ -128,16 +142,13 @@ def mapped_array(path: Path) -> NDArray[np.generic]:
         ValueError: The header is damaged, or does not fit the size of the file.
     """
     with regular_file(path) as file:
-        shape, dtype = npy_header(file)
+        header = npy_header(file)
         start, size = file.tell(), os.fstat(file.fileno()).st_size
-        n_values = 1
-        for side in shape:
-            n_values *= side
-        if start + n_values * dtype.itemsize != size:
+        if start + header.n_bytes != size:
             raise ValueError("a header that does not fit the size of the file")
-        if not n_values:  # nothing can be mapped
-            return np.zeros(shape, dtype)
-        return np.memmap(file, dtype=dtype, mode="r", offset=start, shape=shape)
+        if not header.n_bytes:  # nothing can be mapped
+            return np.zeros(header.shape, header.dtype)
+        return np.memmap(file, header.dtype, mode="r", offset=start, shape=header.shape, order=header.order)
 
 
 def _refuse_special(mode: int) -> None:

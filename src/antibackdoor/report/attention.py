@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,11 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antibackdoor.data.samples import BoolArray, FloatArray, InputArray, IntArray
+from antibackdoor.data.small_arrays import read_arrays
 from antibackdoor.errors import RunError
-from antibackdoor.report.gallery import data_uri, is_pixelated, short_series, small_images
+from antibackdoor.report.gallery import (
+    PICTURE_BYTES,
+    are_drawable,
+    data_uri,
+    is_pixelated,
+    short_series,
+    small_images,
+)
 from antibackdoor.report.svg import sparkline
 from antibackdoor.report.words import printable
 from antibackdoor.runs.atomic import cannot, one_line, replacing
+from antibackdoor.runs.checksums import check
 
 ATTENTION = "attention.npz"
 MOST = 16  # rows of pictures
@@ -108,25 +115,28 @@ def load_attention(run: Path) -> Attention | None:
         RunError: The file is damaged.
     """
     path = run / ATTENTION
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return None
+    check(run, ATTENTION)
+    names = [field.name for field in fields(Attention)]
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = Attention(**{field.name: arrays[field.name] for field in fields(Attention)})
+        arrays = read_arrays(path, names, most=PICTURE_BYTES)
+        found = Attention(**{name: arrays[name] for name in names})
     except OSError as error:
         raise RunError(cannot("read", path, error)) from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, KeyError) as error:
         raise RunError(f"{path} is damaged: {one_line(error)}") from error
     n, m = found.answers.shape if found.answers.ndim == 2 else (0, 0)
-    places = found.inputs.shape[2:]
     fits = (
         0 < n <= MOST
         and m in (2, 3)
-        and found.inputs.ndim in (3, 4)
+        and are_drawable(found.inputs)
         and len(found.inputs) == n
-        and found.maps.shape == (n, m, *places)
+        and found.maps.shape == (n, m, *found.inputs.shape[2:])
         and found.maps.dtype == np.uint8
         and found.labels.shape == found.triggered.shape == (n,)
+        and found.labels.dtype.kind == found.answers.dtype.kind == "i"
+        and found.triggered.dtype == np.bool_
     )
     if not fits:
         raise RunError(f"{path} is damaged: inputs {found.inputs.shape}, maps {found.maps.shape}")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +11,12 @@ import numpy as np
 from PIL import Image
 
 from antibackdoor.data.samples import BoolArray, InputArray, IntArray, Samples
+from antibackdoor.data.small_arrays import read_arrays
 from antibackdoor.errors import RunError
 from antibackdoor.report.svg import sparkline
 from antibackdoor.report.words import printable, quoted
 from antibackdoor.runs.atomic import cannot, one_line, replacing
+from antibackdoor.runs.checksums import check
 from antibackdoor.runs.samples_table import read_sample_columns
 from antibackdoor.statistics.difference import Float32Array, difference
 
@@ -26,6 +26,7 @@ _LIMIT = 48  # samples
 _SIDE = 128  # pixels; larger pictures are shrunk
 _LENGTH = 256  # points of a series
 _CHANNELS = 4  # channels of a series that are drawn
+PICTURE_BYTES = 64 * 2**20  # some times what the largest gallery of a run needs
 _PIXELATED = 64  # pictures up to this side keep their pixels: a trigger of few pixels must stay visible
 
 
@@ -98,21 +99,31 @@ def load_gallery(run: Path) -> Gallery | None:
         RunError: The file is damaged.
     """
     path = run / GALLERY
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return None
+    check(run, GALLERY)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            inputs, rows = arrays["inputs"], arrays["rows"]
-            common = arrays["difference"] if "difference" in arrays.files else None
+        arrays = read_arrays(path, ("inputs", "rows", "difference"), most=PICTURE_BYTES)
+        inputs, rows, common = arrays["inputs"], arrays["rows"], arrays.get("difference")
     except OSError as error:
         raise RunError(cannot("read", path, error)) from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, KeyError) as error:
         raise RunError(f"{path} is damaged: {one_line(error)}") from error
-    if inputs.ndim not in (3, 4) or rows.shape != inputs.shape[:1] or len(rows) > _LIMIT:
-        raise RunError(f"{path} is damaged: inputs {inputs.shape}, rows {rows.shape}")
-    if common is not None and (common.ndim != inputs.ndim - 1 or common.dtype != np.float32):
-        raise RunError(f"{path} is damaged: difference {common.shape}")
+    in_range = rows.dtype == np.int64 and rows.shape == inputs.shape[:1] and (rows >= 0).all()
+    if not are_drawable(inputs) or not in_range or len(rows) > _LIMIT:
+        raise RunError(f"{path} is damaged: inputs {inputs.dtype} {inputs.shape}, rows {rows.dtype} {rows.shape}")
+    if common is not None and (common.ndim != inputs.ndim - 1 or common.dtype != np.float32 or not common.size):
+        raise RunError(f"{path} is damaged: difference {common.dtype} {common.shape}")
     return Gallery(inputs, rows, common)
+
+
+def are_drawable(inputs: InputArray) -> bool:
+    """Whether these are inputs as a run folder keeps them for pictures: see `small_images` and `short_series`."""
+    if not 3 <= inputs.ndim <= 4 or 0 in inputs.shape[1:]:
+        return False
+    if inputs.ndim == 4:
+        return inputs.dtype == np.uint8 and inputs.shape[1] in (1, 3) and max(inputs.shape[2:]) <= _SIDE
+    return inputs.dtype == np.float32 and inputs.shape[1] <= _CHANNELS and inputs.shape[2] <= _LENGTH
 
 
 def difference_picture(change: Float32Array) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from antibackdoor import errors
 from antibackdoor.data.regular_files import JSON_BYTES, open_regular, read_regular
-from antibackdoor.errors import AntibackdoorError, RunError
+from antibackdoor.errors import MOST_ECHOED, AntibackdoorError, RunError, disk_is_full
+from antibackdoor.errors import cannot as could_not
 
 if sys.platform != "win32":
     import fcntl
@@ -59,7 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise RunError(cannot("write", path, error)) from error
     except Exception as error:
-        if errors.disk_is_full(error) and not isinstance(error, AntibackdoorError):  # torch and safetensors say it so
+        if disk_is_full(error) and not isinstance(error, AntibackdoorError):  # torch and safetensors say it so
             raise RunError(cannot("write", path, error)) from error
         raise
     finally:
@@ -178,7 +178,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def cannot(verb: str, path: Path, error: BaseException) -> str:
     """One line that says what could not be done to a file, and why."""
-    return one_line(errors.cannot(verb, path, error), 3 * errors.MOST_ECHOED)
+    return one_line(could_not(verb, path, error), 3 * MOST_ECHOED)
 
 
 def one_line(error: object, limit: int = 300) -> str:
