@@ -150,7 +150,7 @@ ODD_VALUES: tuple[Any, ...] = (
 def odd_value(rng: np.random.Generator, old: object = None) -> Any:
     """A value that a careless reader does not expect in the place of `old`."""
     if isinstance(old, list) and old and rng.random() < 0.4:
-        return [old[:-1], old + old, old[::-1], [old], old + [None], [str(part) for part in old]][int(rng.integers(6))]
+        return [old[:-1], old + old, old[::-1], [old], [*old, None], [str(part) for part in old]][int(rng.integers(6))]
     if isinstance(old, int | float) and not isinstance(old, bool) and rng.random() < 0.4:
         return [-old, old + 1, old * 1000, str(old), float(old) + 0.5, [old], old - 1][int(rng.integers(7))]
     if isinstance(old, str) and rng.random() < 0.3:

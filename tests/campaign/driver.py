@@ -163,7 +163,7 @@ def _child(plan: Plan, number: int, sandbox: Sandbox) -> int:
     watch = Watch(sandbox, note)
     watch.install()
     try:
-        return _acted(case, watch)
+        return _acted(case, sandbox, watch)
     except BaseException as error:
         watch.on = False
         note({"note": "error", "type": type(error).__name__, "what": _told(error), "group": _group(error)})
@@ -171,7 +171,7 @@ def _child(plan: Plan, number: int, sandbox: Sandbox) -> int:
         return 1
 
 
-def _acted(case: Case, watch: Watch) -> int:
+def _acted(case: Case, sandbox: Sandbox, watch: Watch) -> int:
     from antibackdoor.cli import main as command_line
     from antibackdoor.errors import AntibackdoorError
 
@@ -191,7 +191,8 @@ def _acted(case: Case, watch: Watch) -> int:
     sys.stdout.flush()
     if case.check is not None and code == 0:
         watch.on = False
-        case.check(Path("../../out.txt").read_text(errors="replace") + Path("../../err.txt").read_text(errors="replace"))
+        folder = sandbox.root.parent
+        case.check(_read(folder / "out.txt") + _read(folder / "err.txt"))
     return code
 
 
@@ -266,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--planted", action="store_true", help="faults that the driver itself must find")
     parser.add_argument("--json", type=Path, help="a file for the outcomes")
     given = parser.parse_args(arguments)
-    os.environ.update({name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")})
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
     sys.dont_write_bytecode = True
     root = given.keep or Path(tempfile.mkdtemp(prefix="campaign-"))
     plan = Plan(_table(given.planted), given.seed, root.absolute() / "material", root.absolute(), given.seconds)
@@ -280,7 +281,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verdicts = run(plan, numbers, given.jobs)
     print(told(verdicts))
     if given.json is not None:
-        found = [[v.number, v.generator, v.outcome.kind, v.outcome.what, v.about, round(v.seconds, 2)] for v in verdicts]
+        found = [
+            [v.number, v.generator, v.outcome.kind, v.outcome.what, v.about, round(v.seconds, 2)] for v in verdicts
+        ]
         given.json.write_text(json.dumps(found, indent=0))
     if given.keep is None:
         shutil.rmtree(root, ignore_errors=True)

@@ -47,12 +47,16 @@ def directory_of_a_zip(box: Box) -> Case:
 def name_of_a_member(box: Box) -> Case:
     """One member has an odd name."""
     name = box.pick(
-        "", "/", "/etc/x.png", "../x.png", "class0/../../x.png", "C:/x.png", "a\\b.png", "class0/" + "x" * 60000 + ".png",
-        "x/" * 2000 + "x.png", "class0//x.png", "./class0/./x.png", "class0/\n.png", "class0/\x1b[2J.png", "class0/", ".png",
+        "", "/", "/etc/x.png", "../x.png", "class0/../../x.png", "C:/x.png", "a\\b.png",
+        "class0/" + "x" * 60000 + ".png",
+        "x/" * 2000 + "x.png", "class0//x.png", "./class0/./x.png", "class0/\n.png", "class0/\x1b[2J.png", "class0/",
+        ".png",
         "class0/000.png", "class1/=1+1.png", "\0.png", "class0/a\0b.png", "class0/ .png", " /x.png", "…/x.png",
     )  # fmt: skip
     data = _members(box)["class0/000.png"]
-    return reading(box, _written(box.inputs / "data.zip", _members(box), (zipfile.ZipInfo(name), data)), ascii(name)[:50])
+    return reading(
+        box, _written(box.inputs / "data.zip", _members(box), (zipfile.ZipInfo(name), data)), ascii(name)[:50]
+    )
 
 
 def kind_of_a_member(box: Box) -> Case:

@@ -68,9 +68,11 @@ def bytes_of_a_member(box: Box) -> Case:
 HEADERS: tuple[tuple[object, object, object], ...] = (
     ("<f4", (24, -1, 16), False), ("<f4", (True, True, 16), False), ("<f4", (2**40, 1, 16), False),
     ("<f4", (24, 1, 2**62), False), ("|O", (24,), False), ("<U2147483647", (24,), False), ("<U0", (24,), False),
-    ("<f4", 24, False), ("<f4", (), False), ("<f4", (24, 1, 16), 1), ("<f4", (24, 1, 16), "x"), ("V4", (24, 1, 16), False),
+    ("<f4", 24, False), ("<f4", (), False), ("<f4", (24, 1, 16), 1), ("<f4", (24, 1, 16), "x"),
+    ("V4", (24, 1, 16), False),
     ("<M8[s]", (24,), False), ([("a", "<f4")], (24,), False), ("<f4", (24, 0, 16), False), ("<f4", (0, 1, 16), False),
-    ("<f4", (24.5, 1, 16), False), ("<f4", ("24", 1, 16), False), ("<f4", (24, 1) * 40, False), ("nonsense", (24,), False),
+    ("<f4", (24.5, 1, 16), False), ("<f4", ("24", 1, 16), False), ("<f4", (24, 1) * 40, False),
+    ("nonsense", (24,), False),
     (">f8", (24, 1, 16), True), ("<c16", (24, 1, 16), False), ("<f2", (24, 1, 16), False), ("|b1", (24, 1, 16), False),
     ("<f4", [24, 1, 16], False), (None, (24,), False), (12, (24,), False),
 )  # fmt: skip
@@ -94,7 +96,9 @@ def members_of_an_npz(box: Box) -> Case:
     elif kind == 1:
         members[box.pick("X_train.npy", "x_train", "x_train.npy.npy", "/x_train.npy", "y.npy", "")] = members.pop(name)
     elif kind == 2:
-        members[box.pick("x_test.npy", "y_test.npy", "class_names.npy", "lengths_train.npy", "x_val.npy")] = members[name]
+        members[box.pick("x_test.npy", "y_test.npy", "class_names.npy", "lengths_train.npy", "x_val.npy")] = members[
+            name
+        ]
     elif kind == 3:
         members["notes.txt"] = b"x"
     else:
@@ -107,8 +111,10 @@ def labels(box: Box) -> Case:
     x, y = waves()
     odd: tuple[Any, ...] = (
         y.astype(float), y + 0.5, -y, y * 10**12, y.astype(bool), y.astype("U5"), y.astype("S5"), y[:-1], y[:, None],
-        np.eye(2)[y], np.where(y == 0, np.nan, 1.0), y.astype("M8[s]"), np.zeros(24, int), np.arange(24), y.astype(np.uint64) * 2**63,
-        np.array(["a\n", "\x1b[2J"])[y], np.array(["", "b"])[y], np.array(["=1", "@x"])[y], y.astype(complex), np.array(3),
+        np.eye(2)[y], np.where(y == 0, np.nan, 1.0), y.astype("M8[s]"), np.zeros(24, int), np.arange(24),
+        y.astype(np.uint64) * 2**63,
+        np.array(["a\n", "\x1b[2J"])[y], np.array(["", "b"])[y], np.array(["=1", "@x"])[y], y.astype(complex),
+        np.array(3),
         np.array(["x" * 3000, "y"])[y], y.astype(np.float16), y.astype(">i2"),
     )  # fmt: skip
     place = int(box.rng.integers(len(odd)))
@@ -137,10 +143,15 @@ def padding(box: Box) -> Case:
     for row in range(24):
         x[row, 0, 12 + row % 8 :] = np.nan
     np.savez(box.inputs / "data.npz", x_train=x, y_train=y)
-    rows = [[str(label), *("NaN" if np.isnan(v) else f"{v:.5f}" for v in series[0])] for label, series in zip(y, x, strict=True)]
+    rows = [
+        [str(label), *("NaN" if np.isnan(v) else f"{v:.5f}" for v in series[0])]
+        for label, series in zip(y, x, strict=True)
+    ]
     (box.inputs / "data.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
     lines = "".join(f"{','.join(row[1:])}:{row[0]}\n" for row in rows)
-    (box.inputs / "data.ts").write_text(f"@problemName d\n@univariate true\n@equalLength false\n@classLabel true 0 1\n@data\n{lines}")
+    (box.inputs / "data.ts").write_text(
+        f"@problemName d\n@univariate true\n@equalLength false\n@classLabel true 0 1\n@data\n{lines}"
+    )
 
     def read() -> None:
         from antibackdoor.data.reading import read
@@ -149,11 +160,13 @@ def padding(box: Box) -> Case:
         found: dict[str, object] = {}
         for suffix in ("tsv", "npz", "ts"):
             try:
-                found[suffix] = np.asarray(read(box.inputs / f"data.{suffix}", test_fraction=0).train.inputs).round(3).tolist()
+                found[suffix] = (
+                    np.asarray(read(box.inputs / f"data.{suffix}", test_fraction=0).train.inputs).round(3).tolist()
+                )
             except DataError:
                 found[suffix] = "refused"
         if len({str(part) for part in found.values()}) > 1:
-            raise Wrong(f"padding is read by several rules: {({k: str(v)[:20] for k, v in found.items()})}")
+            raise Wrong(f"padding is read by several rules: { ({k: str(v)[:20] for k, v in found.items()}) }")
 
     return Case(call=read)
 
@@ -182,7 +195,8 @@ def axes(box: Box) -> Case:
 
 def shapes(box: Box) -> Case:
     """Arrays of odd shapes and types, that fit each other or do not."""
-    shape = box.pick((24, 8), (24, 8, 8), (24, 8, 8, 1), (24, 8, 8, 3), (24, 3, 8, 8), (24, 8, 8, 4), (24,), (24, 1, 1, 1, 8),
+    shape = box.pick((24, 8), (24, 8, 8), (24, 8, 8, 1), (24, 8, 8, 3), (24, 3, 8, 8), (24, 8, 8, 4), (24,),
+    (24, 1, 1, 1, 8),
                      (24, 0), (1, 8, 8), (24, 2000, 2), (24, 1, 1), (24, 3, 3, 3))  # fmt: skip
     dtype = box.pick(np.uint8, np.float32, np.float64, np.int64, np.int8, np.bool_, np.uint16)
     x = (box.rng.random(shape) * (1 if dtype is np.float32 else 200)).astype(dtype)
@@ -252,16 +266,20 @@ def trained_on_odd(box: Box) -> Case:
     n, classes, length = ((4, 2, 16), (24, 24, 16), (40, 2, 2), (24, 2, 1), (30, 12, 8))[kind]
     x, y = waves(n, classes, length=length)
     np.savez(box.inputs / "data.npz", x_train=x, y_train=y)
-    return Case(("train", box.inputs / "data.npz", "--out", "new", *PLAIN), about=f"{n} samples of {classes}, {length} steps")
+    return Case(
+        ("train", box.inputs / "data.npz", "--out", "new", *PLAIN), about=f"{n} samples of {classes}, {length} steps"
+    )
 
 
 ARRAYS = Table(
     {
         "npz bytes": bytes_of_an_npz, "npz member bytes": bytes_of_a_member, "npz header": header_of_an_array,
-        "npz members": members_of_an_npz, "npz labels": labels, "npz values": values, "nan padding": padding, "axes": axes,
+        "npz members": members_of_an_npz, "npz labels": labels, "npz values": values, "nan padding": padding,
+        "axes": axes,
         "npz lengths": lengths,
     },
     {
-        "npz pickles": pickled, "npy": single_arrays, "npz bombs": bombs, "npz shapes": shapes, "hardly trainable": trained_on_odd,
+        "npz pickles": pickled, "npy": single_arrays, "npz bombs": bombs, "npz shapes": shapes,
+        "hardly trainable": trained_on_odd,
     },
 )  # fmt: skip

@@ -54,7 +54,14 @@ def _changed(state: Any, box: Box, where: str) -> str:
         return f"{name} kept"
     if isinstance(value, torch.Tensor) and box.chance(0.7):
         flat = value.reshape(-1)
-        new = (flat[:-1], torch.cat([flat, flat]), value.double(), value * float("nan"), value.reshape(-1, 1), -value if value.dtype != torch.bool else value)
+        new = (
+            flat[:-1],
+            torch.cat([flat, flat]),
+            value.double(),
+            value * float("nan"),
+            value.reshape(-1, 1),
+            -value if value.dtype != torch.bool else value,
+        )
         state[key] = new[int(box.rng.integers(len(new)))]
         return f"{name} {tuple(state[key].shape)}"
     state[key] = odd_value(box.rng, value)
@@ -103,7 +110,14 @@ def entries_of_weights(box: Box) -> Case:
     """A bare file of weights with one entry changed, or nested, or of another type."""
     state = torch.load(box.material / "weights.pt", weights_only=True)
     where, path = _changed(state, box, ""), box.inputs / "weights.pt"
-    form = box.pick(state, {"state_dict": state}, {"model": {"net": state}}, {f"module.{k}": v for k, v in state.items()}, [state], list(state.values()))
+    form = box.pick(
+        state,
+        {"state_dict": state},
+        {"model": {"net": state}},
+        {f"module.{k}": v for k, v in state.items()},
+        [state],
+        list(state.values()),
+    )
     torch.save(form, path)
     return _opened(box, path, where)
 
@@ -132,7 +146,21 @@ def _with_trigger(box: Box, folder: Path, about: str) -> Case:
     command: tuple[object, ...] = box.pick(
         ("evaluate", run, "--data", pics, "--split", "all", "--trigger", folder, "--device", "cpu"),
         ("evaluate", run, "--data", pics, "--split", "all", "--trigger", folder, "--device", "cpu"),
-        ("purify", run, "--clean", pics, "--test", pics, "--measure-trigger", folder, "--out", "new", "--method", "fine-tune", *TRAIN),
+        (
+            "purify",
+            run,
+            "--clean",
+            pics,
+            "--test",
+            pics,
+            "--measure-trigger",
+            folder,
+            "--out",
+            "new",
+            "--method",
+            "fine-tune",
+            *TRAIN,
+        ),
         ("compare", pics, "--methods", "none", "--trigger", folder, "--out", "new", "--backbone", "wrn-10-1", *TRAIN),
     )
     return Case(command, about=about)
@@ -185,7 +213,17 @@ def truth(box: Box) -> Case:
     table = pq.read_table(path)
     name, n = box.pick(*table.column_names), len(table)
     kind = int(box.rng.integers(5))
-    odd: tuple[Any, ...] = ([None] * n, ["x"] * n, [1.5] * n, [-1] * n, [2**62] * n, [float("nan")] * n, [[1]] * n, [b"x"] * n, [2] * n)
+    odd: tuple[Any, ...] = (
+        [None] * n,
+        ["x"] * n,
+        [1.5] * n,
+        [-1] * n,
+        [2**62] * n,
+        [float("nan")] * n,
+        [[1]] * n,
+        [b"x"] * n,
+        [2] * n,
+    )
     if kind == 0:
         path.write_bytes(mutated(path.read_bytes(), box.rng))
     elif kind == 1:
@@ -200,7 +238,19 @@ def truth(box: Box) -> Case:
     run = box.copy(box.pick("run", "scan", "run-dual"), writable=True)
     command: tuple[object, ...] = box.pick(
         ("evaluate", run, "--truth", path),
-        ("compare", folder, "--methods", "none,spectral", "--truth", path, "--out", "new", "--backbone", "wrn-10-1", *TRAIN),
+        (
+            "compare",
+            folder,
+            "--methods",
+            "none,spectral",
+            "--truth",
+            path,
+            "--out",
+            "new",
+            "--backbone",
+            "wrn-10-1",
+            *TRAIN,
+        ),
     )
     return Case(command, about=f"{name} kind {kind}")
 
@@ -224,7 +274,8 @@ def poison_over_something(box: Box) -> Case:
 
 FILES = Table(
     {
-        "checkpoint bytes": bytes_of_a_checkpoint, "checkpoint value": value_in_a_checkpoint, "weights bytes": bare_weights,
+        "checkpoint bytes": bytes_of_a_checkpoint, "checkpoint value": value_in_a_checkpoint,
+        "weights bytes": bare_weights,
         "weights entries": entries_of_weights, "weights head": head_of_weights, "trigger value": value_in_a_trigger,
         "trigger bytes": bytes_of_a_trigger, "trigger arrays": arrays_of_a_trigger, "truth": truth,
     },

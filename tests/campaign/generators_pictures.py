@@ -93,7 +93,9 @@ def suffix_of_a_picture(box: Box) -> Case:
     """One picture has a suffix that few know: it is read, told, or refused."""
     folder = box.copy("split")
     place = a_picture(box, folder / "train")
-    suffix = box.pick(".jfif", ".jpe", ".jp2", ".avif", ".heic", ".tga", ".ico", ".dds", ".qoi", "", ".PNG_", ".jpg~", ".dat")
+    suffix = box.pick(
+        ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".tga", ".ico", ".dds", ".qoi", "", ".PNG_", ".jpg~", ".dat"
+    )
     renamed = place.with_name(f"odd{suffix}")
     image = Image.open(place)
     place.unlink()
@@ -114,7 +116,8 @@ def suffix_of_a_picture(box: Box) -> Case:
 def split_names(box: Box) -> Case:
     """Split folders under names of the wild are no classes."""
     train, test = box.pick(
-        ("seg_train", "seg_test"), ("training_set", "test_set"), ("images_train", "images_test"), ("train_data", "test_data"),
+        ("seg_train", "seg_test"), ("training_set", "test_set"), ("images_train", "images_test"),
+        ("train_data", "test_data"),
         ("Train_images", "Test_images"), ("fold_0", "fold_1"), ("train2017", "val2017"), ("my-train", "my-val"),
         ("TRAIN", "VALID"), ("split_train", "split_test"),
     )  # fmt: skip
@@ -139,8 +142,10 @@ def junk_beside(box: Box) -> Case:
     return classes_of(folder, set(CLASSES))
 
 
-_NAMES = ("=1+1", "@SUM(A1)", "+1", "-1", "a\nb", "\x1b[2Jx", "x" * 200, "é", "e\u0301", "\u202egnp", "a b", "'", '"', "a,b", "%s", "{0}",
-          "<script>alert(1)</script>", "CON", "..x", "~", "$(touch x)", "`id`", "\t", "🎲", "a\\b", ":", "*", "?", "nul\u2028l")  # fmt: skip
+_NAMES = ("=1+1", "@SUM(A1)", "+1", "-1", "a\nb", "\x1b[2Jx", "x" * 200, "é", "e\u0301", "\u202egnp", "a b", "'", '"',
+"a,b", "%s", "{0}",
+          "<script>alert(1)</script>", "CON", "..x", "~", "$(touch x)", "`id`", "\t", "🎲", "a\\b", ":", "*", "?",
+          "nul\u2028l")  # fmt: skip
 
 
 def name_of_a_file(box: Box) -> Case:
@@ -328,7 +333,9 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 def _png(width: int, height: int, *extra: bytes) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     body = zlib.compress(b"\0" * (min(width, 60000) + 1) * min(height, 100))
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + b"".join(extra) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + b"".join(extra) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    )
 
 
 def _huge_png() -> bytes:
@@ -366,7 +373,9 @@ def not_data(box: Box) -> Case:
     elif kind == 3:
         os.mkfifo(place)
     else:
-        place.write_bytes((box.material / box.pick("pics.zip", "waves.npz", "waves.ts", "waves.csv", "weights.pt")).read_bytes())
+        place.write_bytes(
+            (box.material / box.pick("pics.zip", "waves.npz", "waves.ts", "waves.csv", "weights.pt")).read_bytes()
+        )
     return reading(box, place, f"{place.name} kind {kind}")
 
 
@@ -380,9 +389,7 @@ def one_picture(box: Box) -> Case:
 def unlike(box: Box) -> Case:
     """`predict` on inputs that are unlike those that the model was trained on."""
     pictures(box.inputs / "data", n=6, channels=3, size=32)
-    return Case(
-        ("predict", box.copy("run", writable=True), box.inputs / "data", "--out", "said.csv"), expect="refused"
-    )
+    return Case(("predict", box.copy("run", writable=True), box.inputs / "data", "--out", "said.csv"), expect="refused")
 
 
 PICTURES = Table(

@@ -29,7 +29,8 @@ def using(box: Box, run: Path, about: str) -> Case:
     device = ("--device", "cpu")
     reading: tuple[tuple[object, ...], ...] = (
         ("report", run), ("report", run), ("evaluate", run, "--data", pics, "--split", "all", *device),
-        ("evaluate", run, "--data", pics, *device), ("evaluate", run, "--truth", box.material / "poisoned/truth.parquet"),
+        ("evaluate", run, "--data", pics, *device),
+        ("evaluate", run, "--truth", box.material / "poisoned/truth.parquet"),
         ("predict", run, pics, "--out", "said.csv", *device),
         ("purify", run, "--clean", pics, "--out", "new", "--method", "fine-tune", *TRAIN),
         ("train", pics, "--out", "new", "--defense", "retrain", "--verdict", run, *TRAIN),
@@ -78,7 +79,9 @@ def a_line_of_the_log(box: Box) -> Case:
         changed, where = mutated_json(json.loads(lines[row]), box.rng)
         lines[row] = json.dumps(changed)
     else:
-        where = lines[row] = box.pick("", "[]", "null", "{", '"x"', "{}", "NaN", '{"epoch": NaN}', "\x00", "1e999", '{"a": {"b": [1]}}')
+        where = lines[row] = box.pick(
+            "", "[]", "null", "{", '"x"', "{}", "NaN", '{"epoch": NaN}', "\x00", "1e999", '{"a": {"b": [1]}}'
+        )
     place.write_text("\n".join(lines) + "\n")
     return using(box, run, f"log {where[:60]}")
 
@@ -129,7 +132,8 @@ def tensors_of(path: Path, box: Box) -> str:
         part = changed[name]
         shape = part["shape"] if isinstance(part["shape"], list) else []
         part["shape"], part["dtype"] = box.pick(
-            (shape[::-1], part.get("dtype")), ([*shape, 1], part.get("dtype")), (shape, "I32"), (shape, "F8"), ([0], "F32"),
+            (shape[::-1], part.get("dtype")), ([*shape, 1], part.get("dtype")), (shape, "I32"), (shape, "F8"),
+            ([0], "F32"),
             ([2**40], "F32"), (shape[1:], part.get("dtype")), ([-1], "F32"),
         )  # fmt: skip
         where = f"{name} {part['shape']} {part['dtype']}"
@@ -165,7 +169,8 @@ def flipped_weights(box: Box) -> Case:
     about = values_of(run / "model.safetensors", box)
     pics = box.copy("pics")
     command: tuple[object, ...] = box.pick(
-        ("evaluate", run, "--data", pics, "--split", "all", "--device", "cpu"), ("predict", run, pics, "--out", "said.csv")
+        ("evaluate", run, "--data", pics, "--split", "all", "--device", "cpu"),
+        ("predict", run, pics, "--out", "said.csv"),
     )
     return Case(command, expect="refused", about=about)
 
@@ -198,7 +203,13 @@ def a_gallery(box: Box) -> Case:
     elif kind == 4:
         members[name] = mutated(members.get(name, b"x"), box.rng)
     else:
-        odd = box.pick(np.zeros((0, 1, 8, 8), np.uint8), np.zeros(3), np.array(["x"] * 5), np.full((4, 1, 8, 8), np.nan), np.zeros((4, 7, 8, 8), np.uint8))
+        odd = box.pick(
+            np.zeros((0, 1, 8, 8), np.uint8),
+            np.zeros(3),
+            np.array(["x"] * 5),
+            np.full((4, 1, 8, 8), np.nan),
+            np.zeros((4, 7, 8, 8), np.uint8),
+        )
         file = io.BytesIO()
         np.save(file, odd)
         members[name] = file.getvalue()
@@ -231,7 +242,8 @@ def odd_json(box: Box) -> Case:
     text = (run / name).read_text()
     (run / name).write_bytes(
         box.pick(
-            b"[" * 100_000, b'{"a":' * 50_000, b"null", b"[]", b"{}", b"1" * 10_000, text.replace("1", "1e999").encode(),
+            b"[" * 100_000, b'{"a":' * 50_000, b"null", b"[]", b"{}", b"1" * 10_000,
+            text.replace("1", "1e999").encode(),
             text.encode("utf-16"), text.encode() * 2, b"\xff\xfe", text.replace(":", ": NaN, \"x\":", 1).encode(),
             ('{"format": 1, "x": "' + "a" * 2**22 + '"}').encode(), b" " * 2**20, text.replace("[", "[[").encode(),
         )
@@ -246,8 +258,10 @@ def a_table_of_a_run(box: Box) -> Case:
     text = place.read_text() if place.exists() else "id,reason\nclass0/x.png,is broken\n"
     place.write_bytes(
         box.pick(
-            mutated(text.encode(), box.rng), text.replace("1", "x").encode(), text.splitlines()[0].encode(), b"\n", text.replace(",", "").encode(),
-            text.replace("class0", "=cmd|' /C calc'!A0").encode(), text.replace("1", "nan").encode(), b'"' + b"x" * 200_000, text.encode("utf-16"),
+            mutated(text.encode(), box.rng), text.replace("1", "x").encode(), text.splitlines()[0].encode(), b"\n",
+            text.replace(",", "").encode(),
+            text.replace("class0", "=cmd|' /C calc'!A0").encode(), text.replace("1", "nan").encode(),
+            b'"' + b"x" * 200_000, text.encode("utf-16"),
         )
     )  # fmt: skip
     return using(box, run, place.name)
@@ -257,7 +271,14 @@ def links_in_a_run(box: Box) -> Case:
     """A file of a run folder is a link that leads out, a pipe, or a device: nothing is written or awaited there."""
     unfinished = box.chance(0.4)
     run = box.copy("unfinished", writable=True) if unfinished else a_run(box)
-    names = {place.name for place in run.iterdir()} | {".lock", "log.jsonl", "report.html", "checkpoint.pt", "classes.csv", "skipped.csv"}
+    names = {place.name for place in run.iterdir()} | {
+        ".lock",
+        "log.jsonl",
+        "report.html",
+        "checkpoint.pt",
+        "classes.csv",
+        "skipped.csv",
+    }
     place = run / box.pick(*sorted(names))
     target = box.pick("precious", "pipe", "/dev/zero", "nowhere", "itself")
     if place.is_dir():
@@ -274,11 +295,16 @@ def links_in_a_run(box: Box) -> Case:
     return use(box, run, f"{run.name}/{place.name} -> {target}")
 
 
-def a_folder_that_is_a_link(box: Box) -> Case:
-    """The run folder, the folder above, or a checkpoint's folder is a link."""
-    shutil.copytree(box.material / "run", box.outside / "run")
-    (box.work / "run").symlink_to(box.outside / "run")
-    return Case(("train", box.copy("pics"), "--out", "run", *PLAIN, "--backbone", "wrn-10-1"), about="the folder is a link")
+def a_run_of_a_comparison(box: Box) -> Case:
+    """A run in the folder of a comparison is a link that leads out: nothing is written there."""
+    folder = box.copy("compared", writable=True)
+    run = folder / box.pick("none-0", "spectral-0")
+    run.rename(box.outside / "run")
+    run.symlink_to(box.outside / "run")
+    if box.chance(0.5):
+        (box.outside / "run" / "metrics.json").unlink()
+    words = ("compare", box.copy("pics"), "--methods", "none,spectral", "--out", "compared", *TRAIN)
+    return Case((*words, "--backbone", "wrn-10-1", "--resume"), about=f"{run.name} is a link")
 
 
 def bombs(box: Box) -> Case:
@@ -340,11 +366,13 @@ RUNS = Table(
     {
         "run json value": value_in_json, "run bytes": bytes_of_a_run_file, "run log": a_line_of_the_log,
         "run samples": a_column_of_samples, "run tensors": header_of_weights, "run weights": flipped_weights,
-        "run history": flipped_history, "run gallery": a_gallery, "run missing file": a_missing_file, "run tables": a_table_of_a_run,
+        "run history": flipped_history, "run gallery": a_gallery, "run missing file": a_missing_file,
+        "run tables": a_table_of_a_run,
         "cache": the_cache,
     },
     {
-        "run odd json": odd_json, "run links": links_in_a_run, "run links again": links_in_a_run, "run is a link": a_folder_that_is_a_link,
+        "run odd json": odd_json, "run links": links_in_a_run, "run links again": links_in_a_run,
+        "comparison links": a_run_of_a_comparison,
         "run bombs": bombs,
     },
 )  # fmt: skip

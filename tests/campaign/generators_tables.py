@@ -10,8 +10,10 @@ from .case import Box, Case, Table, Wrong, mutated
 from .generators_pictures import reading
 from .material import waves
 
-_CELLS = ("", " ", "x", "nan", "NaN", "inf", "-Infinity", "1e999", "0x10", "1_000", "١", "1,5", '"', '"1"', "1" * 5000, "=1+1", "None",
-          "?", "true", "1e-400", "\x00", "\ufeff1", "1;2", "--1", "1 2", "é", "2147483648", "-0", "1\t2", "\x1b[2J")  # fmt: skip
+_CELLS = ("", " ", "x", "nan", "NaN", "inf", "-Infinity", "1e999", "0x10", "1_000", "١", "1,5", '"', '"1"', "1" * 5000,
+"=1+1", "None",
+          "?", "true", "1e-400", "\x00", "\ufeff1", "1;2", "--1", "1 2", "é", "2147483648", "-0", "1\t2",
+          "\x1b[2J")  # fmt: skip
 
 
 def _rows(box: Box, name: str) -> tuple[list[list[str]], str]:
@@ -42,7 +44,8 @@ def form_of_a_table(box: Box) -> Case:
     head = separator.join(["label", *(f"t{k}" for k in range(n_columns - 1))])
     changed = {
         0: text.replace("\n", "\r\n"), 1: "\ufeff" + text, 2: f"{head}\n{text}", 3: text.replace(separator, ";"),
-        4: text.replace("\n", "\n\n"), 5: text.rstrip("\n"), 6: f"# comment\n{text}", 7: text.replace("\n", f"{separator}\n"),
+        4: text.replace("\n", "\n\n"), 5: text.rstrip("\n"), 6: f"# comment\n{text}",
+        7: text.replace("\n", f"{separator}\n"),
         8: "\n".join(line[: len(line) // 2] if k % 3 else line for k, line in enumerate(text.splitlines())),
         9: text.splitlines()[0] + "\n", 10: "", 11: text + '"', 12: text.replace(separator, separator + " "),
     }.get(kind)  # fmt: skip
@@ -131,9 +134,12 @@ def header_of_a_ts(box: Box) -> Case:
         lines.insert(row, lines[row])
     else:
         new = box.pick(
-            "@timeStamps true", "@missing true", "@univariate false", "@equalLength false", "@seriesLength 99", "@seriesLength -1",
-            "@dimensions 7", "@classLabel true", "@classLabel false", "@classLabel true a b", "@classLabel true " + "x " * 5000,
-            "@targetLabel true", "@data", "@", "@unknown x", "text", "@classLabel", "@classLabel true 0 0 1", "@dimensions x",
+            "@timeStamps true", "@missing true", "@univariate false", "@equalLength false", "@seriesLength 99",
+            "@seriesLength -1",
+            "@dimensions 7", "@classLabel true", "@classLabel false", "@classLabel true a b",
+            "@classLabel true " + "x " * 5000,
+            "@targetLabel true", "@data", "@", "@unknown x", "text", "@classLabel", "@classLabel true 0 0 1",
+            "@dimensions x",
         )  # fmt: skip
         if kind == 2:
             lines.insert(row, new)
@@ -152,7 +158,8 @@ def line_of_a_ts(box: Box) -> Case:
     values, _, label = lines[row].rpartition(":")
     lines[row] = box.pick(
         values, f"{values}:", f":{label}", f"{values}:{values}:{label}", f"?,{values}:{label}", f"NaN,{values}:{label}",
-        f"(0,1),(1,2):{label}", f"{values}:unknown", f"{values},:{label}", f"{values},{box.pick(*_CELLS)}:{label}", f"1:{label}",
+        f"(0,1),(1,2):{label}", f"{values}:unknown", f"{values},:{label}", f"{values},{box.pick(*_CELLS)}:{label}",
+        f"1:{label}",
         f"{values}:{label}:{label}", "#" + lines[row], "", f"{values},{values}:{label}", f",:{label}",
     )  # fmt: skip
     path = box.inputs / "data.ts"
@@ -220,8 +227,10 @@ def wide_tables(box: Box) -> Case:
 
 TABLES = Table(
     {
-        "table cell": cell_of_a_table, "table form": form_of_a_table, "label elsewhere": label_elsewhere, "first row": first_row,
-        "unlabeled table": unlabeled_table, "table bytes": bytes_of_a_table, "ts header": header_of_a_ts, "ts line": line_of_a_ts,
+        "table cell": cell_of_a_table, "table form": form_of_a_table, "label elsewhere": label_elsewhere,
+        "first row": first_row,
+        "unlabeled table": unlabeled_table, "table bytes": bytes_of_a_table, "ts header": header_of_a_ts,
+        "ts line": line_of_a_ts,
         "test beside": test_beside,
     },
     {"long series": a_long_series, "parquet as data": parquets, "wide tables": wide_tables},

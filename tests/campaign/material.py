@@ -100,7 +100,18 @@ def _bare() -> None:
 
 def _unfinished() -> None:
     """A training that was killed after two epochs."""
-    words = ("train", "pics", "--out", "unfinished", *PLAIN[:2], "--epochs", UNFINISHED, *PLAIN[4:], "--backbone", "wrn-10-1")
+    words = (
+        "train",
+        "pics",
+        "--out",
+        "unfinished",
+        *PLAIN[:2],
+        "--epochs",
+        UNFINISHED,
+        *PLAIN[4:],
+        "--backbone",
+        "wrn-10-1",
+    )
     pid = os.fork()
     if not pid:
         command(*words)

@@ -14,7 +14,9 @@ CRASH, UNTIDY, WRONG, BROKEN = "crash", "untidy", "wrong", "broken generator"
 FAULTS = (EXECUTION, OUTSIDE, DAMAGED, HANG, MEMORY, CRASH, TRACEBACK, UNTIDY, WRONG, BROKEN)
 
 LONGEST_MESSAGE = 2000  # characters of the one line: twenty names of files, and what to do
-_OUT_OF_MEMORY = re.compile(r"MemoryError|bad_alloc|can't allocate|cannot allocate|unable to allocate|out of memory", re.I)
+_OUT_OF_MEMORY = re.compile(
+    r"MemoryError|bad_alloc|can't allocate|cannot allocate|unable to allocate|out of memory", re.I
+)
 _RAW_WARNING = re.compile(r"\.py:\d+: \w*Warning: ")
 
 

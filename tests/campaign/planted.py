@@ -16,7 +16,6 @@ from antibackdoor.errors import DataError
 from .case import Box, Case, Table, Wrong
 
 
-
 def _traceback() -> None:
     raise ValueError("planted")
 
@@ -95,7 +94,6 @@ def kept(box: Box) -> Case:
     """A file that must not change."""
     (box.work / "kept").write_text("x")
     return Case(call=_damaged, keep=("kept",))
-
 
 
 def _not_refused(box: Box) -> Case:

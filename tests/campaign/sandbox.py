@@ -1,7 +1,7 @@
 """The sandbox of a case: its folders, limits and hashes, and the hook that watches what the process does.
 
-    in/       the inputs, never to be changed        outside/  what nobody may touch or take samples from
-    work/     the current folder, free to write      cache/ tmp/  free to write      home/  never to be written
+in/       the inputs, never to be changed        outside/  what nobody may touch or take samples from
+work/     the current folder, free to write      cache/ tmp/  free to write      home/  never to be written
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ def _hash_below(path: Path, name: str, found: dict[str, str]) -> None:
     kind = stat.S_IFMT(status.st_mode)
     if stat.S_ISDIR(status.st_mode):
         found[name] = "folder"
-        for entry in sorted(os.listdir(path)):
-            _hash_below(path / entry, f"{name}/{entry}", found)
+        for entry in sorted(path.iterdir()):
+            _hash_below(entry, f"{name}/{entry.name}", found)
     elif stat.S_ISREG(status.st_mode) and status.st_size <= _HASHED_BYTES:
         found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     else:
-        target = os.readlink(path) if stat.S_ISLNK(status.st_mode) else ""
+        target = path.readlink() if stat.S_ISLNK(status.st_mode) else ""
         found[name] = f"{kind} {status.st_size} {target}"
 
 
@@ -190,7 +190,17 @@ _PROGRAMS = (
     "pty.spawn", "pickle.find_class", "socket.connect", "socket.bind", "socket.getaddrinfo", "socket.sendto",
     "urllib.Request", "ftplib.connect", "http.client.connect", "smtplib.connect", "webbrowser.open", "code.__new__",
 )  # fmt: skip
-_TOUCHED = ("os.remove", "os.rmdir", "os.mkdir", "os.rename", "os.link", "os.chmod", "os.truncate", "os.utime", "os.chown")
+_TOUCHED = (
+    "os.remove",
+    "os.rmdir",
+    "os.mkdir",
+    "os.rename",
+    "os.link",
+    "os.chmod",
+    "os.truncate",
+    "os.utime",
+    "os.chown",
+)
 _WATCHED: dict[str, Callable[[Watch, str, tuple[Any, ...]], None]] = {
     **dict.fromkeys(_PROGRAMS, Watch.execution),
     **dict.fromkeys(_TOUCHED, Watch.touched),
