@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from antibackdoor.attacks.adaptive import InTurn, OneOf, PartialBlend
 from antibackdoor.attacks.blend import PerSampleNoise
@@ -23,17 +23,23 @@ from antibackdoor.attacks.powerline import ScaledHum
 from antibackdoor.attacks.refool import Reflections
 from antibackdoor.attacks.stamps import Additive, Patch, Staged
 from antibackdoor.attacks.static import OwnExtremes
+from antibackdoor.attacks.stored_values import made
 from antibackdoor.attacks.surrogate import Surrogate
 from antibackdoor.attacks.timetrojan import SparseSteps
 from antibackdoor.attacks.timetrojan_de import EvolvedSteps, Search
 from antibackdoor.attacks.tsba import GeneratedScaling
 from antibackdoor.attacks.wanet import NoisyWarp, Warp
-from antibackdoor.errors import DataError
+from antibackdoor.data.json_text import read_json_object
+from antibackdoor.data.regular_files import read_regular
+from antibackdoor.data.source import one_line
+from antibackdoor.errors import AntibackdoorError, DataError, cannot, shortened
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Attack, Plan, Trigger
 
+JSON, ARRAYS = "trigger.json", "trigger.safetensors"
 _FORMAT = 1
+_MOST_BYTES = 2**30  # twenty times a pool of reflections for pictures of 224 pixels
 _KINDS: tuple[type[Any], ...] = (
     Patch,
     Additive,
@@ -93,8 +99,8 @@ def save_trigger(folder: Path, trigger: Trigger, plan: Plan, *, attack: Attack |
     }
     folder.mkdir(parents=True, exist_ok=True)
     # Not `save_file`, which has an error of its own for a full disk.
-    (folder / "trigger.safetensors").write_bytes(save(arrays))
-    (folder / "trigger.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    (folder / ARRAYS).write_bytes(save(arrays))
+    (folder / JSON).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def load_trigger(folder: Path) -> SavedTrigger:
@@ -104,22 +110,43 @@ def load_trigger(folder: Path) -> SavedTrigger:
         DataError: If a file is missing or damaged.
     """
     try:
-        document = json.loads((folder / "trigger.json").read_text(encoding="utf-8"))
-        arrays = load_file(folder / "trigger.safetensors")
+        document = read_json_object(folder / JSON)
+        arrays = load(read_regular(folder / ARRAYS, most=_MOST_BYTES))
         if document["format"] != _FORMAT:
-            raise DataError(f"{folder} holds a trigger of format {document['format']}; this version reads {_FORMAT}")
-        settings = {name: _tuples(value) for name, value in document["plan"].items()}
-        plan: Plan = PLANS[settings.pop("type")](**settings)
-        trigger: Trigger = _decode(document["trigger"], arrays)
-        return SavedTrigger(trigger, plan, document["attack"], document["settings"])
+            raise ValueError(
+                f"it has the format {shortened(repr(document['format']), 40)}, this program reads {_FORMAT}"
+            )
+        settings = {name: _tuples(value) for name, value in _part(document, "plan").items()}
+        plan: Plan = made(PLANS[_type(settings)], {n: value for n, value in settings.items() if n != "type"})
+        trigger: Trigger = _decode(_part(document, "trigger"), arrays)
+        if not hasattr(trigger, "apply"):
+            raise ValueError(f"a {type(trigger).__name__} is no trigger by itself")
+        attack = document["attack"]
+        if not isinstance(attack, str):
+            raise ValueError("'attack' is no name")
+        return SavedTrigger(trigger, plan, attack, _part(document, "settings"))
     except FileNotFoundError as error:
-        files = ("trigger.json", "trigger.safetensors")
-        missing = next((name for name in files if not (folder / name).exists()), files[0])
+        missing = next((name for name in (JSON, ARRAYS) if not (folder / name).exists()), JSON)
         raise DataError(
             f"{folder} holds no trigger: there is no {missing} in it; give a folder that `poison` wrote"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise DataError(f"{folder} holds no usable trigger: {type(error).__name__}: {error}") from error
+    except OSError as error:
+        raise DataError(cannot("read the trigger in", folder, error)) from error
+    except (ValueError, KeyError, TypeError, SafetensorError, AntibackdoorError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{folder} holds no usable trigger: {one_line(shortened(reason))}") from error
+
+
+def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(document[name], dict):
+        raise ValueError(f"{name!r} is no object")
+    return dict(document[name])
+
+
+def _type(values: dict[str, Any]) -> str:
+    if not isinstance(values["type"], str):
+        raise ValueError("a type is no name")
+    return values["type"]
 
 
 def _settings(method: Attack | Plan) -> dict[str, Any]:
@@ -154,9 +181,11 @@ def _decode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
     if not isinstance(value, dict):
         return value
     if "array" in value:
+        if not isinstance(value["array"], str):
+            raise ValueError("an array is no name")
         return arrays[value["array"]]
     settings = {name: _decode(part, arrays) for name, part in value.items() if name != "type"}
-    return TRIGGERS[value["type"]](**settings)
+    return made(TRIGGERS[_type(value)], settings)
 
 
 def _tuples(value: Any) -> Any:

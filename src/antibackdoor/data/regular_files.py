@@ -18,7 +18,6 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-JSON_BYTES = 16 * 2**20  # settings, metrics, names of classes: a thousand times what they usually need
 _LONGEST_HEADER = 10_000  # characters of a `.npy` header, as numpy limits them
 _SPECIAL = {
     stat.S_ISLNK: "it is a link, which may lead out of the folder; put a copy of the file in its place",

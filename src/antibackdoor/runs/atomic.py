@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from antibackdoor.data.regular_files import JSON_BYTES, open_regular, read_regular
+from antibackdoor.data.json_text import read_json_object
+from antibackdoor.data.regular_files import open_regular
 from antibackdoor.errors import MOST_ECHOED, AntibackdoorError, RunError, disk_is_full
 from antibackdoor.errors import cannot as could_not
 
@@ -25,8 +26,6 @@ if sys.platform != "win32":
 
 TEMPORARY_PREFIX = ".writing-"
 _TOKEN = 4  # bytes that tell the temporary files of two processes apart
-_DEEPEST = 50  # levels of a JSON file; settings have five
-_LARGEST = 2**63
 
 
 @contextmanager
@@ -91,39 +90,11 @@ def read_json(path: Path, kind: type[AntibackdoorError] = RunError) -> dict[str,
         AntibackdoorError: Of the given kind, if the file is missing or is not a JSON object.
     """
     try:
-        return json_object(read_regular(path, most=JSON_BYTES))
+        return read_json_object(path)
     except OSError as error:
         raise kind(cannot("read", path, error)) from error
     except ValueError as error:
         raise kind(f"{path} is damaged: {one_line(error)}") from error
-
-
-def json_object(text: bytes) -> dict[str, Any]:
-    """One JSON object as `write_json` writes it: finite numbers, whole ones of 64 bits, few levels.
-
-    Raises:
-        ValueError: The text is something else.
-    """
-    try:
-        values = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-    if not isinstance(values, dict):
-        raise ValueError("it holds no JSON object")
-    _check_values(values, _DEEPEST)
-    return values
-
-
-def _check_values(value: object, levels: int) -> None:
-    if isinstance(value, dict | list):
-        if not levels:
-            raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
-        for part in value.values() if isinstance(value, dict) else value:
-            _check_values(part, levels - 1)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"it holds {value}, which is no number")
-    elif isinstance(value, int) and abs(value) >= _LARGEST:
-        raise ValueError("it holds a whole number of more than 64 bits")
 
 
 def plain(value: object) -> Any:

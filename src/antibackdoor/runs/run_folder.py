@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from antibackdoor.data.json_text import json_object
 from antibackdoor.data.regular_files import open_regular, read_regular, regular_file
 from antibackdoor.errors import AntibackdoorError, RunError
 from antibackdoor.runs.artifacts import METRICS, Metrics, write_metrics
 from antibackdoor.runs.atomic import (
     TEMPORARY_PREFIX,
     cannot,
-    json_object,
     one_line,
     plain,
     read_json,
