@@ -226,6 +226,7 @@ def _write(
     predictions = predict(session, model, samples)
     metrics = {
         **verdict_metrics(samples, verdict),
+        **data.reading_metrics(),
         "method": spec.method,
         "method_summary": method_summary(job.defense),
         "backbone": spec.backbone,
@@ -244,7 +245,7 @@ def _write(
     write_samples_table(out, table)
     if trained.midway is not None:
         write_samples_table(out, verdict_table(samples, trained.midway.ordered(samples.labels)), MIDWAY)
-    write_skipped(out, [(skipped.id, skipped.reason) for skipped in data.skipped])
+    write_skipped(out, data.left_out)
     save_gallery(out, samples, np.argsort(-verdict.suspicion, kind="stable"), verdict.isolated)
     return table, metrics
 

@@ -101,6 +101,7 @@ def scan(
         detection = replace(detection, verdict=detection.verdict.ordered(samples.labels))
         metrics = {
             **verdict_metrics(samples, detection.verdict),
+            **data.reading_metrics(),
             "method": spec.method,
             "method_summary": method_summary(job.detector),
             "backbone": spec.backbone,
@@ -167,6 +168,6 @@ def _write(out: Path, data: DataSet, detection: Detection) -> None:
     if detection.history is not None:
         write_history(out, detection.history)
     write_samples_table(out, verdict_table(samples, verdict))
-    write_skipped(out, [(skipped.id, skipped.reason) for skipped in data.skipped])
+    write_skipped(out, data.left_out)
     score = verdict.suspicion if verdict.margin is None else verdict.margin
     save_gallery(out, samples, np.lexsort((-score, ~verdict.isolated)), verdict.isolated)

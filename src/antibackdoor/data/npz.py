@@ -140,6 +140,7 @@ def open_source(path: Path, faults: Faults, request: Request) -> Source:
         split = next((name for name in ("test", "train") if f"x_{name}" in arrays), "")
         name = f"x_{split}" if split else "x"
         listed = reading.listed(_get(arrays, name, path), split or "train", ())
+        _tell_of_others(arrays, {split} if split else set(), {name}, faults)
         return Source({"train": listed}, None, reading.all_notes())
     names = _text(_get(arrays, "class_names", path)) if "class_names" in arrays else None
     splits: dict[str, Listed] = {}
@@ -149,8 +150,16 @@ def open_source(path: Path, faults: Faults, request: Request) -> Source:
             n_labels = labels.shape[0] if labels.shape else "no"
             raise DataError(f"{inputs.where} has shape {inputs.shape} but there are {n_labels} labels; give one a row")
         splits[split] = reading.listed(inputs, split, _classes(labels, names))
+    _tell_of_others(arrays, set(splits), set(), faults)
     notes = {"lengths": "each series resampled from its true length"} if "lengths_train" in arrays else {}
     return Source(splits, names, {**notes, **reading.all_notes()})
+
+
+def _tell_of_others(arrays: dict[str, StoredArray], splits: set[str], used: set[str], faults: Faults) -> None:
+    """Arrays that nothing reads, such as `x_val`, are not passed over in silence."""
+    used = used | {"class_names", "axes"} | {f"{part}_{split}" for part in ("x", "y", "lengths") for split in splits}
+    for name in sorted(set(arrays) - used):
+        faults.pass_over(name, "is an array that is not read here")
 
 
 def _get(arrays: dict[str, StoredArray], name: str, path: Path) -> StoredArray:

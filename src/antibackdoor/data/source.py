@@ -110,9 +110,10 @@ def summary(unread: Sequence[Skipped]) -> str:
     if not unread:
         return ""
     reasons = Counter(skipped.reason for skipped in unread).most_common()
-    shown = "; ".join(f"{n} ({_example(unread, reason)}): {reason}" for reason, n in reasons[:_MOST_REASONS])
+    shown = "; ".join(f"{n:,} {reason}, such as {_example(unread, reason)}" for reason, n in reasons[:_MOST_REASONS])
     more = f"; and {len(reasons) - _MOST_REASONS} more reasons" if len(reasons) > _MOST_REASONS else ""
-    return f"{len(unread)} file{'s' if len(unread) > 1 else ''} not looked at: {shown}{more}"
+    n_files = "1 file was" if len(unread) == 1 else f"{len(unread):,} files were"
+    return f"{n_files} not looked at: {shown}{more}. In a run folder, skipped.csv lists all."
 
 
 def _example(unread: Sequence[Skipped], reason: str) -> str:

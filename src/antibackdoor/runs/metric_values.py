@@ -9,7 +9,7 @@ from antibackdoor.runs.metric_keys import METRIC_KEYS
 
 _TEXTS = {"method", "method_summary", "backbone", "purified_from", "loaded_by", "normalization", "test_split"}
 _ANSWERS = {"poisoned", "classes_reordered"}
-_NAMES = {"target_labels", "unexamined_labels"}
+_NAMES = {"target_labels", "unexamined_labels", "reading_notes"}
 _WHOLE = {"schema_version", "seed", "epochs"}
 _FRACTIONS = ("accuracy", "rate", "precision", "recall", "auroc", "tpr", "p_value")  # parts of their names
 
