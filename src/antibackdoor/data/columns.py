@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from antibackdoor.data.series import SeriesList, is_missing, is_number
+from antibackdoor.errors import DataError
 
 from antibackdoor.data.options import NO_COLUMN, Request
-from antibackdoor.data.series import SeriesList, is_missing, is_number
 from antibackdoor.data.source import one_line
-from antibackdoor.errors import DataError
 
 LOOKED_AT = 100  # rows that are looked at before the first is read
 LABEL_TITLES = frozenset({"label", "labels", "class", "classes", "target", "targets", "y"})
@@ -32,6 +32,7 @@ class Columns:
         label: Place of the class, counted from the end where it is negative; None if there is none.
         name: Place of the ids, likewise.
         left_out: Places of other columns that are no values.
+        group: Place of the column that says what samples belong together.
         assumed: Whether the first column is taken for the class only because it is the first.
         note: What was found, for the user; empty for the plain layout.
     """
@@ -42,10 +43,11 @@ class Columns:
     left_out: tuple[int, ...] = ()
     assumed: bool = False
     note: str = ""
+    group: int | None = None
 
     def values(self, cells: Row) -> list[str]:
         """The cells of a row that are values of the series."""
-        apart = [place for place in (self.label, self.name, *self.left_out) if place is not None]
+        apart = [place for place in (self.label, self.name, self.group, *self.left_out) if place is not None]
         places = {place + len(cells) if place < 0 else place for place in apart}
         return [cell for place, cell in enumerate(cells) if place not in places]
 
@@ -57,20 +59,25 @@ def find_columns(rows: list[Row], request: Request, path: Path) -> Columns:
         DataError: If a column that the user named is not there, or it cannot be told which one holds the class.
     """
     options, recorded = request.options, request.recorded
-    titles = (
-        tuple(cell.strip() for cell in rows[0]) if _is_header(rows, (options.label_column, options.id_column)) else ()
-    )
+    named = (options.label_column, options.id_column, options.group_by)
+    titles = tuple(cell.strip() for cell in rows[0]) if _is_header(rows, named) else ()
     body = rows[1:] if titles else rows
     width = len(rows[0])
     name = _place(options.id_column, titles, width, path, "--id-column")
     if name is None:
         name = _place_if_there(recorded.id_column, titles, width)
     left_out = _index_columns(titles, body)
-    taken = left_out if name is None else left_out | {name}
+    group = _group(options.group_by or recorded.group_by, titles)
+    taken = left_out | {place for place in (name, group) if place is not None}
     label, assumed = _label(rows[0], titles, body, taken, request, path)
-    columns = Columns(titles, label, name, tuple(sorted(left_out - {label, name})), assumed)
+    columns = Columns(titles, label, name, tuple(sorted(left_out - {label, name, group})), assumed, group=group)
     _refuse_strangers(columns, path)
-    return Columns(titles, label, name, columns.left_out, assumed, _note(columns))
+    return replace(columns, note=_note(columns))
+
+
+def _group(group_by: str, titles: tuple[str, ...]) -> int | None:
+    """Where the column of groups is; None if this is the title of none, and so a pattern on ids."""
+    return titles.index(group_by) if group_by and titles.count(group_by) == 1 else None
 
 
 def _is_header(rows: list[Row], named: tuple[str, ...]) -> bool:
@@ -241,6 +248,8 @@ def _note(columns: Columns) -> str:
     ]
     if columns.name is not None:
         said.append(f"ids in {one_line(of[columns.name])!r}")
+    if columns.group is not None:
+        said.append(f"groups in {one_line(of[columns.group])!r}")
     if columns.left_out:
         said.append(f"left out {_some([of[place] for place in columns.left_out])}")
     return "; ".join(said)

@@ -14,16 +14,16 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-
-from antibackdoor.data.columns import LABEL_TITLES, LOOKED_AT, find_columns, refuse_values_as_classes
-from antibackdoor.data.options import Request
 from antibackdoor.data.csv_cells import from_cell, write_rows
 from antibackdoor.data.output import complete_or_absent
 from antibackdoor.data.pairs import test_beside, written_pair
 from antibackdoor.data.samples import Samples, StrArray
 from antibackdoor.data.series import Gaps, SeriesArray, SeriesList, is_number, parse_values, read_lines
-from antibackdoor.data.source import Faults, Listed, Source, Written, one_line
 from antibackdoor.errors import DataError
+
+from antibackdoor.data.columns import LABEL_TITLES, LOOKED_AT, find_columns, refuse_values_as_classes
+from antibackdoor.data.options import Request
+from antibackdoor.data.source import Faults, Listed, Source, Written, one_line
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = tuple(_DELIMITERS)
@@ -53,6 +53,7 @@ def _read(path: Path, split: str, faults: Faults, request: Request, gaps: Gaps) 
     columns = find_columns([cells for _, cells in ahead], request, path)
     ids: list[str] = []
     classes: list[str] = []
+    groups: list[str] = []
     values: list[SeriesArray] = []
     for row, (number, cells) in enumerate(chain(ahead[1:] if columns.titles else ahead, rows)):
         where = f"{path}, line {number},"
@@ -63,19 +64,22 @@ def _read(path: Path, split: str, faults: Faults, request: Request, gaps: Gaps) 
             label = ""
             if labelled and columns.label is not None:
                 label = from_cell(_class_text(_cell(cells, columns.label, where, "class")))
+            group = "" if columns.group is None else _cell(cells, columns.group, where, "group")
             series = _series(columns.values(cells), label, where, gaps)
         except ValueError as error:
             faults.report(sample_id, str(error))
             continue
         ids.append(sample_id)
         classes.append(label)
+        groups.append(group)
         values.append(series)
     if not values:
         raise DataError(f"{path} holds no series: expected rows of a class and then its values")
     content = SeriesList(values)
     if columns.assumed and labelled:
         refuse_values_as_classes(classes, content, path)
-    return Listed(tuple(ids), tuple(classes) if labelled else (), content), columns.note
+    grouped = () if columns.group is None else tuple(groups)
+    return Listed(tuple(ids), tuple(classes) if labelled else (), content, grouped), columns.note
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:

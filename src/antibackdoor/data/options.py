@@ -18,6 +18,7 @@ _USED_BY = {
     "axes": ("npz",),
     "missing": ("npz", "ts", "csv"),
     "follow_links": ("folder",),
+    "group_by": ("folder", "zip", "npz", "ts", "csv"),
 }
 
 
@@ -33,6 +34,8 @@ class ReadOptions:
         missing: What to do about missing values inside of a series: refuse them, or interpolate between their
             neighbors. Missing values at the end are no values: the series is shorter.
         follow_links: Whether links that lead out of a folder of images are followed. It is never taken from a record.
+        group_by: What samples belong together, such as a patient or a camera: groups are held out whole. The title of a
+            column of a .csv or .tsv, or a regular expression on ids (paths): what its first parentheses hold.
 
     Raises:
         ConfigError: If there is no such order of axes, or no such way.
@@ -43,6 +46,7 @@ class ReadOptions:
     axes: Axes = ""
     missing: Missing = "refuse"
     follow_links: bool = False
+    group_by: str = ""
 
     def __post_init__(self) -> None:
         if self.axes not in get_args(Axes):
@@ -102,6 +106,8 @@ class Request:
                 flag = f"--{name.replace('_', '-')}"
                 wanted = ", ".join(_USED_BY[name])
                 raise ConfigError(f"{flag} is for {wanted} and changes nothing about a {format}: leave it out")
+        if self.options.group_by and self.shape is not None and format != "csv":
+            raise ConfigError("--group-by divides the data of a training, and nothing is divided here: leave it out")
         usable = {name: value for name, value in self.recorded.chosen().items() if format in _USED_BY[name]}
         return replace(self, recorded=ReadOptions(**usable))
 

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-
-from antibackdoor.data import csv_file, folder, npz, ts, zip_file
 from antibackdoor.data.cache import cache_folder, stored
-from antibackdoor.data.held_out import hold_out
+from antibackdoor.data.groups import groups_of, refuse_straddling
 from antibackdoor.data.image_files import scaled_by
 from antibackdoor.data.image_formats import is_image
-from antibackdoor.data.options import Axes, Missing, ReadOptions, Request
 from antibackdoor.data.samples import InputArray, IntArray, Samples, StrArray
 from antibackdoor.data.shapes import TrainedOn, check_shape, check_sizes, check_values, common_shape
+from antibackdoor.errors import ConfigError, DataError, cannot
+
+from antibackdoor.data import csv_file, folder, npz, ts, zip_file
+from antibackdoor.data.held_out import hold_out
+from antibackdoor.data.options import Axes, Missing, ReadOptions, Request
 from antibackdoor.data.source import (
     Content,
     Faults,
@@ -38,7 +40,6 @@ from antibackdoor.data.source import (
     one_line,
     summary,
 )
-from antibackdoor.errors import ConfigError, DataError, cannot
 
 __all__ = ["FORMATS", "DataSet", "Skipped", "Written", "prepared", "read", "read_inputs", "read_samples", "write"]
 
@@ -49,6 +50,10 @@ FORMATS: dict[str, Format] = {
     "ts": ts,
     "csv": csv_file,
 }
+
+
+# Notes that say what was assumed of the data, or done to them, which not every data set has.
+_TOLD = ("splits", "classes", "left_out", "member_names", "pixels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,23 +94,10 @@ class DataSet:
         """What images of 16 bits a channel were scaled by; None if there were none."""
         return self.notes.get("significant_bits")
 
-    @property
-    def left_out(self) -> list[tuple[str, str]]:
-        """What `skipped.csv` lists: id and reason of all that was not read."""
-        return [(file.id, file.reason) for file in (*self.skipped, *self.unread)]
-
     def told(self) -> list[str]:
         """What must be known of how the data were read, in sentences for the terminal and the report."""
-        usual = {"image_size", "original_sizes", "significant_bits", "test"}
-        notes = [
-            f"{name.replace('_', ' ').capitalize()}: {self.notes[name]}." for name in self.notes if name not in usual
-        ]
-        skipped = f"{len(self.skipped)} samples could not be read; skipped.csv lists them." if self.skipped else ""
-        return [told for told in (*notes, skipped, summary(self.unread)) if told]
-
-    def reading_metrics(self) -> dict[str, Any]:
-        """What `metrics.json` tells of the reading."""
-        return {"n_skipped": len(self.skipped), "n_unread": len(self.unread), "reading_notes": self.told()}
+        notes = [f"{name.replace('_', ' ')}: {self.notes[name]}" for name in _TOLD if name in self.notes]
+        return [*notes, *([summary(self.unread)] if self.unread else [])]
 
 
 def read(
@@ -121,6 +113,7 @@ def read(
     axes: Axes = "",
     missing: Missing = "refuse",
     follow_links: bool = False,
+    group_by: str = "",
     seed: int = 0,
     progress: bool = False,
 ) -> DataSet:
@@ -144,6 +137,8 @@ def read(
         axes: Order of the axes of arrays in an `.npz`, such as `"NTC"` for samples, steps, channels.
         missing: Whether missing values inside of a series are refused, or interpolated between their neighbors.
         follow_links: Whether links that lead out of a folder of images are followed.
+        group_by: What samples belong together: the title of a column of a .csv or .tsv, or a regular expression on
+            ids. Groups are held out whole, and a given test split that shares some is refused.
         seed: Chooses the held-out samples.
         progress: Show bars on standard error.
 
@@ -153,7 +148,7 @@ def read(
     """
     if not 0 <= test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction}; it must lie in [0, 1)")
-    options = ReadOptions(label_column, id_column, axes, missing, follow_links)
+    options = ReadOptions(label_column, id_column, axes, missing, follow_links, group_by)
     kept_in = cache_folder(cache)
     with Faults(on_error, kept_in) as faults:
         name, source = _open(path, faults, Request(options))
@@ -169,7 +164,7 @@ def read(
             source = replace(source, splits={**source.splits, "test": given})
         data = prepared(
             source, faults, name, str(path), where_test=str(test or path), test_fraction=test_fraction,
-            image_size=image_size, cache=cache, seed=seed, progress=progress,
+            image_size=image_size, cache=cache, group_by=group_by, seed=seed, progress=progress,
         )  # fmt: skip
     # The list goes into run folders, which are passed on: it tells names, not where they lay on this machine.
     places = [str(Path(place).parent) + os.sep for place in (path, test) if place is not None]
@@ -187,6 +182,7 @@ def prepared(
     test_fraction: float = 0.2,
     image_size: int | tuple[int, int] | None = None,
     cache: Path | None = None,
+    group_by: str = "",
     seed: int = 0,
     progress: bool = False,
 ) -> DataSet:
@@ -198,7 +194,7 @@ def prepared(
         format: For `DataSet.format`.
         where: What to call the data in messages.
         where_test: What to call the test data.
-        test_fraction: As in `read`; also `image_size`, `cache`, `seed` and `progress`.
+        test_fraction: As in `read`; also `image_size`, `cache`, `group_by`, `seed` and `progress`.
 
     Raises:
         DataError: If the data cannot be used.
@@ -217,13 +213,20 @@ def prepared(
         given = None if given is None else scaled_by(given, notes.get("significant_bits"))
         notes["test"] = "given" if given is not None else "none"
         if given is None and test_fraction > 0:
+            groups = groups_of(train, group_by, where) if group_by else None
             labels = _labels(train, names, where)
             try:
-                kept, held = hold_out(labels, names, test_fraction, seed=seed)
+                kept, held = hold_out(labels, names, test_fraction, seed=seed, groups=groups)
             except DataError as error:
                 raise DataError(f"{where}: {error}") from error
             train, given = train.select(kept), train.select(held)
             notes["test"] = f"held out {test_fraction:.0%}"
+            if groups is not None:
+                held_groups = {groups[row] for row in held.tolist()}
+                notes["groups"] = f"{len(held_groups):,} of {len({*groups}):,} are held out whole, with "
+                notes["groups"] += f"{len(held) / len(groups):.0%} of the samples"
+        elif group_by:
+            _check_groups(train, given, group_by, where)
         train_samples = _samples([train], names, shape, faults, kept_in, where, progress)
         _check_classes(train_samples, train, where)
         test_samples = None
@@ -248,6 +251,7 @@ def read_samples(
     axes: Axes = "",
     missing: Missing = "refuse",
     follow_links: bool = False,
+    group_by: str = "",
     bits: int | None = None,
     recorded: ReadOptions | None = None,
     trained_on: TrainedOn | None = None,
@@ -262,7 +266,7 @@ def read_samples(
         split: Which split of `path`; data without such splits are taken as a whole.
         on_error: With "skip", unreadable samples are left out with a warning.
         cache: As in `read`.
-        label_column: As in `read`; also `id_column`, `axes`, `missing` and `follow_links`.
+        label_column: As in `read`; also `id_column`, `axes`, `missing`, `follow_links`, and `group_by` of a table.
         bits: What images of 16 bits a channel were scaled by in the training (`DataSet.bits`); None if there were none.
         recorded: Options that stand in for those not given, such as those of the training.
         trained_on: What the model was trained on; data unlike that are refused.
@@ -271,7 +275,7 @@ def read_samples(
     Raises:
         DataError: If the data cannot be used, has a class unknown to the model, or does not fit `shape`.
     """
-    options = ReadOptions(label_column, id_column, axes, missing, follow_links)
+    options = ReadOptions(label_column, id_column, axes, missing, follow_links, group_by)
     request = Request(options, recorded or ReadOptions(), shape=shape)
     with Faults(on_error, cache_folder(cache)) as faults:
         source = _open(path, faults, request)[1]
@@ -304,6 +308,7 @@ def read_inputs(
     axes: Axes = "",
     missing: Missing = "refuse",
     follow_links: bool = False,
+    group_by: str = "",
     bits: int | None = None,
     recorded: ReadOptions | None = None,
     trained_on: TrainedOn | None = None,
@@ -320,7 +325,7 @@ def read_inputs(
         shape: The model's `(C, H, W)` or `(C, T)`.
         on_error: As in `read_samples`.
         cache: As in `read`.
-        label_column: As in `read`; also `id_column`, `axes`, `missing` and `follow_links`.
+        label_column: As in `read`; also `id_column`, `axes`, `missing`, `follow_links`, and `group_by` of a table.
         bits: What images of 16 bits a channel were scaled by in the training (`DataSet.bits`); None if there were none.
         recorded: Options that stand in for those not given, such as those of the training.
         trained_on: What the model was trained on; data unlike that are refused.
@@ -329,7 +334,7 @@ def read_inputs(
     Raises:
         DataError: If nothing can be read or it does not fit `shape`.
     """
-    options = ReadOptions(label_column, id_column, axes, missing, follow_links)
+    options = ReadOptions(label_column, id_column, axes, missing, follow_links, group_by)
     with Faults(on_error, cache_folder(cache)) as faults:
         source = _open(path, faults, Request(options, recorded or ReadOptions(), labelled=False, shape=shape))[1]
         listed = scaled_by(source.splits["train"], bits)
@@ -368,6 +373,19 @@ def write(path: str | Path, train: Samples, test: Samples | None = None, *, form
         raise DataError(cannot("write", path, error)) from error
 
 
+def _check_groups(train: Listed, test: Listed | None, group_by: str, where: str) -> None:
+    """Refuse test data that share groups with the training data, and groups where nothing is tested.
+
+    Raises:
+        ConfigError: If there are no test data, and no column to leave out.
+        DataError: If groups straddle both.
+    """
+    if test is not None:
+        refuse_straddling(groups_of(train, group_by, where), groups_of(test, group_by, where), where)
+    elif not train.groups:
+        raise ConfigError("--group-by divides data into training and test, and nothing is held out: leave it out")
+
+
 def _without(places: list[str], reason: str) -> str:
     for place in places:
         if len(place) > 2:  # neither "./" nor "/"
@@ -388,9 +406,7 @@ def _pass_over(listed: Listed, faults: Faults, reason: str) -> None:
 
 
 def _open(path: str | Path, faults: Faults, request: Request) -> tuple[str, Source]:
-    given, path = Path(path), _only_file(Path(path))
-    if path != given:
-        _tell_of_others(given, path, faults)
+    path = _only_file(Path(path))
     if not path.exists():
         raise DataError(f"there is no file or folder {one_line(str(path))}; check the path")
     for name, format_ in FORMATS.items():
@@ -424,14 +440,6 @@ def _only_file(path: Path) -> Path:
         return training[0]
     holds_images = any(entry.is_dir() or is_image(entry.name) for entry in entries)
     return files[0] if len(files) == 1 and not holds_images else path
-
-
-def _tell_of_others(folder: Path, chosen: Path, faults: Faults) -> None:
-    """What lies beside the one data file of a folder is not passed over in silence."""
-    pair = {chosen.name.lower(), chosen.name.lower().replace("_train", "_test")}
-    for entry in sorted(folder.iterdir()):
-        if entry.name.lower() not in pair:
-            faults.pass_over(entry.name, f"lies beside {chosen.name}, which is taken for the data")
 
 
 def _class_names(train: Listed, source: Source, path: str | Path) -> StrArray:

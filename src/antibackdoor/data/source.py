@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from antibackdoor.data.options import Request
 from antibackdoor.data.samples import InputArray, IntArray, Samples, StrArray
 from antibackdoor.errors import DataError
+
+from antibackdoor.data.options import Request
 
 LONGEST_NUMBER = 1000  # digits of a class name that counts as a number; Python reads some thousands
 OnError = Literal["raise", "skip"]
@@ -110,10 +111,9 @@ def summary(unread: Sequence[Skipped]) -> str:
     if not unread:
         return ""
     reasons = Counter(skipped.reason for skipped in unread).most_common()
-    shown = "; ".join(f"{n:,} {reason}, such as {_example(unread, reason)}" for reason, n in reasons[:_MOST_REASONS])
+    shown = "; ".join(f"{n} ({_example(unread, reason)}): {reason}" for reason, n in reasons[:_MOST_REASONS])
     more = f"; and {len(reasons) - _MOST_REASONS} more reasons" if len(reasons) > _MOST_REASONS else ""
-    n_files = "1 file was" if len(unread) == 1 else f"{len(unread):,} files were"
-    return f"{n_files} not looked at: {shown}{more}. In a run folder, skipped.csv lists all."
+    return f"{len(unread)} file{'s' if len(unread) > 1 else ''} not looked at: {shown}{more}"
 
 
 def _example(unread: Sequence[Skipped], reason: str) -> str:
@@ -189,6 +189,7 @@ class Listed:
     ids: tuple[str, ...]
     classes: tuple[str, ...]  # empty where the source is unlabelled
     content: Content
+    groups: tuple[str, ...] = ()  # of each sample, where the source names them
 
     def select(self, rows: IntArray) -> Listed:
         """Only these rows (ascending)."""
@@ -197,6 +198,7 @@ class Listed:
             tuple(self.ids[i] for i in chosen),
             tuple(self.classes[i] for i in chosen) if self.classes else (),
             self.content.select(rows),
+            tuple(self.groups[i] for i in chosen) if self.groups else (),
         )
 
 
