@@ -33,6 +33,7 @@ from antibackdoor.training.recipe import Recipe
 TABLES: dict[str, dict[str, Any]] = {"defense": DEFENSES, "detector": DETECTORS, "purifier": PURIFIERS}
 COMMANDS = {"defense": "train", "detector": "scan", "purifier": "purify"}
 UNDEFENDED = "none"
+MOST_SEEDS = 1000
 TABLE, PAGE = "comparison.csv", "report.html"
 OF_ISOLATED = ("isolation_recall", "false_positive_rate")
 GIVEN = ("model", "history", "clean", "suspicious")  # what a comparison can give to a method
@@ -64,8 +65,8 @@ class Study:
             raise ConfigError(f"--methods names {', '.join(doubled)} more than once: name each method once")
         for name in self.methods:
             class_of(name)
-        if self.n_seeds < 1:
-            raise ConfigError(f"seeds is {self.n_seeds}; give a number from 1 on")
+        if not 1 <= self.n_seeds <= MOST_SEEDS:
+            raise ConfigError(f"seeds is {self.n_seeds}; give a number from 1 to {MOST_SEEDS}")
         if self.recipe.devices > 1:
             raise ConfigError("a comparison runs on one device: leave --devices out")
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from antibackdoor.app.networks import NetworkChoice, builder, describe_model, load_model
+from antibackdoor.app.networks import NetworkChoice, builder, check_own_network, describe_model, load_model
 from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError, ModelError
 from antibackdoor.models.checkpoint import load_checkpoint
@@ -25,7 +25,7 @@ from antibackdoor.models.clean_check import (
 from antibackdoor.models.normalization import Normalize
 from antibackdoor.protocols import Build
 from antibackdoor.runs.artifacts import HISTORY, read_history
-from antibackdoor.runs.model_file import ModelSpec
+from antibackdoor.runs.model_file import ModelSpec, load_model_spec
 from antibackdoor.training.history import LossHistory
 from antibackdoor.training.recipe import Recipe
 
@@ -85,6 +85,7 @@ def open_model(
     if path.is_dir():
         if choice.backbone:
             raise ConfigError(f"{path} is a run folder, which knows its network: leave --backbone out")
+        check_own_network(path, load_model_spec(path), is_given=bool(choice.model))
         model, spec = load_model(path, own_factory(choice))
         known = samples is None or (spec.input_shape, spec.class_names) == (samples.shape, tuple(samples.class_names))
         if not known:

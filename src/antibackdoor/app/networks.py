@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from antibackdoor.data.samples import Samples
-from antibackdoor.errors import ConfigError, ModelError
+from antibackdoor.errors import ConfigError, ModelError, RunError
 from antibackdoor.models.backbones import build_backbone, default_backbone
 from antibackdoor.models.normalization import channel_statistics, normalized
 from antibackdoor.models.own_network import adapt_factory, load_factory
+from antibackdoor.runs.atomic import read_json
 from antibackdoor.runs.model_file import ModelSpec, load_model_spec, load_weights
+from antibackdoor.runs.run_folder import CONFIG
 from antibackdoor.training.recipe import Recipe
 
 Factory = Callable[..., nn.Module]
@@ -86,6 +88,39 @@ def builder(spec: ModelSpec, factory: Factory | None = None) -> Callable[[], nn.
     return lambda: normalized(build_backbone(spec.backbone, spec.input_shape, n_classes), spec.mean, spec.std)
 
 
+def check_own_network(run: Path, spec: ModelSpec, *, is_given: bool) -> None:
+    """Check, before any code is imported, that a network of the user's own is given just where a run needs it.
+
+    Raises:
+        ModelError: If it is missing, or would be run for nothing.
+    """
+    is_own = ":" in spec.backbone
+    if is_own and not is_given:
+        raise ModelError(
+            f"{run} was trained with a network of your own, {spec.backbone!r}: if you trust that code, name it "
+            "with --model (from Python, give the factory)"
+        )
+    if is_given and not is_own:
+        raise ModelError(f"{run} was trained with the backbone {spec.backbone}: leave --model out")
+
+
+def check_resumed_network(run: Path, spec: ModelSpec) -> None:
+    """Check, before the code of a user's own network is called, that a run to be resumed began with it.
+
+    Raises:
+        RunError: If the run began with another network.
+    """
+    if ":" not in spec.backbone or not (run / CONFIG).exists():
+        return
+    settings = read_json(run / CONFIG).get("settings")
+    model = settings.get("model") if isinstance(settings, dict) else None
+    began = model.get("network") if isinstance(model, dict) else None
+    if began != spec.backbone:
+        raise RunError(
+            f"{run} began with the network {began}, not with {spec.backbone}: give the same, or another --out"
+        )
+
+
 def load_model(run: str | Path, factory: Factory | None = None) -> tuple[nn.Module, ModelSpec]:
     """The delivered model of a run, in eval mode on the CPU, and its description.
 
@@ -98,13 +133,7 @@ def load_model(run: str | Path, factory: Factory | None = None) -> tuple[nn.Modu
     """
     run = Path(run)
     spec = load_model_spec(run)
-    if ":" in spec.backbone and factory is None:
-        raise ModelError(
-            f"{run} was trained with a network of your own, {spec.backbone!r}: if you trust that code, name it "
-            "with --model (from Python, give the factory)"
-        )
-    if ":" not in spec.backbone and factory is not None:
-        raise ModelError(f"{run} was trained with the backbone {spec.backbone}: leave --model out")
+    check_own_network(run, spec, is_given=factory is not None)
     model = builder(spec, factory)()
     load_weights(run, model)
     return model.eval(), spec

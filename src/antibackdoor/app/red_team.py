@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from antibackdoor.attacks import Poisoned, poison, save_trigger, write_truth
+from antibackdoor.attacks.plans import shortfall
 from antibackdoor.data.output import complete_or_absent
 from antibackdoor.data.reading import FORMATS, DataSet
 from antibackdoor.data.samples import StrArray
@@ -68,6 +69,8 @@ def poison_data_set(data: DataSet, attack: Attack, aim: Aim, out: Path, *, seed:
     poisoned = poison(data.train, attack, plan=plan, seed=seed)
     counts = _counts(poisoned, names)
     facts = {**counts, **_settings(attack)}
+    if shortfall(poisoned.plan, data.train.labels, counts["n_poisoned"]):
+        facts["poisoning_rate_asked_for"] = f"{getattr(poisoned.plan, 'rate', 0.0):.1%}, more than the classes hold"
     try:
         if out.exists():
             out.rmdir()

@@ -12,7 +12,7 @@ from torch import nn
 
 from antibackdoor.app.chapters import Chapters
 from antibackdoor.app.methods import method_name, method_summary
-from antibackdoor.app.networks import Factory, NetworkChoice, builder, describe_model
+from antibackdoor.app.networks import Factory, NetworkChoice, builder, check_resumed_network, describe_model
 from antibackdoor.app.pipeline import describe, verdict_metrics, verdict_table
 from antibackdoor.data.reading import DataSet
 from antibackdoor.data.samples import Samples
@@ -88,6 +88,7 @@ def scan(
     _check(job.detector, given)
     samples = data.train
     spec = describe_model(samples, job.network, job.recipe, method_name(job.detector), data.notes.get("image_size"))
+    check_resumed_network(out, spec)
     build = builder(spec, job.network.factory)
     settings = describe(data, job.detector, job.recipe, spec, given)
     with RunFolder.create(out, settings, resume=resume, command=command) as run:

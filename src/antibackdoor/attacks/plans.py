@@ -33,6 +33,25 @@ def _choose(rng: np.random.Generator, pool: NDArray[Any], count: int, what: str)
     return np.sort(rng.permutation(pool)[:count]).astype(np.int64)
 
 
+def shortfall(plan: Any, labels: IntArray, n_poisoned: int) -> str:
+    """What to say where a plan poisons fewer samples than its rate asks for; "" where it keeps the rate.
+
+    Args:
+        plan: A fitted plan; those that work on one or two classes stop at their size.
+        labels: `(N,)` labels before poisoning.
+        n_poisoned: Rows that it drew.
+    """
+    if getattr(plan, "rate_of", "dataset") != "dataset":
+        return ""
+    asked = _count("poisoning rate", plan.rate, len(labels))
+    if n_poisoned >= asked:
+        return ""
+    return (
+        f"the poisoning rate {plan.rate:g} asks for {asked} of {len(labels)} samples, but this attack works on one part "
+        f"of the classes, which has only {n_poisoned}: all of them are poisoned, a rate of {n_poisoned / len(labels):g}"
+    )
+
+
 def _draw(
     pool: BoolArray, count: int, seed: int, cover_pool: BoolArray | None = None, n_covers: int = 0
 ) -> tuple[IntArray, IntArray]:

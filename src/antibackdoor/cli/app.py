@@ -2,15 +2,12 @@
 
 # Annotations are not postponed here: those of the commands name types that are chosen at run time.
 import io
-import os
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
-import cyclopts
 from cyclopts import App, Group, Parameter
 
 from antibackdoor.cli.commands import (
@@ -28,6 +25,7 @@ from antibackdoor.cli.commands import (
 )
 from antibackdoor.cli.compare import add_compare, shared_recipe
 from antibackdoor.cli.config import with_config
+from antibackdoor.cli.failures import failing_in_words, warning_in_sentences
 from antibackdoor.cli.flags import (
     DATA,
     METHOD,
@@ -42,10 +40,7 @@ from antibackdoor.cli.flags import (
     settings_type,
 )
 from antibackdoor.cli.purify import run_purify
-from antibackdoor.cli.signals import is_helper_process
-from antibackdoor.errors import AntibackdoorError, spelled_out
-
-USER_ERROR = 2
+from antibackdoor.cli.review import review
 
 Flat = Parameter(name="*")
 InData, InTraining = Parameter(group=DATA), Parameter(group=TRAINING)
@@ -138,7 +133,7 @@ def build_app(arguments: Sequence[str]) -> App:
     _add_purify(app, chosen, arguments)
     add_compare(app, chosen.recipe, arguments)
     _add_poison(app, chosen)
-    for command in (demo, evaluate, predict, report, attacks, doctor):
+    for command in (demo, evaluate, predict, report, review, attacks, doctor):
         app.command(command)
     return app
 
@@ -415,32 +410,9 @@ def _add_poison(app: App, chosen: _Chosen) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; the user's mistakes end in one line and exit code 2."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.filterwarnings("ignore", message=".*even kernel lengths.*")
-    warnings.filterwarnings("ignore", message="Detected pickle protocol")  # of a file that is read without unpickling
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
+    with warning_in_sentences(), failing_in_words():
         arguments = with_config(arguments)
         app = build_app(arguments)
         app(arguments, exit_on_error=False, print_error=False)
-    except AntibackdoorError as error:
-        fail(str(error), getattr(error, "__notes__", ()))
-    except cyclopts.CycloptsError as error:
-        fail(" ".join(str(error).split()))
-    except BrokenPipeError:  # whoever read our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        if error.filename is None:  # no file of the user's
-            raise
-        fail(f"{error.filename!s}: {error.strerror}; check the path and its permissions, or give another")
-
-
-def fail(message: str, details: Sequence[str] = ()) -> NoReturn:
-    """Say what is wrong in one line on standard error, and what it is made of in more, and exit with 2."""
-    if is_helper_process():  # the first process meets the same mistake, says so, and must not be killed before it has
-        sys.exit(0)
-    print(f"antibackdoor: {spelled_out(' '.join(message.split()))}", file=sys.stderr)
-    for detail in details:
-        print(f"  {spelled_out(' '.join(detail.split()))}", file=sys.stderr)
-    sys.exit(USER_ERROR)

@@ -242,7 +242,7 @@ def evaluate(
         )  # fmt: skip
         if split == "test":
             samples = evaluation.never_trained_on(run, samples)
-    factory = factory_of(model)
+    factory = factory_of(model, run)
     print_facts(
         evaluation.evaluate(run, samples, truth=truth, trigger=trigger, device=device, factory=factory, split=split)
     )
@@ -294,7 +294,7 @@ def predict(
         raise ConfigError(f"--out {out} must end in .csv or .parquet")
     if out.exists():
         raise ConfigError(f"--out {out} exists already; remove it or choose another name")
-    network, spec = networks.load_model(run, factory_of(model))
+    network, spec = networks.load_model(run, factory_of(model, run))
     inputs, ids = read_inputs(
         data, shape=spec.input_shape, on_error=on_error, cache=cache, progress=True, **read_options(reading),
         **as_trained(spec, accept_unlike=accept_unlike),
@@ -379,11 +379,16 @@ def print_facts(facts: dict[str, Any]) -> None:
         print(spelled_out(sentence.translate(ISOLATES)))
 
 
-def factory_of(model: str) -> Any:
-    """The factory that `--model` names; None if it names none."""
+def factory_of(model: str, run: Path) -> Any:
+    """The factory that `--model` names; None if it names none. Nothing is imported for a run that needs none."""
+    from antibackdoor.app.networks import check_own_network
     from antibackdoor.models.own_network import import_factory
+    from antibackdoor.runs.model_file import load_model_spec
 
-    return import_factory(model) if model else None
+    if not model:
+        return None
+    check_own_network(run, load_model_spec(run), is_given=True)
+    return import_factory(model)
 
 
 def refuse_inside(out: Path, data: Path) -> None:
@@ -404,5 +409,3 @@ def _portable(argument: str) -> str:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
+from antibackdoor.cli.limits import check_sizes
 from antibackdoor.data.options import ReadOptions
 from antibackdoor.errors import ConfigError
 
@@ -91,6 +92,7 @@ def parsed(name: str, parts: list[tuple[str, Any, Any]]) -> type[Any]:
 def made(kind: type[Any], settings: Any) -> Any:
     """The method with the values of its flags."""
     values = {part.name: getattr(settings, part.name) for part in fields(settings)}
+    check_sizes(values)
     hints = get_type_hints(kind)
     own: dict[str, Any] = {}
     for part in fields(kind):

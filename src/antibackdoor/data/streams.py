@@ -10,6 +10,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from antibackdoor.errors import ConfigError
+
 
 class Stream(IntEnum):
     """Names of the random streams. The numbers of attacks stay as they are: they decide the poisoned bytes."""
@@ -96,7 +98,12 @@ def stream(seed: int, name: Stream, *position: int) -> np.random.Generator:
 
     >>> bool(stream(0, Stream.ORDER, 3).integers(100) == stream(0, Stream.ORDER, 3).integers(100))
     True
+
+    Raises:
+        ConfigError: If the seed is negative.
     """
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; give a number from 0 on")
     return np.random.default_rng((seed, int(name), *position))
 
 
