@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from antibackdoor.data.series import SeriesList, is_missing, is_number
-from antibackdoor.errors import DataError
 
 from antibackdoor.data.options import NO_COLUMN, Request
+from antibackdoor.data.series import SeriesList, is_missing, is_number
 from antibackdoor.data.source import one_line
+from antibackdoor.errors import DataError
 
 LOOKED_AT = 100  # rows that are looked at before the first is read
 LABEL_TITLES = frozenset({"label", "labels", "class", "classes", "target", "targets", "y"})

@@ -14,16 +14,16 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+
+from antibackdoor.data.columns import LABEL_TITLES, LOOKED_AT, find_columns, refuse_values_as_classes
 from antibackdoor.data.csv_cells import from_cell, write_rows
+from antibackdoor.data.options import Request
 from antibackdoor.data.output import complete_or_absent
 from antibackdoor.data.pairs import test_beside, written_pair
 from antibackdoor.data.samples import Samples, StrArray
 from antibackdoor.data.series import Gaps, SeriesArray, SeriesList, is_number, parse_values, read_lines
-from antibackdoor.errors import DataError
-
-from antibackdoor.data.columns import LABEL_TITLES, LOOKED_AT, find_columns, refuse_values_as_classes
-from antibackdoor.data.options import Request
 from antibackdoor.data.source import Faults, Listed, Source, Written, one_line
+from antibackdoor.errors import DataError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = tuple(_DELIMITERS)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+from numpy.typing import NDArray
+
 from antibackdoor.data.groups import numbered
 from antibackdoor.data.samples import BoolArray, IntArray, StrArray
 from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError, DataError
-from numpy.typing import NDArray
 
 
 def hold_out(
