@@ -28,7 +28,7 @@ import synthetic
 
 from antibackdoor.benchmark import grid, mean, read_lines
 
-DOCUMENTS = (folders.REPOSITORY / "README.md", *sorted((folders.REPOSITORY / "docs").glob("*.md")))
+DOCUMENTS = (folders.REPOSITORY / "README.md", *sorted((folders.REPOSITORY / "docs").rglob("*.md")))
 PLACE = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 Metrics = dict[str, Any]
