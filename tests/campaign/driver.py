@@ -151,7 +151,8 @@ def _child(plan: Plan, number: int, sandbox: Sandbox) -> int:
     sandbox.make()
     sandbox.enter()
     try:
-        case = generator(Box(sandbox, np.random.default_rng([plan.seed, number]), plan.material))
+        with np.errstate(all="ignore"):
+            case = generator(Box(sandbox, np.random.default_rng([plan.seed, number]), plan.material))
         words = " ".join(f"{word!s}" for word in case.command)
         about = f"{case.about} | {words}" if case.about else words
         note({"note": "case", "about": about, "expect": case.expect, "keep": case.keep, "command": words})

@@ -129,8 +129,9 @@ def values(box: Box) -> Case:
     row = int(box.rng.integers(24))
     if kind < 5:
         x[row, 0, int(box.rng.integers(16))] = box.pick(np.nan, np.inf, -np.inf, 3e38, 1e-45)
+    wide = x.astype(np.float64) * 1e30
     changed: Any = {
-        5: x.astype(complex), 6: x.astype(np.float16), 7: (x * 100).astype(np.int16), 8: x.astype(">f8"), 9: x * 1e30,
+        5: x.astype(complex), 6: x.astype(np.float16), 7: (x * 100).astype(np.int16), 8: x.astype(">f8"), 9: wide,
         10: np.zeros_like(x), 11: x[:, :, :1],
     }.get(kind, x)  # fmt: skip
     np.savez(box.inputs / "data.npz", x_train=changed, y_train=y)

@@ -312,7 +312,7 @@ def special_files(box: Box) -> Case:
         from antibackdoor.data.reading import read
 
         found = read(folder, on_error="skip", test_fraction=0)
-        if "x.png" not in str(found.notes) + str(found.skipped):
+        if "x.png" not in f"{found.notes} {found.skipped} {found.unread}":
             raise Wrong("a special file was passed over in silence: x.png")
 
     return Case(call=read) if box.chance(0.5) else reading(box, folder, "special")

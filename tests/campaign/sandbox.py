@@ -159,7 +159,7 @@ class Watch:
         else:
             parent, name = os.path.split(text.rstrip(os.sep))
             real = os.path.join(os.path.realpath(parent or "."), name)  # noqa: PTH118
-        if not real.startswith(self._free) and not real.startswith(_DEVICES):
+        if not f"{real}{os.sep}".startswith(self._free) and not real.startswith(_DEVICES):
             self._end(OUTSIDE, f"{event} {text!r} ({real})", f"{event} in {where()}")
 
 
