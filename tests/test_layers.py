@@ -34,6 +34,7 @@ FLOORS = (
     ("defenses", "purifiers"),
     ("runs",),
     ("report",),
+    ("review",),
     ("app",),
     ("__init__", "benchmark"),
     ("cli",),
