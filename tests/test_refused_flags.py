@@ -164,7 +164,7 @@ def test_the_rate_that_was_not_kept_is_on_terminal_and_card(call: Call, tmp_path
 )
 def test_a_full_disk_is_known_whoever_says_it(tmp_path: Path, error: Exception) -> None:
     assert disk_is_full(error)
-    with pytest.raises(RunError, match="cannot write .*: the disk is full; free"), replacing(tmp_path / "x"):
+    with pytest.raises(RunError, match=r"cannot write .*: the disk is full; free"), replacing(tmp_path / "x"):
         raise error
     wrapped = ModelError("unexpected pos 704 vs 598")
     wrapped.__context__ = error

@@ -14,7 +14,7 @@ from torch import nn
 
 from antibackdoor.app.by_class import measure_by_class
 from antibackdoor.app.methods import hyper_parameters, method_name, method_summary
-from antibackdoor.app.networks import Factory, NetworkChoice, builder, describe_model
+from antibackdoor.app.networks import Factory, NetworkChoice, builder, check_resumed_network, describe_model
 from antibackdoor.app.read_as import record_of
 from antibackdoor.app.residual import residual_attack_success
 from antibackdoor.data.copies import uncounted, under_two_labels
@@ -131,6 +131,7 @@ def train(
     job, out, given = job or Job(), Path(out), given or Given()
     spec = describe_model(data.train, job.network, job.recipe, method_name(job.defense), data.notes.get("image_size"))
     spec = replace(spec, **record_of(data))
+    check_resumed_network(out, spec)
     build = builder(spec, job.network.factory)
     if is_helper():
         job.defense.train(data.train, build, job.recipe, given=given, journal=_Reader(out))

@@ -47,8 +47,8 @@ def shortfall(plan: Any, labels: IntArray, n_poisoned: int) -> str:
     if n_poisoned >= asked:
         return ""
     return (
-        f"the poisoning rate {plan.rate:g} asks for {asked} of {len(labels)} samples, but this attack works on one part "
-        f"of the classes, which has only {n_poisoned}: all of them are poisoned, a rate of {n_poisoned / len(labels):g}"
+        f"the poisoning rate {plan.rate:g} asks for {asked} of {len(labels)} samples, but this attack works on part of "
+        f"the classes, which has only {n_poisoned}: all of them are poisoned, a rate of {n_poisoned / len(labels):g}"
     )
 
 

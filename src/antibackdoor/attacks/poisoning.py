@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from antibackdoor.attacks.plans import shortfall
 from antibackdoor.attacks.stamps import Staged
 from antibackdoor.data.samples import BoolArray, InputArray, IntArray, Samples, StrArray
 from antibackdoor.errors import ConfigError, DataError
@@ -123,6 +125,9 @@ def poison(
     Raises:
         ConfigError: If a rate or label does not fit the data, or the attack does not fit their kind.
 
+    Warns:
+        UserWarning: If the classes that the attack works on hold fewer samples than the rate asks for.
+
     Example:
         >>> import numpy as np
         >>> from antibackdoor.attacks import BadNets
@@ -136,6 +141,8 @@ def poison(
     """
     fitted = _fitted(samples, attack, seed, plan, rate, target_label)
     poisoned_rows, cover_rows = fitted.draw(samples.labels, seed=seed)
+    if less := shortfall(fitted, samples.labels, len(poisoned_rows)):
+        warnings.warn(less, stacklevel=2)
     made = attack.trigger(samples, seed=seed, plan=fitted) if trigger is None else trigger
     planted, cover = (made.planted, made.cover) if isinstance(made, Staged) else (made, made)
 
