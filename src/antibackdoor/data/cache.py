@@ -48,7 +48,9 @@ def cache_folder(cache: Path | None) -> Path:
 
 
 def surveyed(content: Content, cache: Path, *, progress: bool) -> Survey:
-    """`content.survey`, remembered, since it opens every file."""
+    """`content.survey`, remembered where it opens every file."""
+    if content.in_memory:
+        return content.survey(progress)
     file = cache / f"survey-{_key([content], ())}.json"
     try:
         kept = json.loads(file.read_text())
