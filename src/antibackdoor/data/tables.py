@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from antibackdoor.data.regular_files import regular_file
 
+LONGEST_TEXT = 8192  # bytes of an id: twice the longest path of Linux
 _FILE_BYTES = 4 * 2**30  # some hundred million samples
 # Snappy, which this program writes, packs 64 KiB into 3 KiB at best. Each row has an id of its own, so that even a
 # table of constants has more bytes than rows.
@@ -42,14 +43,15 @@ def open_table(path: Path, texts: Sequence[str] = ()) -> pq.ParquetFile:
         file.seek(0)
         if len(buffer) and file.readinto(np.frombuffer(buffer, np.uint8)) != len(buffer):  # type: ignore[attr-defined]
             raise ValueError("it changes while it is read")
-    table = pq.ParquetFile(pa.BufferReader(buffer), read_dictionary=list(texts), pre_buffer=False)
-    about = table.metadata
+    about = pq.read_metadata(pa.BufferReader(buffer))
+    leaves = [about.schema.column(place) for place in range(len(about.schema.names))]
+    stored = [leaf.path for leaf in leaves if leaf.path in texts and leaf.physical_type == "BYTE_ARRAY"]
     groups = [about.row_group(place) for place in range(about.num_row_groups)]
     if about.num_rows > len(buffer) or sum(group.total_byte_size for group in groups) > _allowed(len(buffer)):
         raise ValueError(f"{len(buffer):,} bytes cannot hold the {about.num_rows:,} rows that it claims")
     if any(group.total_byte_size < 0 or group.num_rows < 0 for group in groups):
         raise ValueError("it claims a negative size")
-    return table
+    return pq.ParquetFile(pa.BufferReader(buffer), metadata=about, read_dictionary=stored, pre_buffer=False)
 
 
 def read_columns(table: pq.ParquetFile, names: Sequence[str]) -> pa.Table:
@@ -89,12 +91,13 @@ def texts(table: pa.Table, name: str) -> NDArray[np.object_]:
         ValueError: It is of another kind, has empty cells, or repeats long texts beyond measure.
     """
     chunks = _text_chunks(table, name)
-    size = 0
+    size = longest = 0
     for chunk in chunks:
         lengths = pc.binary_length(chunk.dictionary).to_numpy(zero_copy_only=False)
         size += int(lengths[_indices(chunk)].sum(dtype=np.int64)) if len(chunk) else 0
-    if size > _allowed(table.nbytes):
-        raise ValueError(f"the texts of the column {name!r} repeat to {size:,} bytes")
+        longest = max(longest, int(lengths.max(initial=0)))
+    if size > _allowed(table.nbytes) or longest > LONGEST_TEXT:
+        raise ValueError(f"the texts of the column {name!r} are {size:,} bytes, one of them {longest:,}")
     values = [np.array(chunk.dictionary.to_pylist(), dtype=object)[_indices(chunk)] for chunk in chunks if len(chunk)]
     return np.concatenate(values) if values else np.zeros(0, dtype=object)
 

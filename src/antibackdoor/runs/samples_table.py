@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from antibackdoor.data.json_text import json_object
 from antibackdoor.data.samples import DIGEST, BoolArray, DigestArray, FloatArray, IntArray, StrArray
+from antibackdoor.data.tables import codes, numbers, open_table, read_columns, texts
 from antibackdoor.errors import RunError
 from antibackdoor.protocols import CRITERIA, STATUSES, Verdict
 from antibackdoor.runs.atomic import cannot, one_line, replacing
+from antibackdoor.runs.checksums import check
 
 SAMPLES, MIDWAY = "samples.parquet", "midway.parquet"
 
 _ROW_GROUP = 65_536  # samples encoded at a time; bounds the memory that a table of millions takes
 _CODES = {"status": STATUSES, "criterion": CRITERIA}
+_TEXTS = ("id", "status", "criterion", "evidence")
+_ABOUT = {b"class_names", b"poisoned", b"target_labels", b"p_value", b"unexamined"}  # keys of the metadata
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +125,7 @@ def write_samples_table(run: Path, table: SamplesTable, name: str = SAMPLES) -> 
         "unexamined": list(verdict.unexamined),
     }
     schema = pa.schema(known, metadata={key: json.dumps(value) for key, value in about.items()})
-    # An open file, here and below, since pyarrow takes no path that is not UTF-8.
+    # An open file, since pyarrow takes no path that is not UTF-8.
     with (
         replacing(run / name) as temporary,
         temporary.open("wb") as file,
@@ -147,23 +152,24 @@ def read_samples_table(run: Path, name: str = SAMPLES) -> SamplesTable:
     Raises:
         RunError: It is missing, corrupt or of another make.
     """
-    present = sample_column_names(run, name)
-    wanted = [column for column in _SCHEMA.names if column in present or column in _CODES]
-    columns, class_names = read_sample_columns(run, wanted, name=name)
-    about = _about(run / name)
+    opened = _opened(run, name)
+    wanted = [column for column in _SCHEMA.names if column in opened.present or column in _CODES]
+    columns = _columns(opened, wanted, None)
+    if len(set(columns["id"].tolist())) < len(columns["id"]):
+        raise RunError(f"{run / name} is damaged: an id stands there twice")
     return SamplesTable(
         ids=np.asarray(columns["id"], dtype=np.str_),
         given_label=columns["given_label"],
-        class_names=np.asarray(class_names, np.str_),
+        class_names=np.asarray(opened.class_names, np.str_),
         verdict=Verdict(
             suspicion=columns["suspicion"],
             status=columns["status"],
             suggested_label=columns["suggested_label"],
             criterion=columns["criterion"],
-            poisoned=about["poisoned"],
-            target_labels=tuple(about["target_labels"]),
-            p_value=about["p_value"],
-            unexamined=tuple(about["unexamined"]),
+            poisoned=opened.poisoned,
+            target_labels=opened.target_labels,
+            p_value=opened.p_value,
+            unexamined=opened.unexamined,
             margin=columns.get("margin"),
         ),
         prediction=columns.get("prediction"),
@@ -172,21 +178,63 @@ def read_samples_table(run: Path, name: str = SAMPLES) -> SamplesTable:
     )
 
 
-def _about(path: Path) -> dict[str, Any]:
-    """What the metadata say of the data; unknown where an older version wrote them."""
-    with path.open("rb") as file:
-        metadata = pq.read_schema(file).metadata or {}
+class _Opened(NamedTuple):
+    """A table whose columns are not decoded yet, and what its metadata say of the data."""
+
+    path: Path
+    file: pq.ParquetFile
+    present: frozenset[str]  # columns
+    class_names: tuple[str, ...]
+    poisoned: bool | None  # unknown, as what follows, where an older version wrote it
+    target_labels: tuple[int, ...]
+    p_value: float | None
+    unexamined: tuple[int, ...]
+
+
+def _opened(run: Path, name: str) -> _Opened:
+    path = run / name
+    check(run, name)
     try:
-        poisoned, p_value = (json.loads(metadata.get(key, b"null")) for key in (b"poisoned", b"p_value"))
-        labels, unexamined = (json.loads(metadata.get(key, b"[]")) for key in (b"target_labels", b"unexamined"))
-        return {
-            "poisoned": None if poisoned is None else bool(poisoned),
-            "target_labels": [int(label) for label in labels],
-            "p_value": None if p_value is None else float(p_value),
-            "unexamined": [int(label) for label in unexamined],
-        }
-    except (ValueError, TypeError) as error:
+        file = open_table(path, _TEXTS)
+        metadata = file.schema_arrow.metadata or {}
+        about = json_object(
+            b"{" + b",".join(b'"%s":%s' % (key, metadata[key]) for key in _ABOUT & set(metadata)) + b"}"
+        )
+        opened = _Opened(
+            path,
+            file,
+            frozenset(file.schema_arrow.names),
+            tuple(_listed(about, "class_names", str)),
+            about.get("poisoned"),
+            tuple(_listed(about, "target_labels", int)),
+            about.get("p_value"),
+            tuple(_listed(about, "unexamined", int)),
+        )
+        _check_about(opened)
+        return opened
+    except OSError as error:
+        raise RunError(cannot("read", path, error)) from error
+    except (pa.ArrowException, ValueError) as error:
         raise RunError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def _listed(about: Mapping[str, Any], key: str, kind: type[Any]) -> list[Any]:
+    values = about.get(key, [])
+    if not isinstance(values, list) or any(type(value) is not kind for value in values):
+        raise ValueError(f"{key!r} is no list of {kind.__name__}")
+    return values
+
+
+def _check_about(opened: _Opened) -> None:
+    n_classes, p_value = len(opened.class_names), opened.p_value
+    if not n_classes or len(set(opened.class_names)) < n_classes:
+        raise ValueError("it names no classes, or one twice")
+    if not all(0 <= label < n_classes for label in (*opened.target_labels, *opened.unexamined)):
+        raise ValueError(f"it speaks of a label outside of 0..{n_classes - 1}")
+    if opened.poisoned is not None and not isinstance(opened.poisoned, bool):
+        raise ValueError("'poisoned' is neither true nor false")
+    if p_value is not None and (type(p_value) not in (int, float) or not 0 <= p_value <= 1):
+        raise ValueError("'p_value' is no probability")
 
 
 def sample_column_names(run: Path, name: str = SAMPLES) -> set[str]:
@@ -195,13 +243,7 @@ def sample_column_names(run: Path, name: str = SAMPLES) -> set[str]:
     Raises:
         RunError: It is missing or corrupt.
     """
-    try:
-        with (run / name).open("rb") as file:
-            return set(pq.read_schema(file).names)
-    except OSError as error:
-        raise RunError(cannot("read", run / name, error)) from error
-    except pa.ArrowException as error:
-        raise RunError(f"{run / name} is damaged: {one_line(error)}") from error
+    return set(_opened(run, name).present)
 
 
 def read_sample_columns(
@@ -214,25 +256,36 @@ def read_sample_columns(
     one long path among millions of ids, numpy's fixed-width strings would fill the memory.
 
     Raises:
-        RunError: The file is missing or corrupt, lacks a column, or has fewer rows than asked for.
+        RunError: The file is missing or corrupt, lacks a column, has fewer rows than asked for, or a label that does
+            not exist.
     """
-    path = run / name
-    present = sample_column_names(run, name)
-    stored = [part for column in names for part in _stored(column, present)]
+    opened = _opened(run, name)
+    return _columns(opened, names, rows), opened.class_names
+
+
+def _columns(opened: _Opened, names: Sequence[str], rows: IntArray | None) -> dict[str, NDArray[Any]]:
+    stored = dict.fromkeys(part for column in names for part in _stored(column, opened.present))
     try:
-        with path.open("rb") as file:
-            table = pq.read_table(file, columns=list(dict.fromkeys(stored)))
-        class_names = tuple(str(name) for name in json.loads(table.schema.metadata[b"class_names"]))
+        table = read_columns(opened.file, list(stored))
         if rows is not None:
             table = table.take(pa.array(rows))
-        return {column: _decoded(table, column, present) for column in names}, class_names
-    except OSError as error:
-        raise RunError(cannot("read", path, error)) from error
-    except (pa.ArrowException, KeyError, TypeError, ValueError, IndexError) as error:
-        raise RunError(f"{path} is damaged: {one_line(error)}") from error
+        columns = {column: _decoded(table, column, opened.present) for column in names}
+        for column, values in columns.items():
+            _check_range(column, values, len(opened.class_names))
+    except (OSError, pa.ArrowException, ValueError, IndexError) as error:
+        raise RunError(f"{opened.path} is damaged: {one_line(error)}") from error
+    return columns
 
 
-def _stored(column: str, present: set[str]) -> list[str]:
+def _check_range(column: str, values: NDArray[Any], n_classes: int) -> None:
+    if column in ("given_label", "suggested_label", "prediction") and len(values):
+        if values.min() < 0 or values.max() >= n_classes:
+            raise ValueError(f"{column} runs from {values.min()} to {values.max()}, beyond the {n_classes} classes")
+    elif column == "confidence" and not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("a confidence is no probability")
+
+
+def _stored(column: str, present: Set[str]) -> list[str]:
     """The columns of a file that tell a column of today."""
     if column == "status" and column not in present:
         return ["isolated", "recovered"]
@@ -241,24 +294,24 @@ def _stored(column: str, present: set[str]) -> list[str]:
     return [column]
 
 
-def _decoded(table: pa.Table, column: str, present: set[str]) -> NDArray[Any]:
+def _decoded(table: pa.Table, column: str, present: Set[str]) -> NDArray[Any]:
+    if column == "id":
+        return texts(table, column)
     if column == "content":
         return _digests(table.column(column))
     if column not in _CODES:
-        return np.asarray(table.column(column).to_numpy())
+        is_whole = pa.types.is_integer(_SCHEMA.field(column).type) if column in _SCHEMA.names else False
+        return numbers(table, column, np.int64 if is_whole else np.float64)
     if column in present:
-        values = table.column(column).cast(pa.string()).to_pylist()
-        places = {text: place for place, text in enumerate(_CODES[column])}
-        return np.array([places[text] for text in values], dtype=np.uint8)
-    isolated = table.column("isolated").to_numpy().astype(bool)
+        return codes(table, column, _CODES[column])
+    isolated = numbers(table, "isolated", np.bool_)
     if column == "status":
-        recovered = table.column("recovered").to_numpy().astype(bool)
+        recovered = numbers(table, "recovered", np.bool_)
         return np.where(recovered, STATUSES.index("relabeled"), isolated * STATUSES.index("isolated")).astype(np.uint8)
     if "evidence" not in present:
         return np.where(isolated, CRITERIA.index("score"), 0).astype(np.uint8)
-    old = {"near": "nearby", "": "none"}
-    texts = [old.get(text, text) for text in table.column("evidence").to_pylist()]
-    return np.array([CRITERIA.index(text) for text in texts], dtype=np.uint8)
+    old = {"nearby": "near", "none": ""}
+    return codes(table, "evidence", [old.get(text, text) for text in CRITERIA])
 
 
 def _digests(column: pa.ChunkedArray) -> DigestArray:
