@@ -14,19 +14,23 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from antibackdoor.data.json_text import json_object, read_json_object
 from antibackdoor.data.parallel import progress_bar
+from antibackdoor.data.regular_files import mapped_array, read_regular
 from antibackdoor.data.samples import InputArray, IntArray
 from antibackdoor.data.source import CANNOT_OPEN, Block, Content, Faults, Skipped, Survey
 from antibackdoor.errors import DataError, cannot, readable_size
 
 _VERSION = 2  # raise it whenever decoding or resizing changes
 _ABANDONED_SECONDS = 24 * 3600
+_FAULT_BYTES = 16 * 2**10  # of the name of an unreadable sample, and the reason, as JSON
 
 
 class Stored(NamedTuple):
@@ -53,9 +57,7 @@ def surveyed(content: Content, cache: Path, *, progress: bool) -> Survey:
         return content.survey(progress)
     file = cache / f"survey-{_key([content], ())}.json"
     try:
-        kept = json.loads(file.read_text())
-        sizes = Counter({tuple(int(side) for side in size): int(n) for size, n in kept["sizes"]})
-        return Survey(sizes, int(kept["channels"]), int(kept["deep_bits"]))
+        return _kept_survey(read_json_object(file), len(content))
     except (OSError, ValueError, KeyError, TypeError):
         survey = content.survey(progress)
     counts = [[list(size), n] for size, n in survey.sizes.items()]
@@ -70,6 +72,20 @@ def surveyed(content: Content, cache: Path, *, progress: bool) -> Survey:
     return survey
 
 
+def _kept_survey(kept: Mapping[str, Any], n_samples: int) -> Survey:
+    """A survey as it was kept.
+
+    Raises:
+        ValueError: It tells sizes that there cannot be, or of other samples; or KeyError, TypeError.
+    """
+    sizes = Counter({tuple(size): n for size, n in kept["sizes"]})
+    channels, deep_bits = kept["channels"], kept["deep_bits"]
+    whole = [*(side for size in sizes for side in size), *sizes.values(), channels, deep_bits + 1]
+    if any(type(number) is not int or number < 1 for number in whole) or sizes.total() > n_samples:
+        raise ValueError("it is no survey of these samples")
+    return Survey(sizes, channels, deep_bits)
+
+
 def stored(
     contents: Sequence[Content], shape: tuple[int, ...], faults: Faults, cache: Path, *, progress: bool
 ) -> Stored:
@@ -81,7 +97,7 @@ def stored(
     entry = cache / f"images-{_key(contents, shape)}"
     known = _load(entry, contents, shape)
     if known is not None and any(CANNOT_OPEN in fault.reason for fault in known[1]):
-        shutil.rmtree(entry, ignore_errors=True)  # permissions and network drives may be mended by now
+        _remove(entry)  # permissions and network drives may be mended by now
         known = None
     if known is None:
         collected = Faults(faults.on_error)
@@ -102,21 +118,34 @@ def _key(contents: Sequence[Content], shape: tuple[int, ...]) -> str:
 
 def _load(entry: Path, contents: Sequence[Content], shape: tuple[int, ...]) -> tuple[Stored, list[Skipped]] | None:
     """The entry, or None if it is absent, damaged or half-written."""
-    try:
-        index = json.loads((entry / "index.json").read_text())
-        skipped = [Skipped(str(fault["id"]), str(fault["reason"])) for fault in index["skipped"]]
-        rows = np.load(entry / "rows.npy", allow_pickle=False)
-        inputs = np.load(entry / "inputs.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None
     n_rows = sum(len(content) for content in contents)
+    try:
+        if entry.is_symlink():
+            return None
+        index = json_object(read_regular(entry / "index.json", most=_FAULT_BYTES * (n_rows + 1)))
+        skipped = [Skipped(str(fault["id"]), str(fault["reason"])) for fault in index["skipped"]]
+        rows, inputs = mapped_array(entry / "rows.npy"), mapped_array(entry / "inputs.npy")
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
     fits = (
         rows.dtype == np.int64
+        and rows.ndim == 1
         and inputs.shape == (len(rows), *shape)
         and inputs.dtype == contents[0].dtype
         and len(rows) + len(skipped) == n_rows
     )
-    return (Stored(inputs, rows), skipped) if fits else None
+    if not fits:
+        return None
+    places: IntArray = np.array(rows, dtype=np.int64)
+    in_order = bool((np.diff(places, prepend=-1) > 0).all()) and bool((places < n_rows).all())
+    return (Stored(inputs, places), skipped) if in_order else None
+
+
+def _remove(entry: Path) -> None:
+    """Delete a folder of ours, or what stands in its place; a link is not followed."""
+    if entry.is_symlink() or entry.is_file():
+        entry.unlink()
+    shutil.rmtree(entry, ignore_errors=True)
 
 
 def _build(entry: Path, contents: Sequence[Content], shape: tuple[int, ...], faults: Faults, progress: bool) -> None:
@@ -128,8 +157,8 @@ def _build(entry: Path, contents: Sequence[Content], shape: tuple[int, ...], fau
         _fill(temporary, contents, shape, faults, progress)
         index = [{"id": fault.id, "reason": fault.reason} for fault in faults.skipped]
         (temporary / "index.json").write_text(json.dumps({"version": _VERSION, "skipped": index}))
-        if entry.exists() and _load(entry, contents, shape) is None:
-            shutil.rmtree(entry, ignore_errors=True)
+        if _load(entry, contents, shape) is None:
+            _remove(entry)
         _publish(temporary, entry)
     except OSError as error:
         raise _unwritable(cache, error) from error
@@ -190,9 +219,10 @@ def _row_bytes(content: Content, shape: tuple[int, ...]) -> int:
 
 def _make_room(cache: Path, entry: Path, n_bytes: int) -> None:
     cache.mkdir(parents=True, exist_ok=True)
-    for leftover in cache.glob(f".{entry.name}.*"):  # of processes that were killed
-        if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in [*cache.glob(".images-*"), *cache.glob(".survey-*")]:  # of processes that were killed
+        with suppress(OSError):
+            if time.time() - leftover.lstat().st_mtime > _ABANDONED_SECONDS:
+                _remove(leftover)
     free = shutil.disk_usage(cache).free
     if n_bytes > free:
         raise DataError(
