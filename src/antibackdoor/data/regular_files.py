@@ -90,12 +90,13 @@ def read_regular(path: Path, *, most: int) -> bytes:
     """The content of a regular file of at most so many bytes.
 
     Raises:
-        OSError: As `open_regular`; also if the file grows beyond the limit while it is read.
+        OSError: As `open_regular`; also if the file grows while it is read.
     """
     with regular_file(path, most=most) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes; get it again")
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1)  # not `most`, for which the memory would be taken first
+    if len(data) > size:
+        raise OSError(errno.EBUSY, "it grows while it is read; try again")
     return data
 
 
