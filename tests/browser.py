@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,14 @@ from typing import Any
 import pytest
 
 PATIENCE_SECONDS = 30
+
+# The browser reads commands from file descriptor 3 and answers on 4.
+_START = """
+import fcntl, os, sys
+source, sink = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 100) for number in sys.argv[1:3])
+os.dup2(source, 3), os.dup2(sink, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -65,6 +74,7 @@ class Browser:
     def open(self, url: str, *, width: int = 1200, dark: bool = False) -> None:
         """Go to a page and wait until it is complete."""
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.ask("Emulation.setScrollbarsHidden", hidden=True)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         self.ask("Page.navigate", url=url)
@@ -85,15 +95,15 @@ class Browser:
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
     """Chromium with an empty profile; the test is skipped where there is none."""
-    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), "")
     if not found:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     down, up = os.pipe(), os.pipe()
     flags = ["--headless=new", "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run"]
     flags += ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
-    script = f'exec "$0" "$@" 3<&{down[0]} 4>&{up[1]}'
     process = subprocess.Popen(
-        ["sh", "-c", script, found, *flags, "about:blank"],
+        [sys.executable, "-c", _START, str(down[0]), str(up[1]), found, *flags, "about:blank"],
         pass_fds=(down[0], up[1]),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
