@@ -157,6 +157,20 @@ def test_mistakes_end_in_one_line(call: Call, bench: Path) -> None:
     assert "Usage" in call("compare", "--help")[1] and "--devices" not in call("compare", "--help")[1]
 
 
+def test_a_run_that_is_a_link_is_refused(call: Call, bench: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for out, name in ((tmp_path / "compared", "none-0"), (tmp_path / "shown", "undefended")):
+        out.mkdir()
+        (out / name).symlink_to(elsewhere)
+    compared = one_line(
+        call, "compare", bench / "data.npz", "--methods", "none", "--out", tmp_path / "compared", *QUICK, "--resume"
+    )
+    shown = one_line(call, "demo", "--out", tmp_path / "shown")
+    assert "none-0 is a link" in compared and "undefended is a link" in shown
+    assert not list(elsewhere.iterdir())
+
+
 def test_means_over_seeds(tmp_path: Path) -> None:
     runs = [
         ComparedRun("scan", "detector", seed, {"isolation_recall": recall, "poisoned": recall > 0.5, "seconds": 2.0})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -96,10 +97,12 @@ def _silenced(path: Path) -> None:
     os.dup2(descriptor, 2)
 
 
-def run(plan: Plan, numbers: Sequence[int], jobs: int) -> list[Verdict]:
-    """All these cases, several at a time."""
+def run(plan: Plan, numbers: Sequence[int], jobs: int, minutes: float = math.inf) -> list[Verdict]:
+    """All these cases, several at a time; after so many minutes no other is begun."""
     waiting, running, verdicts = list(numbers)[::-1], {}, []
+    until = time.monotonic() + 60 * minutes
     while waiting or running:
+        waiting = waiting if time.monotonic() < until else []
         while waiting and len(running) < jobs:
             number = waiting.pop()
             running[_started(plan, number)] = (number, time.monotonic())
@@ -262,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="decides all cases")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time")
     parser.add_argument("--seconds", type=int, default=60, help="a case that takes longer hangs")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no case is begun later")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of single cases, to run them again")
     parser.add_argument("--generator", default="", help="only cases of generators whose name holds this")
     parser.add_argument("--keep", type=Path, help="a new folder for the sandboxes of faults")
@@ -279,8 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warm(plan)
     numbers = given.only or range(given.cases)
     numbers = [n for n in numbers if given.generator in plan.table.of_case(n, plan.seed)[0]]
-    verdicts = run(plan, numbers, given.jobs)
-    print(told(verdicts))
+    verdicts = run(plan, numbers, given.jobs, given.minutes)
+    print(f"{len(verdicts)} of {len(numbers)} cases: {told(verdicts)}")
     if given.json is not None:
         found = [
             [v.number, v.generator, v.outcome.kind, v.outcome.what, v.about, round(v.seconds, 2)] for v in verdicts

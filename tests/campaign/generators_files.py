@@ -235,7 +235,7 @@ def truth(box: Box) -> Case:
     else:
         column = odd[int(box.rng.integers(len(odd)))]
         pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(column)), path)
-    run = box.copy(box.pick("run", "scan", "run-dual"), writable=True)
+    run = box.copy(box.pick("run-poisoned", "run-poisoned", "scan"), writable=True)
     command: tuple[object, ...] = box.pick(
         ("evaluate", run, "--truth", path),
         (

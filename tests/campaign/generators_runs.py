@@ -30,7 +30,7 @@ def using(box: Box, run: Path, about: str) -> Case:
     reading: tuple[tuple[object, ...], ...] = (
         ("report", run), ("report", run), ("evaluate", run, "--data", pics, "--split", "all", *device),
         ("evaluate", run, "--data", pics, *device),
-        ("evaluate", run, "--truth", box.material / "poisoned/truth.parquet"),
+        ("evaluate", run, "--truth", box.copy("poisoned") / "truth.parquet"),
         ("predict", run, pics, "--out", "said.csv", *device),
         ("purify", run, "--clean", pics, "--out", "new", "--method", "fine-tune", *TRAIN),
         ("train", pics, "--out", "new", "--defense", "retrain", "--verdict", run, *TRAIN),
@@ -48,7 +48,7 @@ def resuming(box: Box, run: Path, about: str) -> Case:
 
 def a_run(box: Box) -> Path:
     """A copy of one of the runs."""
-    names = ("run", "run", "run-dual", "scan", "purified", "run-waves")
+    names = ("run", "run-poisoned", "run-dual", "scan", "purified", "run-waves")
     return box.copy(box.pick(*names), writable=True)
 
 
@@ -304,7 +304,7 @@ def a_run_of_a_comparison(box: Box) -> Case:
     if box.chance(0.5):
         (box.outside / "run" / "metrics.json").unlink()
     words = ("compare", box.copy("pics"), "--methods", "none,spectral", "--out", "compared", *TRAIN)
-    return Case((*words, "--backbone", "wrn-10-1", "--resume"), about=f"{run.name} is a link")
+    return Case((*words, "--backbone", "wrn-10-1", "--resume"), expect="refused", about=f"{run.name} is a link")
 
 
 def bombs(box: Box) -> Case:

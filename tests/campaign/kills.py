@@ -74,9 +74,9 @@ JOBS: dict[str, Job] = {
     "poison, ts": Job(("poison", "waves.ts", "--out", "new", "--rate", "0.25", "--attack", "powerline"), ("waves.ts",)),
     "poison, zip": Job(("poison", "pics.zip", "--out", "new", "--rate", "0.25"), ("pics.zip",)),
     "evaluate": Job(
-        ("evaluate", "run", "--data", "pics", "--split", "all", "--trigger", "poisoned", "--truth",
+        ("evaluate", "run-poisoned", "--data", "poisoned", "--split", "all", "--trigger", "poisoned", "--truth",
         "poisoned/truth.parquet"),
-        ("pics", "run", "poisoned"),
+        ("run-poisoned", "poisoned"),
     ),
     "predict": Job(("predict", "run", "pics", "--out", "said.csv"), ("pics", "run")),
     "demo": Job(("demo", "--out", "new", "--epochs", "1", "--device", "cpu"), (), share=1),

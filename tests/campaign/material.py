@@ -75,6 +75,7 @@ def _runs() -> None:
     command("poison", "pics", "--out", "poisoned", "--rate", "0.25")
     command("poison", "waves.npz", "--out", "poisoned-waves", "--rate", "0.25", "--attack", "powerline")
     command("train", "pics", "--out", "run", *PLAIN, *network)
+    command("train", "poisoned", "--out", "run-poisoned", *PLAIN, *network)
     command("train", "waves.npz", "--out", "run-waves", *PLAIN, "--backbone", "fcn")
     searched = ("--epochs", "1", "--device", "cpu", "--precision", "fp32", "--warmup-steps", "40")
     command("train", "pics", "--out", "run-dual", *searched, "--confusion-steps", "2", *network)

@@ -25,7 +25,7 @@ from antibackdoor.protocols import ALWAYS_THERE, Given
 from antibackdoor.purifiers import PURIFIERS
 from antibackdoor.report import COLUMNS, ComparedRun, write_methods_page
 from antibackdoor.runs.artifacts import read_metrics
-from antibackdoor.runs.atomic import TEMPORARY_PREFIX, replacing
+from antibackdoor.runs.atomic import entries, replacing
 from antibackdoor.runs.model_file import MODEL
 from antibackdoor.runs.samples_table import SAMPLES
 from antibackdoor.training.recipe import Recipe
@@ -167,8 +167,7 @@ def _refuse_incomplete(study: Study, material: Material) -> None:
 
 def _refuse_folder(out: Path, resume: bool) -> None:
     """Only what a comparison writes may be there, and only to go on."""
-    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
-    there = {name for name in names if not name.startswith(TEMPORARY_PREFIX)}
+    there = entries(out)
     known = "|".join(re.escape(name) for table in TABLES.values() for name in table)
     if any(name not in (TABLE, PAGE) and not re.fullmatch(rf"({known})-\d+", name) for name in there):
         raise RunError(f"{out} holds other files than a comparison's; choose an empty or a new folder")

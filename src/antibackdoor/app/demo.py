@@ -20,7 +20,7 @@ from antibackdoor.defenses import DualHead, Undefended
 from antibackdoor.errors import RunError
 from antibackdoor.protocols import TrainingDefense
 from antibackdoor.report import write_comparison
-from antibackdoor.runs.atomic import TEMPORARY_PREFIX
+from antibackdoor.runs.atomic import entries
 from antibackdoor.training.recipe import Recipe
 
 BACKBONE = "wrn-16-1"
@@ -56,8 +56,7 @@ def run_demo(
     Raises:
         RunError: If the folder holds anything but a demo, or one with other settings.
     """
-    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
-    there = {name for name in names if not name.startswith(TEMPORARY_PREFIX)}  # what a kill may leave
+    there = entries(out)
     if there and not {"undefended"} <= there <= OWN:
         raise RunError(f"{out} holds other files than a demo's; choose an empty or a new folder")
     data = digits(recipe.seed)

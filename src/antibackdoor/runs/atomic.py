@@ -147,6 +147,19 @@ def remove_leftovers(folder: Path) -> None:
             leftover.unlink()
 
 
+def entries(folder: Path) -> set[str]:
+    """The names in a folder of runs, without what a kill has left; none if there is no folder.
+
+    Raises:
+        RunError: One of them is a link, so that a run would be written where it leads.
+    """
+    found = list(folder.iterdir()) if folder.is_dir() else []
+    link = next((entry for entry in sorted(found) if entry.is_symlink()), None)
+    if link is not None:
+        raise RunError(f"{link} is a link, which may lead out of the folder; put the folder itself in its place")
+    return {entry.name for entry in found if not entry.name.startswith(TEMPORARY_PREFIX)}
+
+
 def cannot(verb: str, path: Path, error: BaseException) -> str:
     """One line that says what could not be done to a file, and why."""
     return one_line(could_not(verb, path, error), 3 * MOST_ECHOED)
