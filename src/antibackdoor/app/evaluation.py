@@ -10,15 +10,17 @@ from typing import Any, Literal
 import numpy as np
 
 from antibackdoor.app.by_class import ClassColumns, measure_by_class
+from antibackdoor.app.fingerprints import fingerprint, is_same
 from antibackdoor.app.networks import Factory, load_model
-from antibackdoor.app.pipeline import fingerprint
-from antibackdoor.attacks import load_trigger, read_truth
+from antibackdoor.attacks import load_fitting_trigger, load_trigger, read_truth
 from antibackdoor.data.copies import Uncounted, uncounted
+from antibackdoor.data.regular_files import regular_file
 from antibackdoor.data.samples import BoolArray, IntArray, Samples
-from antibackdoor.errors import DataError
+from antibackdoor.errors import DataError, cannot
 from antibackdoor.protocols import RELABELED
 from antibackdoor.report import write_report
 from antibackdoor.runs.artifacts import CLASSES, read_classes, read_metrics, write_classes, write_metrics
+from antibackdoor.runs.lock import alone_in
 from antibackdoor.runs.measurements import MEASUREMENTS, Measurement, keep_measurement
 from antibackdoor.runs.metric_keys import MEASURED_ON_TEST_DATA, MEASURED_WITH_A_TRIGGER
 from antibackdoor.runs.run_folder import read_config
@@ -83,6 +85,21 @@ def evaluate(
         raise DataError("nothing to measure: give --data for the model, or --truth for the verdict")
     if truth is not None and not (run / SAMPLES).exists():
         raise DataError(f"{run} says nothing of any sample (a purified model): leave --truth out")
+    read_metrics(run)  # a folder without results is refused untouched
+    with alone_in(run):
+        return _evaluated(run, samples, truth, trigger, device, factory, split)
+
+
+def _evaluated(
+    run: Path,
+    samples: Samples | None,
+    truth: Path | None,
+    trigger: Path | None,
+    device: str,
+    factory: Factory | None,
+    split: str,
+) -> dict[str, Any]:
+    """`evaluate`, while no one else writes to the run."""
     known, about = read_metrics(run), fingerprints(samples, trigger, truth)
     measured: dict[str, Any] = {}
     if samples is not None:
@@ -126,7 +143,11 @@ def fingerprints(samples: Samples | None, trigger: Path | None, truth: Path | No
 def _files_digest(*paths: Path) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for path in paths:
-        digest.update(path.read_bytes())
+        try:
+            with regular_file(path) as file:
+                digest.update(file.read())
+        except OSError as error:
+            raise DataError(cannot("read", path, error)) from error
     return digest.hexdigest()
 
 
@@ -164,7 +185,7 @@ def _measurement(
 ) -> Measurement:
     model, spec = load_model(run, factory)
     session = Session(Recipe(device=device), len(samples), images=spec.kind == "image")
-    saved = None if trigger is None else load_trigger(trigger)
+    saved = None if trigger is None else load_fitting_trigger(trigger, samples)
     left_out = _trained_on(run, samples, split)
     numbers, classes = measure_by_class(session, session.prepare(model), samples, saved, uncounted=left_out)
     names = [str(name) for name in samples.class_names]
@@ -193,7 +214,7 @@ def never_trained_on(run: str | Path, samples: Samples) -> Samples:
     """
     run = Path(run)
     if not (run / SAMPLES).exists():
-        if fingerprint(samples) in read_config(run)["settings"].get("given", {}).values():
+        if any(is_same(known, samples) for known in read_config(run)["settings"].get("given", {}).values()):
             raise DataError(f"{run} was purified with these very data; give others, or --split all to measure on them")
         return samples
     rows = _rows_of(run, samples)
@@ -209,8 +230,25 @@ def _rows_of(run: Path, samples: Samples) -> IntArray | None:
     columns, _ = read_sample_columns(run, ["id"])
     place = {name: row for row, name in enumerate(samples.ids.tolist())}
     rows = np.array([place[name] for name in columns["id"] if name in place], dtype=np.int64)
+    if not 0 < len(rows) == len(columns["id"]):
+        return None
     known = read_config(run)["settings"].get("data", {}).get("fingerprint")
-    return rows if 0 < len(rows) == len(columns["id"]) and fingerprint(samples, rows) == known else None
+    if is_same(known, samples, rows):
+        return rows
+    _refuse_changed(run, samples, rows)
+    return None
+
+
+def _refuse_changed(run: Path, samples: Samples, rows: IntArray) -> None:
+    """Of the data that a run was trained on, some of which have changed since, none can be told to be new to it."""
+    if "content" not in sample_column_names(run):  # an older version wrote no hashes
+        return
+    kept = read_sample_columns(run, ["content"])[0]["content"] == samples.contents[rows]
+    if kept.mean() > 0.5:  # otherwise these are other data, under the same ids
+        raise DataError(
+            f"{int((~kept).sum()):,} of the {len(rows):,} samples that {run} was trained on are not what they were: "
+            "give the data as they were then, other data, or --split all to measure on all of these"
+        )
 
 
 def _truth_metrics(run: Path, path: Path) -> dict[str, Any]:
@@ -239,6 +277,8 @@ def _truth_of(table: SamplesTable, path: Path) -> tuple[BoolArray, IntArray]:
     if missing is not None:
         raise DataError(f"{path} says nothing of the sample {missing!r}; give the truth of the data trained on")
     rows = np.array([place[name] for name in table.ids.tolist()], dtype=np.int64)
+    if len(rows) and truth.true_labels[rows].max() >= len(table.class_names):
+        raise DataError(f"{path} is the truth of other data: it names more classes than the {len(table.class_names)}")
     is_poisoned, true_labels = truth.is_poisoned[rows], truth.true_labels[rows]
     other = np.flatnonzero(~is_poisoned & (table.given_label != true_labels))
     if len(other):

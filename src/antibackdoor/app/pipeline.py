@@ -13,13 +13,14 @@ import numpy as np
 from torch import nn
 
 from antibackdoor.app.by_class import measure_by_class
+from antibackdoor.app.fingerprints import fingerprint
 from antibackdoor.app.methods import hyper_parameters, method_name, method_summary
 from antibackdoor.app.networks import Factory, NetworkChoice, builder, check_resumed_network, describe_model
 from antibackdoor.app.read_as import record_of
 from antibackdoor.app.residual import residual_attack_success
 from antibackdoor.data.copies import uncounted, under_two_labels
 from antibackdoor.data.reading import DataSet
-from antibackdoor.data.samples import InputArray, IntArray, Samples, StrArray
+from antibackdoor.data.samples import InputArray, Samples, StrArray
 from antibackdoor.defenses import DualHead
 from antibackdoor.errors import ModelError
 from antibackdoor.protocols import CLEANED, ISOLATED, RELABELED, Given, Trained, TrainingDefense, Verdict
@@ -166,6 +167,7 @@ def describe(data: DataSet, method: Any, recipe: Recipe, spec: ModelSpec, given:
         "recipe": settings,
         "model": {"network": spec.backbone, "input_shape": list(spec.input_shape)},
         "given": describe_given(given),
+        **({"reading": data.options.chosen()} if data.options.chosen() else {}),
         "data": {
             "n_train": len(data.train),
             "n_test": 0 if data.test is None else len(data.test),
@@ -204,16 +206,6 @@ def verdict_digest(verdict: Verdict) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for part in (verdict.status, verdict.criterion, verdict.suggested_label):
         digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()
-
-
-def fingerprint(samples: Samples, rows: IntArray | None = None) -> str:
-    """A short hash of labels, ids and a few hundred inputs (of the given rows): another data set resumes no run."""
-    rows = np.arange(len(samples)) if rows is None else rows
-    digest = hashlib.blake2b(samples.labels[rows].tobytes(), digest_size=8)
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 256)).astype(np.int64))]
-    digest.update("\n".join(samples.ids[rows].tolist()).encode("utf-8", "surrogateescape"))
-    digest.update(np.ascontiguousarray(samples.inputs[rows]).tobytes())
     return digest.hexdigest()
 
 

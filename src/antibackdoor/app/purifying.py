@@ -15,10 +15,10 @@ from antibackdoor.app.evaluation import ATTACKED, BEFORE, CLEAN, fingerprints
 from antibackdoor.app.given_models import Opened
 from antibackdoor.app.methods import hyper_parameters, method_name, method_summary
 from antibackdoor.app.pipeline import describe_given, weights_digest
-from antibackdoor.attacks import SavedTrigger, load_trigger, trigger_test_set
+from antibackdoor.attacks import SavedTrigger, load_fitting_trigger, trigger_test_set
 from antibackdoor.data.copies import uncounted
 from antibackdoor.data.samples import DigestArray, Samples
-from antibackdoor.errors import ConfigError, DataError
+from antibackdoor.errors import ConfigError
 from antibackdoor.protocols import Given, Purified, Purifier
 from antibackdoor.report import write_report
 from antibackdoor.runs.artifacts import write_classes
@@ -98,15 +98,7 @@ def _trigger_to_measure(folder: Path | None, test: Samples | None) -> SavedTrigg
         return None
     if test is None or not len(test):
         raise ConfigError("a trigger is measured on test data: give --test beside --measure-trigger")
-    saved = load_trigger(folder)
-    rows = np.flatnonzero(saved.plan.eligible(test.labels))[:1]
-    if not len(rows):
-        raise DataError(f"the attack of {folder} aims at none of the test samples; give test data of all classes")
-    try:
-        saved.trigger.apply(np.asarray(test.inputs[rows]), rows)
-    except (ValueError, IndexError) as error:
-        raise DataError(f"the trigger of {folder} does not fit samples of shape {test.shape}") from error
-    return saved
+    return load_fitting_trigger(folder, test)
 
 
 def _settings(opened: Opened, purifier: Purifier, recipe: Recipe, given: Given) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from antibackdoor.attacks.powerline import Powerline
 from antibackdoor.attacks.refool import Refool
 from antibackdoor.attacks.sig import SIG
 from antibackdoor.attacks.static import StaticPattern
-from antibackdoor.attacks.storage import SavedTrigger, load_trigger, save_trigger
+from antibackdoor.attacks.storage import SavedTrigger, load_fitting_trigger, load_trigger, save_trigger
 from antibackdoor.attacks.tact import TaCT
 from antibackdoor.attacks.timetrojan import TimeTrojanFGSM
 from antibackdoor.attacks.timetrojan_de import TimeTrojanDE
@@ -98,6 +98,7 @@ __all__ = [
     "Trojan",
     "Truth",
     "WaNet",
+    "load_fitting_trigger",
     "load_trigger",
     "make_trigger",
     "physical_transforms",

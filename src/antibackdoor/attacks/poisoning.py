@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from antibackdoor.attacks.plans import shortfall
 from antibackdoor.attacks.stamps import Staged
 from antibackdoor.data.samples import BoolArray, InputArray, IntArray, Samples, StrArray
-from antibackdoor.errors import ConfigError, DataError
+from antibackdoor.data.tables import numbers, open_table, read_columns, texts
+from antibackdoor.errors import ConfigError, DataError, cannot, shortened
 
 if TYPE_CHECKING:
     from antibackdoor.protocols import Attack, Plan, Trigger
@@ -210,17 +211,20 @@ def read_truth(path: Path) -> tuple[StrArray, Truth]:
         DataError: If the file is missing, is no parquet or lacks a column.
     """
     try:
-        with path.open("rb") as file:
-            table = pq.read_table(file, columns=["id", "is_poisoned", "true_label", "is_cover"]).to_pydict()
-        ids = np.asarray(table["id"], dtype=np.str_)
-        flags = {name: np.asarray(table[name], dtype=np.bool_) for name in ("is_poisoned", "is_cover")}
-        true_labels = np.asarray(table["true_label"], dtype=np.int64)
+        table = read_columns(open_table(path, ["id"]), ["id", "is_poisoned", "true_label", "is_cover"])
+        ids = texts(table, "id").astype(np.str_)
+        is_poisoned, is_cover = (numbers(table, name, np.bool_) for name in ("is_poisoned", "is_cover"))
+        true_labels = numbers(table, "true_label", np.int64)
+        if len(set(ids.tolist())) < len(ids) or (true_labels < 0).any() or (is_poisoned & is_cover).any():
+            raise ValueError("an id stands there twice, a label is negative, or a sample is poisoned and a cover")
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; give the truth.parquet that `poison` wrote") from error
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+    except OSError as error:
+        raise DataError(cannot("read", path, error)) from error
+    except (ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} is not a table of ground truth: {reason}") from error
-    return ids, Truth(flags["is_poisoned"], true_labels, flags["is_cover"])
+        raise DataError(f"{path} is not a table of ground truth: {shortened(reason)}") from error
+    return ids, Truth(is_poisoned, true_labels, is_cover)
 
 
 def _fitted(

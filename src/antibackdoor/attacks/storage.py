@@ -35,6 +35,7 @@ from antibackdoor.data.source import one_line
 from antibackdoor.errors import AntibackdoorError, DataError, cannot, shortened
 
 if TYPE_CHECKING:
+    from antibackdoor.data.samples import Samples
     from antibackdoor.protocols import Attack, Plan, Trigger
 
 JSON, ARRAYS = "trigger.json", "trigger.safetensors"
@@ -135,6 +136,30 @@ def load_trigger(folder: Path) -> SavedTrigger:
     except (ValueError, KeyError, TypeError, SafetensorError, AntibackdoorError) as error:
         reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{folder} holds no usable trigger: {one_line(shortened(reason))}") from error
+
+
+def load_fitting_trigger(folder: Path, samples: Samples) -> SavedTrigger:
+    """`load_trigger`, tried on one of the samples that it is for: a mistake is told before the work, not after it.
+
+    Raises:
+        DataError: As `load_trigger`, or if trigger or plan do not fit the samples, or aim at none of them.
+    """
+    saved = load_trigger(folder)
+    try:
+        saved.plan.fit(samples.n_classes)
+        rows = np.flatnonzero(saved.plan.eligible(samples.labels))[:1]
+        inputs = np.asarray(samples.inputs[rows])
+        changed = saved.trigger.apply(inputs, rows) if len(rows) else inputs
+        if changed.shape != inputs.shape or changed.dtype != inputs.dtype or not np.isfinite(changed).all():
+            raise ValueError("what comes out is no such sample")
+    except Exception as error:  # arrays that do not belong together fail in any way
+        raise DataError(
+            f"the trigger of {folder} does not fit samples of shape {samples.shape} of {samples.n_classes} classes: "
+            f"{one_line(shortened(str(error) or type(error).__name__))}"
+        ) from error
+    if not len(rows):
+        raise DataError(f"the attack of {folder} aims at none of the test samples; give test data of all classes")
+    return saved
 
 
 def _part(document: dict[str, Any], name: str) -> dict[str, Any]:

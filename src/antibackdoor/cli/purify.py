@@ -37,7 +37,6 @@ def run_purify(
     from antibackdoor.app.networks import NetworkChoice
     from antibackdoor.app.purifying import purify
     from antibackdoor.app.verdicts import verdict_of
-    from antibackdoor.attacks import load_trigger
     from antibackdoor.protocols import Given
 
     if not checkpoint.exists():
@@ -56,7 +55,7 @@ def run_purify(
         suspicious=poisoned,
         verdict=None if verdict is None or judged is None else verdict_of(verdict, judged),
         teacher=None if teacher is None else open_model(teacher, NetworkChoice(), known, recipe).model,
-        trigger=None if trigger is None else load_trigger(trigger).trigger,
+        trigger=None if trigger is None else _known_trigger(trigger, known),
     )
     tested = None if test is None else like(known, test, "test", on_error, cache, usual, bits)
     with resumable(out):
@@ -95,6 +94,13 @@ def _given_samples(
         path, class_names=list(spec.class_names), shape=spec.input_shape, split="train", on_error=on_error, cache=cache,
         progress=True, **reading, **as_trained(spec, accept_unlike=True),
     )  # fmt: skip
+
+
+def _known_trigger(folder: Path, samples: Any) -> Any:
+    """The trigger of a folder, once it is known to fit the samples."""
+    from antibackdoor.attacks import load_fitting_trigger, load_trigger
+
+    return (load_trigger(folder) if samples is None else load_fitting_trigger(folder, samples)).trigger
 
 
 def _lines(path: Path | None) -> tuple[str, ...]:
