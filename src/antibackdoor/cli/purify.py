@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from antibackdoor.cli.commands import like, portable, print_facts, resumable
-from antibackdoor.errors import ConfigError
+from antibackdoor.errors import ConfigError, spelled_out
 
 
 def run_purify(
@@ -33,6 +33,7 @@ def run_purify(
     command: Sequence[str],
 ) -> None:
     """Open, purify, tell."""
+    from antibackdoor.app.finished import finished_message
     from antibackdoor.app.given_models import FileHints, open_model
     from antibackdoor.app.networks import NetworkChoice
     from antibackdoor.app.purifying import purify
@@ -63,7 +64,9 @@ def run_purify(
             opened, purifier, out, given=given, recipe=recipe, test=tested, measure_trigger=measure_trigger,
             resume=resume, command=portable(command),
         )  # fmt: skip
-    if facts is not None:
+    if facts is None:
+        print(spelled_out(finished_message(out, tested)))
+    else:
         print_facts(facts)
     print(f"Report: {out / 'report.html'}")
 

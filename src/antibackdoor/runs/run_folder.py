@@ -36,6 +36,7 @@ __all__ = ["CHECKPOINT", "CONFIG", "LOG", "RunFolder", "read_checkpoint", "read_
 CONFIG, LOG = "config.json", "log.jsonl"
 
 _FORMAT = "antibackdoor run 1"
+_SAME = "use the same settings or another folder"
 _LOG_BYTES = 256 * 2**20  # some million epochs
 
 
@@ -195,7 +196,7 @@ class RunFolder:
             raise RunError(f"{self.path} holds {state}; {advice}")
         difference = _difference(config["settings"], self.settings)
         if difference is not None:
-            raise RunError(f"cannot resume {self.path}: {difference}; use the same settings or another folder")
+            raise RunError(f"cannot resume {self.path}: {difference}")
         if self.finished:
             # It may have been killed between the two steps of `finish`.
             self._remove_checkpoint()
@@ -305,21 +306,31 @@ def _is_ours(name: str) -> bool:
 
 
 def _difference(stored: object, given: object, name: str = "") -> str | None:
-    """The first setting that differs, in words; None if all agree."""
+    """The first setting that differs, in words, with what to do about it; None if all agree."""
     if isinstance(stored, dict) and isinstance(given, dict):
         for key in [*given, *(key for key in stored if key not in given)]:
             where = f"{name}.{key}" if name else str(key)
             if key not in stored:
-                return f"setting {where!r} is new"
+                return f"setting {where!r} is new; {_SAME}"
             if key not in given:
-                return f"setting {where!r} is missing"
+                return f"setting {where!r} is missing; {_SAME}"
             difference = _difference(stored[key], given[key], where)
             if difference is not None:
                 return difference
         return None
     if stored == given:
         return None
-    return f"setting {name!r} was {one_line(repr(stored), 60)} and is now {one_line(repr(given), 60)}"
+    changed = f"was {one_line(repr(stored), 60)} and is now {one_line(repr(given), 60)}"
+    if name.startswith("data."):
+        if name.endswith("fingerprint") and len(str(stored)) < len(str(given)):
+            return "it was begun by an earlier version, which did not look at all of the data; choose another folder"
+        what = "inputs, labels or names of some samples" if name.endswith("fingerprint") else f"{name!r} {changed}"
+        return (
+            f"the data have changed since it was begun ({what}); give the data as they were, or choose another folder"
+        )
+    if name.startswith("given."):
+        return f"what it is given has changed since it was begun ({name[6:]}); give the same, or choose another folder"
+    return f"setting {name!r} {changed}; {_SAME}"
 
 
 def _versions() -> dict[str, str]:
