@@ -36,7 +36,7 @@ FLOORS = (
     ("report",),
     ("review",),
     ("app",),
-    ("__init__", "benchmark"),
+    ("__init__", "benchmark", "sklearn"),
     ("cli",),
     ("__main__",),
 )

@@ -165,6 +165,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used: `antibackdoor --help` needs no torch."""
+    if name == "sklearn":
+        return importlib.import_module("antibackdoor.sklearn")
     for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(f"antibackdoor.{home}"), name)
