@@ -39,7 +39,7 @@ def whole_numbers() -> Iterator[tuple[type[Any], str]]:
     """Each flag of a whole number, with the class that it belongs to."""
     for kind in {*ATTACKS.values(), *(kind for table in TABLES for kind in table.values()), Recipe}:
         for name, (owner, _) in flat_fields(kind).items():
-            if get_type_hints(owner)[name] in (int, int | None):
+            if get_type_hints(owner)[name] in (int, int | None) and name != "seed":
                 yield kind, name
 
 
