@@ -85,17 +85,25 @@ def _is_header(rows: list[Row], named: tuple[str, ...]) -> bool:
     below = rows[1:]
     if any(name and not is_number(name) and name in cells for name in named):
         return True
-    words = [place for place, cell in enumerate(cells) if not is_missing(cell) and not is_number(cell)]
+    words = _words(cells)
+    if not words:  # an index without a title, as pandas writes it, above numbered columns
+        return not cells[0] and _counts_up(cells[1:]) and all(row[0].strip() for row in below)
     numbers = [cell for cell in cells if is_number(cell) and not is_missing(cell)]
     if len(words) > 1 and not numbers:
         return True
     alone = [place for place in words if all(len(row) <= place or row[place].strip() != cells[place] for row in below)]
     if any(cells[place].lower() in LABEL_TITLES | _ID_TITLES for place in alone):
         return True
-    if words == [0] and alone:
-        return _is_time_axis(numbers)
-    # An index without a title, as pandas writes it, above numbered columns.
-    return not cells[0] and _counts_up(cells[1:]) and all(row[0].strip() for row in below)
+    return words == [0] and bool(alone) and _is_time_axis(numbers)
+
+
+def _words(cells: Row) -> list[int]:
+    """Places of cells that are neither numbers nor empty."""
+    try:
+        np.array(cells, dtype=np.float64)  # a row may have a million values
+    except ValueError:
+        return [place for place, cell in enumerate(cells) if not is_number(cell) and not is_missing(cell)]
+    return []
 
 
 def _counts_up(cells: Row) -> bool:
@@ -193,10 +201,11 @@ def _label_to_drop(
 
 def _columns_of_words(body: list[Row], width: int) -> set[int]:
     """Columns in which most cells that are filled are no numbers."""
+    counts = Counter(place for row in body for place in _words(row) if place < width)
     found = set()
-    for place in range(width):
-        cells = [row[place] for row in body if place < len(row) and not is_missing(row[place])]
-        if sum(not is_number(cell) for cell in cells) * 2 > len(cells):
+    for place, n_words in counts.items():
+        n_filled = sum(place < len(row) and not is_missing(row[place]) for row in body)
+        if 2 * n_words > n_filled:
             found.add(place)
     return found
 
