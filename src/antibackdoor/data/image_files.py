@@ -17,7 +17,7 @@ from antibackdoor.data.images import Look, decode, look_at
 from antibackdoor.data.layout import Layout, arrange
 from antibackdoor.data.parallel import in_order, progress_bar
 from antibackdoor.data.samples import InputArray, IntArray
-from antibackdoor.data.source import CANNOT_OPEN, Block, Faults, Kind, Listed, Source, Survey
+from antibackdoor.data.source import CANNOT_OPEN, Block, Faults, Kind, Listed, Source, Survey, as_text
 
 MAX_FILE_BYTES = 256 * 2**20  # no training image is larger; a declared size beyond this is an attack or a mistake
 _BLOCK_BYTES = 4 * 2**20
@@ -189,12 +189,14 @@ def sift(stamps: dict[str, str], peek: Callable[[str], BinaryIO], faults: Faults
     def look(part: range) -> list[str]:
         return [_why_no_image(unclear[i], stamps, peek) for i in part]
 
-    for part, found in zip(_chunks(len(unclear), 256), in_order(look, _chunks(len(unclear), 256)), strict=True):
-        reasons.update(zip((unclear[i] for i in part), found, strict=True))
+    with warnings.catch_warnings():  # here, since the filters are those of all threads
+        warnings.simplefilter("ignore")
+        for part, found in zip(_chunks(len(unclear), 256), in_order(look, _chunks(len(unclear), 256)), strict=True):
+            reasons.update(zip((unclear[i] for i in part), found, strict=True))
     images: dict[str, str] = {}
     for path in sorted(stamps):
         if reasons[path]:
-            faults.pass_over(_as_text(path), reasons[path])
+            faults.pass_over(as_text(path), reasons[path])
         else:
             images[path] = stamps[path]
     return images
@@ -224,17 +226,17 @@ def list_images(found: Found, faults: Faults, *, labelled: bool) -> tuple[Source
         layout = Layout({"train": [(path, "") for path in sorted(found.stamps)]}, "", {})
     splits: dict[str, Listed] = {}
     for split, members in layout.splits.items():
-        ids = tuple(_as_text(path) for path, _ in members)
+        ids = tuple(as_text(path) for path, _ in members)
         keys = tuple(layout.wrapper + path for path, _ in members)
         stamps = tuple(found.stamps[key] for key in keys)
         content = ImageFiles(found.where, found.identity, ids, keys, stamps, found.fetch)
-        splits[split] = Listed(ids, tuple(_as_text(name) for _, name in members), content)
+        splits[split] = Listed(ids, tuple(as_text(name) for _, name in members), content)
     notes: dict[str, Any] = dict(layout.notes)
     if layout.unused:
         notes["left_out"] = ", ".join(sorted(layout.unused))
     for folder, paths in layout.unused.items():
         for path in paths:
-            faults.pass_over(_as_text(path), f"lies in the split {folder!r}, which is not used beside the test split")
+            faults.pass_over(as_text(path), f"lies in the split {folder!r}, which is not used beside the test split")
     return Source(splits, None, notes), layout
 
 
@@ -253,8 +255,3 @@ def scaled_by(listed: Listed, bits: int | None) -> Listed:
     if isinstance(listed.content, ImageFiles):
         return replace(listed, content=replace(listed.content, bits=bits))
     return listed
-
-
-def _as_text(name: str) -> str:
-    """A file name that is not UTF-8 with its odd bytes escaped, since tables and reports hold text."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import PurePosixPath
@@ -89,17 +88,15 @@ def holds_image(file: BinaryIO) -> bool:
     if _is_heic(prefix):
         return True
     # Formats without a signature accept nearly everything; TGA alone is common, and its header can be checked.
-    possible = [name for name in decoders() if name == "TGA" or _accepts(name, prefix)]
+    possible = [*(name for name in decoders() if _accepts(name, prefix)), "TGA"]
     file.seek(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(file, formats=possible):
-                return True
-        except Image.DecompressionBombError:
-            return True  # decoding reports it
-        except Exception:  # headers that are none fail in any way
-            return False
+    try:
+        with Image.open(file, formats=possible):
+            return True
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True  # decoding reports it
+    except Exception:  # headers that are none fail in any way
+        return False
 
 
 def _accepts(name: str, prefix: bytes) -> bool:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
+from antibackdoor.data.options import Request
 from antibackdoor.data.samples import InputArray, IntArray, Samples, StrArray
 from antibackdoor.errors import DataError
-
-from antibackdoor.data.options import Request
 
 LONGEST_NUMBER = 1000  # digits of a class name that counts as a number; Python reads some thousands
 OnError = Literal["raise", "skip"]
@@ -52,11 +51,11 @@ class Faults:
 
     def report(self, sample_id: str, reason: str) -> None:
         """Note that a sample cannot be read."""
-        self.skipped.append(Skipped(sample_id, one_line(reason)))
+        self.skipped.append(Skipped(as_text(sample_id), one_line(as_text(reason))))
 
     def pass_over(self, name: str, reason: str) -> None:
         """Note that a file, or an array, is not looked at; the reason goes on after its name."""
-        self.unread.append(Skipped(one_line(name), one_line(reason)))
+        self.unread.append(Skipped(one_line(as_text(name)), one_line(as_text(reason))))
 
     def __enter__(self) -> Faults:
         return self
@@ -96,7 +95,7 @@ class Faults:
 
     def warn(self) -> None:
         """Tell of what was left out where the caller gets no list of it."""
-        if self.skipped:
+        if self.skipped and self.on_error == "skip":  # else the error that follows lists them
             first = self.skipped[0]
             warnings.warn(
                 f"{len(self.skipped)} unreadable samples were left out, the first: {first.reason}",
@@ -111,9 +110,10 @@ def summary(unread: Sequence[Skipped]) -> str:
     if not unread:
         return ""
     reasons = Counter(skipped.reason for skipped in unread).most_common()
-    shown = "; ".join(f"{n} ({_example(unread, reason)}): {reason}" for reason, n in reasons[:_MOST_REASONS])
+    shown = "; ".join(f"{n:,} {reason}, such as {_example(unread, reason)}" for reason, n in reasons[:_MOST_REASONS])
     more = f"; and {len(reasons) - _MOST_REASONS} more reasons" if len(reasons) > _MOST_REASONS else ""
-    return f"{len(unread)} file{'s' if len(unread) > 1 else ''} not looked at: {shown}{more}"
+    n_files = "1 file was" if len(unread) == 1 else f"{len(unread):,} files were"
+    return f"{n_files} not looked at: {shown}{more}. In a run folder, skipped.csv lists all."
 
 
 def _example(unread: Sequence[Skipped], reason: str) -> str:
@@ -123,6 +123,11 @@ def _example(unread: Sequence[Skipped], reason: str) -> str:
 MOST_LISTED = 20  # lines of one message
 _MOST_REASONS = 4
 CANNOT_OPEN = "cannot be opened"  # what the system says of a file, not what is in it
+
+
+def as_text(name: str) -> str:
+    """A file name that is not UTF-8 with its odd bytes escaped, since tables and reports hold text."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def one_line(text: str) -> str:
