@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 MOST_ECHOED = 200  # characters of a value that a message repeats
@@ -43,14 +44,20 @@ def spelled_out(text: str) -> str:
 
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error, or one that it was raised from, says that the disk has no room left."""
+    return any(
+        getattr(known, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(str(known))
+        for known in _chain(error)
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from: libraries hide what the system said behind words of their own."""
     known: BaseException | None = error
     for _ in range(10):  # a chain may be a ring
         if known is None:
-            return False
-        if getattr(known, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(str(known)):
-            return True
+            return
+        yield known
         known = known.__cause__ or known.__context__
-    return False
 
 
 def cannot(verb: str, path: str | Path, error: BaseException) -> str:
@@ -62,7 +69,8 @@ def cannot(verb: str, path: str | Path, error: BaseException) -> str:
     where = shortened(str(path))
     if disk_is_full(error):
         return f"cannot {verb} {where}: the disk is full; free some space, or choose a folder on another disk"
-    said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    system = next((known.strerror for known in _chain(error) if isinstance(known, OSError) and known.strerror), None)
+    said = system or " ".join(str(error).split()) or type(error).__name__
     return f"cannot {verb} {where}: {shortened(said)}"
 
 

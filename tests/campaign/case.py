@@ -79,8 +79,12 @@ class Case:
         call: a function of the package to call instead.
         expect: How it must end; `either` where both are right.
         keep: Names below `work` that must not change, beside all inputs.
-        check: Looks at the sandbox and the command's output afterwards, in the same process; raises `Wrong`. Not
-            called after a refusal.
+        check: Looks at the sandbox and the command's output afterwards, in the same process; raises `Wrong`.
+        check_always: Also after a refusal.
+        before: Called just before the command.
+        codes: Exit codes that are right beside 0 and 2.
+        most_bytes: That a file may have, as if the disk were full.
+        may_run_out: Whether it asks for so much memory that to say so is right.
         about: A line on what was changed, for the person who reads the list of faults.
     """
 
@@ -89,6 +93,11 @@ class Case:
     expect: Literal["either", "ok", "refused"] = "either"
     keep: tuple[str, ...] = ()
     check: Callable[[str], None] | None = None
+    check_always: bool = False
+    before: Callable[[], object] | None = None
+    codes: tuple[int, ...] = ()
+    most_bytes: int = 2**30
+    may_run_out: bool = False
     about: str = ""
 
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from .case import Box, Case, Table, Wrong
-from .outcomes import BROKEN, FAULTS, Ended, Outcome, judge
+from .outcomes import BROKEN, FAULTS, Allowed, Ended, Outcome, judge
 from .sandbox import Sandbox, Watch, limit, note_to, where
 
 MEGABYTES = 1536  # that a case may take beyond what the warm parent has; the inputs are a few kilobytes
@@ -158,12 +159,13 @@ def _child(plan: Plan, number: int, sandbox: Sandbox) -> int:
             case = generator(Box(sandbox, np.random.default_rng([plan.seed, number]), plan.material))
         words = " ".join(f"{word!s}" for word in case.command)
         about = f"{case.about} | {words}" if case.about else words
-        note({"note": "case", "about": about, "expect": case.expect, "keep": case.keep, "command": words})
+        allowed = {"codes": case.codes, "may_run_out": case.may_run_out}
+        note({"note": "case", "about": about, "expect": case.expect, "keep": case.keep, **allowed})
         note({"note": "hashes", "hashes": sandbox.hashes(case.keep)})
     except Exception:
         note({"note": BROKEN, "what": traceback.format_exc()[-1500:], "group": name})
         return 0
-    limit(MEGABYTES, plan.seconds)
+    limit(MEGABYTES, plan.seconds, case.most_bytes)
     watch = Watch(sandbox, note)
     watch.install()
     try:
@@ -180,6 +182,8 @@ def _acted(case: Case, sandbox: Sandbox, watch: Watch) -> int:
     from antibackdoor.errors import AntibackdoorError
 
     code = 0
+    if case.before is not None:
+        case.before()
     try:
         if case.call is not None:
             case.call()
@@ -193,8 +197,9 @@ def _acted(case: Case, sandbox: Sandbox, watch: Watch) -> int:
         print(f"antibackdoor: {error!s}".replace("\n", "\\n"), file=sys.stderr)
         code = 2
     sys.stdout.flush()
-    if case.check is not None and code == 0:
+    if case.check is not None and (code == 0 or case.check_always):
         watch.on = False
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         folder = sandbox.root.parent
         case.check(_read(folder / "out.txt") + _read(folder / "err.txt"))
     return code
@@ -228,7 +233,8 @@ def _judged(plan: Plan, number: int, status: int, timed_out: bool, seconds: floa
         code if code >= 0 else None, max(0, -code), timed_out, notes, changed,
         _read(folder / "out.txt"), _read(folder / "err.txt"),
     )  # fmt: skip
-    outcome = judge(ended, case.get("expect", "either"))
+    allowed = Allowed(case.get("expect", "either"), tuple(case.get("codes", ())), bool(case.get("may_run_out")))
+    outcome = judge(ended, allowed)
     if not outcome.is_fault:
         shutil.rmtree(folder, ignore_errors=True)
     name, _ = plan.table.of_case(number, plan.seed)

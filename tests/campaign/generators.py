@@ -9,5 +9,8 @@ from .generators_files import FILES
 from .generators_pictures import PICTURES
 from .generators_runs import RUNS
 from .generators_tables import TABLES
+from .generators_told import TOLD
 
-GENERATORS = PICTURES.merged(ARCHIVES).merged(ARRAYS).merged(TABLES).merged(RUNS).merged(FILES).merged(CALLS)
+GENERATORS = (
+    PICTURES.merged(ARCHIVES).merged(ARRAYS).merged(TABLES).merged(RUNS).merged(FILES).merged(CALLS).merged(TOLD)
+)

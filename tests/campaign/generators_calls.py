@@ -103,7 +103,7 @@ def flag_of_a_method(box: Box) -> Case:
     if fields:
         flag, hint = fields[int(box.rng.integers(len(fields)))]
         words.append(f"--{flag.replace('_', '-')}={_value(box, flag, hint)}")
-    return Case(words, about=str(words[-1])[:80])
+    return Case(words, may_run_out=True, about=str(words[-1])[:80])
 
 
 def flag_of_the_recipe(box: Box) -> Case:
@@ -114,7 +114,7 @@ def flag_of_the_recipe(box: Box) -> Case:
     flag, hint = box.pick(*_fields(Recipe))
     value = _value(box, flag, hint)
     words.append(f"--{flag.replace('_', '-')}={value}")
-    return Case(words, about=f"{flag}={value[:50]!a}")
+    return Case(words, may_run_out=True, about=f"{flag}={value[:50]!a}")
 
 
 _COMMON = {

@@ -44,6 +44,21 @@ class Ended:
 
 
 @dataclass(frozen=True)
+class Allowed:
+    """What a case says of its end.
+
+    Attributes:
+        expect: `ok`, `refused` or `either`.
+        codes: Exit codes that are right beside 0 and 2.
+        may_run_out: Whether it asks for so much memory that to say so is right.
+    """
+
+    expect: str
+    codes: tuple[int, ...] = ()
+    may_run_out: bool = False
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The verdict on a case.
 
@@ -63,8 +78,8 @@ class Outcome:
         return self.kind in FAULTS
 
 
-def judge(ended: Ended, expect: str) -> Outcome:
-    """The worst of what happened; `expect` is `ok`, `refused` or `either`."""
+def judge(ended: Ended, allowed: Allowed) -> Outcome:
+    """The worst of what happened."""
     noted = {note["note"]: note for note in reversed(ended.notes)}
     for kind in (BROKEN, EXECUTION, OUTSIDE):
         if kind in noted:
@@ -75,7 +90,7 @@ def judge(ended: Ended, expect: str) -> Outcome:
         return Outcome(HANG, _last_line(ended.err) or "no end", "")
     error = noted.get("error")
     text = f"{ended.err}\n{error['what'] if error else ''}"
-    if _OUT_OF_MEMORY.search(text):
+    if _OUT_OF_MEMORY.search(text) and not (allowed.may_run_out and ended.code == 2):
         return Outcome(MEMORY, _last_line(text), error["group"] if error else "refused only when memory was at an end")
     if ended.signal:
         return Outcome(CRASH, f"signal {ended.signal}: {_last_line(ended.err)}", f"signal {ended.signal}")
@@ -83,16 +98,18 @@ def judge(ended: Ended, expect: str) -> Outcome:
         return Outcome(WRONG if error["type"] == "Wrong" else TRACEBACK, error["what"], error["group"])
     if "Traceback (most recent call last)" in ended.err:
         return Outcome(TRACEBACK, _last_line(ended.err), _last_line(ended.err))
-    return _tidy(ended) or _as_expected(ended, expect)
+    return _tidy(ended, allowed.codes) or _as_expected(ended, allowed.expect)
 
 
-def _tidy(ended: Ended) -> Outcome | None:
+def _tidy(ended: Ended, codes: tuple[int, ...]) -> Outcome | None:
     """Whether codes and messages are not what a user is promised."""
-    if ended.code not in (0, 2):
+    if ended.code not in (0, 2, *codes):
         return Outcome(UNTIDY, f"exit code {ended.code}: {_last_line(ended.err)}", f"exit code {ended.code}")
     if _RAW_WARNING.search(ended.err):
         return Outcome(UNTIDY, f"a raw warning: {_last_line(ended.err)}", "raw warning")
-    lines = [line for line in ended.err.splitlines() if line.strip()]
+    lines = [
+        line for line in ended.err.splitlines() if line.strip() and not line.startswith("  ")
+    ]  # details are set off
     if ended.code == 2 and not (lines and lines[-1].startswith("antibackdoor: ")):
         return Outcome(UNTIDY, f"refused without its line: {ended.err[-300:]!r}", "no line")
     if ended.code == 2 and len(lines[-1]) > LONGEST_MESSAGE:

@@ -73,14 +73,14 @@ def _hash_below(path: Path, name: str, found: dict[str, str]) -> None:
         found[name] = f"{kind} {status.st_size} {target}"
 
 
-def limit(megabytes: int, seconds: int) -> None:
+def limit(megabytes: int, seconds: int, most_bytes: int) -> None:
     """Bound what this process may take: address space beyond what it has, time, and the size of a file."""
     with open("/proc/self/statm") as file:  # noqa: PTH123 - a file of the system
         now = int(file.read().split()[0]) * resource.getpagesize()
     top = now + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (top, top))
     resource.setrlimit(resource.RLIMIT_CPU, (2 * seconds, 2 * seconds))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**30, 2**30))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails as on a full disk
 
