@@ -1,6 +1,7 @@
 """`purify` on the command line: open a model, purify it, tell."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,8 @@ def run_purify(
     known = None if path is None else _given_samples(checkpoint, path, on_error, cache, reading)
     choice, hints = NetworkChoice(backbone, model), FileHints(mean, std, _lines(classes))
     opened = open_model(checkpoint, choice, known, recipe, hints)
+    texts = {name: value for name, value in usual.items() if isinstance(value, str)}
+    opened = replace(opened, spec=replace(opened.spec, read_options=texts))
     poisoned = None if suspicious is None else like(known, suspicious, "train", on_error, cache, usual, bits)
     judged = known if poisoned is None else poisoned
     if verdict is not None and judged is None:

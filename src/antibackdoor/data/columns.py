@@ -62,14 +62,14 @@ def find_columns(rows: list[Row], request: Request, path: Path) -> Columns:
     named = (options.label_column, options.id_column, options.group_by)
     titles = tuple(cell.strip() for cell in rows[0]) if _is_header(rows, named) else ()
     body = rows[1:] if titles else rows
-    width = len(rows[0])
+    width = len(titles) or max(len(row) for row in rows)
     name = _place(options.id_column, titles, width, path, "--id-column")
     if name is None:
         name = _place_if_there(recorded.id_column, titles, width)
     left_out = _index_columns(titles, body)
     group = _group(options.group_by or recorded.group_by, titles)
     taken = left_out | {place for place in (name, group) if place is not None}
-    label, assumed = _label(rows[0], titles, body, taken, request, path)
+    label, assumed = _label(width, titles, body, taken, request, path)
     columns = Columns(titles, label, name, tuple(sorted(left_out - {label, name, group})), assumed, group=group)
     _refuse_strangers(columns, path)
     return replace(columns, note=_note(columns))
@@ -155,16 +155,16 @@ def _index_columns(titles: tuple[str, ...], body: list[Row]) -> set[int]:
 
 
 def _label(
-    first: Row, titles: tuple[str, ...], body: list[Row], taken: set[int], request: Request, path: Path
+    width: int, titles: tuple[str, ...], body: list[Row], taken: set[int], request: Request, path: Path
 ) -> tuple[int | None, bool]:
     """Where the class is, and whether that is only assumed."""
     options, recorded = request.options, request.recorded
     if options.label_column:
         if options.label_column == NO_COLUMN and request.labelled:
             raise DataError(f"{path} is to be read with classes, so --label-column cannot be none")
-        return _place(options.label_column, titles, len(first), path, "--label-column"), False
+        return _place(options.label_column, titles, width, path, "--label-column"), False
     titled = [place for place, title in enumerate(titles) if title.lower() in LABEL_TITLES and place not in taken]
-    known = _place_if_there(recorded.label_column, titles, len(first))
+    known = _place_if_there(recorded.label_column, titles, width)
     if known is not None and (request.labelled or (titles and known not in taken)):
         return known, False
     if len(titled) > 1:
@@ -173,22 +173,22 @@ def _label(
         )
     if titled:
         return titled[0], False
-    words = _columns_of_words(body, len(first)) - taken
+    words = _columns_of_words(body, width) - taken
     if len(words) > 1:
         raise DataError(f"{path} has {len(words)} columns of words, and one of them may be the class: {_SAY}")
     if request.labelled:
         return (next(iter(words)), False) if words else _untitled(titles, taken, path)
-    return _label_to_drop(first, words, known, taken, request, path), False
+    return _label_to_drop(width, words, known, taken, request, path), False
 
 
 def _label_to_drop(
-    first: Row, words: set[int], known: int | None, taken: set[int], request: Request, path: Path
+    width: int, words: set[int], known: int | None, taken: set[int], request: Request, path: Path
 ) -> int | None:
     """The class in data that are to be predicted, if there is one: then there is a column more than steps."""
     if words:
         return next(iter(words))
     wanted = None if request.shape is None else request.shape[-1]
-    width = len(first) - len(taken)
+    width -= len(taken)
     if wanted is None or width == wanted + 1:
         return 0 if known is None else known
     if width != wanted:
@@ -253,10 +253,10 @@ def _note(columns: Columns) -> str:
     of = columns.titles
     said = [
         "first row read as titles",
-        "no class" if columns.label is None else f"class in {one_line(of[columns.label])!r}",
+        "no class" if columns.label is None else f"class in {_some([of[columns.label]])}",
     ]
     if columns.name is not None:
-        said.append(f"ids in {one_line(of[columns.name])!r}")
+        said.append(f"ids in {_some([of[columns.name]])}")
     if columns.group is not None:
         said.append(f"groups in {one_line(of[columns.group])!r}")
     if columns.left_out:
