@@ -28,9 +28,11 @@ Attack a copy of the data before you trust a defense on them:
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as typing has it, which takes its time: a command listens to Ctrl-C only after this file
 if TYPE_CHECKING:
+    from typing import Any
+
     from antibackdoor.app.evaluation import evaluate
     from antibackdoor.app.networks import load_model
     from antibackdoor.app.pipeline import Job, Outcome, train
