@@ -63,6 +63,10 @@ class Verdict:
     margin: FloatArray | None = None
     unexamined: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        judged = {None: "not judged", True: "poisoned", False: "nothing found"}[self.poisoned]
+        return f"Verdict({len(self.status)} samples, {int(self.isolated.sum())} isolated, {judged})"
+
     @property
     def isolated(self) -> BoolArray:
         """`(N,)` bool: everything that is not kept."""
@@ -122,6 +126,9 @@ class Detection:
     facts: Any = NoFacts()
     history: LossHistory | None = None
 
+    def __repr__(self) -> str:
+        return f"Detection({self.verdict!r})"
+
 
 @dataclass(frozen=True, eq=False)
 class Trained:
@@ -144,6 +151,9 @@ class Trained:
     midway: Verdict | None = None
     probe: BoolArray | None = None
 
+    def __repr__(self) -> str:
+        return f"Trained({type(self.model).__name__}, {self.verdict!r})"
+
 
 @dataclass(frozen=True, eq=False)
 class Purified:
@@ -158,6 +168,9 @@ class Purified:
     model: nn.Module
     facts: Any = NoFacts()
     teacher: nn.Module | None = None
+
+    def __repr__(self) -> str:
+        return f"Purified({type(self.model).__name__}, {self.facts!r})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +202,9 @@ class Given:
     teacher: nn.Module | None = None
     trigger: Trigger | None = None
     input_shape: tuple[int, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"Given({', '.join(field.name for field in fields(self) if getattr(self, field.name) is not None)})"
 
 
 # What the application knows without asking. It comes with everything, and no method is refused for it.

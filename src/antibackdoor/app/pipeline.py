@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from torch.utils.data import Dataset, Subset
 
 from antibackdoor.app.by_class import measure_by_class
 from antibackdoor.app.fingerprints import fingerprint
+from antibackdoor.app.kept import kept_subset
 from antibackdoor.app.methods import hyper_parameters, method_name, method_summary
 from antibackdoor.app.networks import Factory, NetworkChoice, builder, check_resumed_network, describe_model
 from antibackdoor.app.read_as import record_of
 from antibackdoor.app.residual import residual_attack_success
 from antibackdoor.data.copies import uncounted, under_two_labels
 from antibackdoor.data.reading import DataSet
-from antibackdoor.data.samples import InputArray, Samples, StrArray
+from antibackdoor.data.samples import BoolArray, InputArray, Samples, StrArray
 from antibackdoor.defenses import DualHead
 from antibackdoor.errors import ModelError
 from antibackdoor.protocols import CLEANED, ISOLATED, RELABELED, Given, Trained, TrainingDefense, Verdict
@@ -66,11 +68,27 @@ class Outcome:
         trained: What the defense returned.
         table: The verdict on every sample, as in `samples.parquet`.
         metrics: What stands in `metrics.json`.
+        run: The run folder.
+        data: What was trained on.
     """
 
     trained: Trained
     table: SamplesTable
     metrics: dict[str, Any]
+    run: Path
+    data: DataSet
+
+    def __repr__(self) -> str:
+        return f"Outcome({self.table!r}, {str(self.run)!r})"
+
+    @property
+    def keep(self) -> BoolArray:
+        """Which of the given samples to train on; see `DataSet.keep`."""
+        return self.data.keep(self.table.isolated)
+
+    def subset(self, dataset: Dataset[Any]) -> Subset[Any]:
+        """The kept part of the torch data set that was given."""
+        return kept_subset(dataset, self.keep)
 
     @property
     def model(self) -> nn.Module:
@@ -154,7 +172,7 @@ def train(
         table, metrics = _write(out, data, job, spec, trained, run.seconds)
         run.finish(metrics)
     write_report(out)
-    return Outcome(trained, table, metrics)
+    return Outcome(trained, table, metrics, out, data)
 
 
 def describe(data: DataSet, method: Any, recipe: Recipe, spec: ModelSpec, given: Given) -> dict[str, Any]:

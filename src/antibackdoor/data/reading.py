@@ -19,7 +19,7 @@ from antibackdoor.data.cache import cache_folder, stored
 from antibackdoor.data.groups import groups_of, refuse_straddling
 from antibackdoor.data.image_files import scaled_by
 from antibackdoor.data.image_formats import is_image
-from antibackdoor.data.samples import InputArray, IntArray, Samples, StrArray
+from antibackdoor.data.samples import BoolArray, InputArray, IntArray, Samples, StrArray
 from antibackdoor.data.shapes import TrainedOn, check_shape, check_sizes, check_values, common_shape
 from antibackdoor.errors import ConfigError, DataError, cannot
 
@@ -88,6 +88,18 @@ class DataSet:
     def __repr__(self) -> str:
         test = "no test samples" if self.test is None else f"{len(self.test)} for testing"
         return f"DataSet({self.format}: {self.train!r} for training, {test})"
+
+    def keep(self, isolated: BoolArray) -> BoolArray:
+        """Which of the given samples to train on, `(n_given,)` bool, after what `isolated` `(N,)` says of `train`.
+
+        Samples that were held out for testing are left out. Data from files, which are not given in an order, get
+        `(N,)` in that of `train`.
+        """
+        if self.rows is None:
+            return ~isolated
+        kept = np.zeros(self.n_given, dtype=bool)
+        kept[self.rows] = ~isolated
+        return kept
 
     @property
     def bits(self) -> int | None:

@@ -51,6 +51,59 @@ class SamplesTable:
     confidence: FloatArray | None = None
     contents: DigestArray | None = None
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        judged = {None: "not judged", True: "poisoned", False: "nothing found"}[self.verdict.poisoned]
+        return f"SamplesTable({len(self)} samples, {int(self.isolated.sum())} isolated, {judged})"
+
+    @classmethod
+    def load(cls, run: str | Path) -> SamplesTable:
+        """The table of a run folder.
+
+        Raises:
+            RunError: It is missing, corrupt or of another make.
+        """
+        return read_samples_table(Path(run))
+
+    def to_arrow(self) -> pa.Table:
+        """One row a sample, the names of classes beside their numbers.
+
+        Columns: id, given_label, given_class, suspicion, status, criterion, suggested_label, suggested_class; where
+        there are such also prediction, predicted_class, confidence, margin.
+        """
+        verdict = self.verdict
+        columns: dict[str, Any] = {
+            "id": pa.array([_utf8(str(name)) for name in self.ids], pa.string()),
+            "given_label": self.given_label,
+            "given_class": self._classes(self.given_label),
+            "suspicion": verdict.suspicion,
+            "status": _encoded(_SCHEMA.field("status"), verdict.status),
+            "criterion": _encoded(_SCHEMA.field("criterion"), verdict.criterion),
+            "suggested_label": verdict.suggested_label,
+            "suggested_class": self._classes(verdict.suggested_label),
+        }
+        if self.prediction is not None:
+            columns |= {"prediction": self.prediction, "predicted_class": self._classes(self.prediction)}
+        columns |= {"confidence": self.confidence, "margin": verdict.margin}
+        return pa.table({name: values for name, values in columns.items() if values is not None})
+
+    def to_pandas(self) -> Any:
+        """`to_arrow` as a `pandas.DataFrame`; texts that repeat are categories. Needs pandas.
+
+        Raises:
+            RunError: pandas is not installed.
+        """
+        try:
+            return self.to_arrow().to_pandas()
+        except ImportError as error:
+            raise RunError("pandas is not installed: pip install 'antibackdoor[pandas]', or use to_arrow()") from error
+
+    def _classes(self, labels: IntArray) -> pa.Array:
+        names = pa.array([_utf8(str(name)) for name in self.class_names], pa.string())
+        return pa.DictionaryArray.from_arrays(pa.array(labels, pa.int32()), names)
+
     @property
     def isolated(self) -> BoolArray:
         """`(N,)` bool, what was kept from the model under its given label."""

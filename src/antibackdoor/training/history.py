@@ -23,6 +23,9 @@ class LossHistory:
     losses: Losses
     steps: NDArray[np.int64]
 
+    def __repr__(self) -> str:
+        return f"LossHistory({self.n_samples} samples at {len(self)} moments)"
+
     @classmethod
     def start(cls, n_samples: int, n_classes: int) -> LossHistory:
         """The history before training: every sample at log K, the loss of a guess among the labels."""
