@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from antibackdoor.data.cache import cache_folder, stored
-from antibackdoor.data.groups import groups_of, refuse_straddling
-from antibackdoor.data.image_files import scaled_by
-from antibackdoor.data.image_formats import is_image
-from antibackdoor.data.samples import BoolArray, InputArray, IntArray, Samples, StrArray
-from antibackdoor.data.shapes import TrainedOn, check_shape, check_sizes, check_values, common_shape
-from antibackdoor.errors import ConfigError, DataError, cannot
 
 from antibackdoor.data import csv_file, folder, npz, ts, zip_file
+from antibackdoor.data.cache import cache_folder, stored
+from antibackdoor.data.groups import groups_of, refuse_straddling
 from antibackdoor.data.held_out import hold_out
+from antibackdoor.data.image_files import scaled_by
+from antibackdoor.data.image_formats import is_image
 from antibackdoor.data.options import Axes, Missing, ReadOptions, Request
+from antibackdoor.data.samples import BoolArray, InputArray, IntArray, Samples, StrArray
+from antibackdoor.data.shapes import TrainedOn, check_shape, check_sizes, check_values, common_shape
 from antibackdoor.data.source import (
     Content,
     Faults,
@@ -40,6 +39,7 @@ from antibackdoor.data.source import (
     one_line,
     summary,
 )
+from antibackdoor.errors import ConfigError, DataError, cannot
 
 __all__ = ["FORMATS", "DataSet", "Skipped", "Written", "prepared", "read", "read_inputs", "read_samples", "write"]
 
@@ -50,10 +50,6 @@ FORMATS: dict[str, Format] = {
     "ts": ts,
     "csv": csv_file,
 }
-
-
-# Notes that say what was assumed of the data, or done to them, which not every data set has.
-_TOLD = ("splits", "classes", "left_out", "member_names", "pixels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +102,23 @@ class DataSet:
         """What images of 16 bits a channel were scaled by; None if there were none."""
         return self.notes.get("significant_bits")
 
+    @property
+    def left_out(self) -> list[tuple[str, str]]:
+        """What `skipped.csv` lists: id and reason of all that was not read."""
+        return [(file.id, file.reason) for file in (*self.skipped, *self.unread)]
+
     def told(self) -> list[str]:
         """What must be known of how the data were read, in sentences for the terminal and the report."""
-        notes = [f"{name.replace('_', ' ')}: {self.notes[name]}" for name in _TOLD if name in self.notes]
-        return [*notes, *([summary(self.unread)] if self.unread else [])]
+        usual = {"image_size", "original_sizes", "significant_bits", "test"}
+        notes = [
+            f"{name.replace('_', ' ').capitalize()}: {self.notes[name]}." for name in self.notes if name not in usual
+        ]
+        skipped = f"{len(self.skipped)} samples could not be read; skipped.csv lists them." if self.skipped else ""
+        return [told for told in (*notes, skipped, summary(self.unread)) if told]
+
+    def reading_metrics(self) -> dict[str, Any]:
+        """What `metrics.json` tells of the reading."""
+        return {"n_skipped": len(self.skipped), "n_unread": len(self.unread), "reading_notes": self.told()}
 
 
 def read(
@@ -418,7 +427,9 @@ def _pass_over(listed: Listed, faults: Faults, reason: str) -> None:
 
 
 def _open(path: str | Path, faults: Faults, request: Request) -> tuple[str, Source]:
-    path = _only_file(Path(path))
+    given, path = Path(path), _only_file(Path(path))
+    if path != given:
+        _tell_of_others(given, path, faults)
     if not path.exists():
         raise DataError(f"there is no file or folder {one_line(str(path))}; check the path")
     for name, format_ in FORMATS.items():
@@ -452,6 +463,14 @@ def _only_file(path: Path) -> Path:
         return training[0]
     holds_images = any(entry.is_dir() or is_image(entry.name) for entry in entries)
     return files[0] if len(files) == 1 and not holds_images else path
+
+
+def _tell_of_others(folder: Path, chosen: Path, faults: Faults) -> None:
+    """What lies beside the one data file of a folder is not passed over in silence."""
+    pair = {chosen.name.lower(), chosen.name.lower().replace("_train", "_test")}
+    for entry in sorted(folder.iterdir()):
+        if entry.name.lower() not in pair:
+            faults.pass_over(entry.name, f"lies beside {chosen.name}, which is taken for the data")
 
 
 def _class_names(train: Listed, source: Source, path: str | Path) -> StrArray:
