@@ -134,6 +134,8 @@ def check_verdict(verdict: Verdict, samples: Samples) -> None:
     assert verdict.status.max() < len(STATUSES) and verdict.criterion.max() < len(CRITERIA)
     assert ((verdict.criterion != NO_CRITERION) == (verdict.status != KEPT)).all(), "what was isolated has a reason"
     assert ((verdict.suggested_label == samples.labels) | verdict.isolated).all()
+    np.testing.assert_array_equal(verdict.ordered(samples.labels).suspicion, verdict.suspicion)
+    assert set(verdict.unexamined) <= set(samples.labels.tolist())
     assert verdict.suggested_label.min() >= 0 and verdict.suggested_label.max() < samples.n_classes
     assert verdict.poisoned in (None, False, True)
     assert set(verdict.target_labels) <= set(range(samples.n_classes))

@@ -7,9 +7,10 @@
     samples.parquet       one row a sample   history.safetensors    the loss of each sample over time
     gallery.npz           pictures           metrics.json           the run's results; its presence = finished
     checksums.json        of the weights, the history, the tables of samples and the pictures of a finished run
-    classes.csv           accuracy and attack success of each class, after an evaluation or a purification
+    classes.csv           accuracy of each class, and attack success where a trigger was measured
+    measurements.json     every measurement of the model, with its data and trigger      (measurements.py)
     attention.npz         where the networks of a purification look
-    skipped.csv           only with --on-error skip: what could not be read, and why
+    skipped.csv           what could not be read, or was not looked at, and why
 
 Each file is written atomically and none holds an absolute path, so a folder may be copied or moved.
 """
@@ -131,7 +132,7 @@ def _wrong_in_history(file: Any) -> str:
 
 
 def write_skipped(run: Path, skipped: Sequence[tuple[str, str]]) -> None:
-    """Write `skipped.csv`: id and reason of each sample that could not be read; no file if there is none.
+    """Write `skipped.csv`: id and reason of each sample or file that was not read; no file if there is none.
 
     Raises:
         RunError: The folder cannot be written.
