@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
+from antibackdoor.cli.cache import show_cache
 from antibackdoor.cli.commands import (
     attacks,
     demo,
@@ -25,6 +26,8 @@ from antibackdoor.cli.commands import (
 )
 from antibackdoor.cli.compare import add_compare, shared_recipe
 from antibackdoor.cli.config import with_config
+from antibackdoor.cli.explain import explain
+from antibackdoor.cli.export import export
 from antibackdoor.cli.failures import failing_in_words, warning_in_sentences
 from antibackdoor.cli.flags import (
     DATA,
@@ -39,6 +42,7 @@ from antibackdoor.cli.flags import (
     refuse_unused,
     settings_type,
 )
+from antibackdoor.cli.gate import GATE, Gate
 from antibackdoor.cli.purify import run_purify
 from antibackdoor.cli.review import review
 
@@ -133,8 +137,9 @@ def build_app(arguments: Sequence[str]) -> App:
     _add_purify(app, chosen, arguments)
     add_compare(app, chosen.recipe, arguments)
     _add_poison(app, chosen)
-    for command in (demo, evaluate, predict, report, review, attacks, doctor):
+    for command in (demo, evaluate, predict, report, review, export, explain, attacks, doctor):
         app.command(command)
+    app.command(show_cache, name="cache")
     return app
 
 
@@ -225,6 +230,7 @@ def _add_scan(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         config: Annotated[Path | None, InOutput] = None,
         resume: Annotated[bool, InOutput] = False,
         reading: Annotated[READING, Flat] = READING(),
+        gate: Annotated[GATE, Flat] = GATE(),
         recipe: Annotated[recipe_type, Flat] = recipe_type(),
         hyper: Annotated[method_type, Flat] = method_type(),
     ) -> None:
@@ -261,7 +267,7 @@ def _add_scan(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         run_scan(
             data, out, chosen.made(hyper), chosen.recipe_of(recipe), clean=clean, checkpoint=checkpoint,
             backbone=backbone, model=model, image_size=image_size, on_error=on_error, cache=cache,
-            reading=read_options(reading), resume=resume, command=arguments,
+            reading=read_options(reading), gate=made(Gate, gate), resume=resume, command=arguments,
         )  # fmt: skip
 
 
