@@ -75,7 +75,7 @@ class SamplesTable:
         """
         verdict = self.verdict
         columns: dict[str, Any] = {
-            "id": pa.array([_utf8(str(name)) for name in self.ids], pa.string()),
+            "id": _encoded(_SCHEMA.field("id"), self.ids),
             "given_label": self.given_label,
             "given_class": self._classes(self.given_label),
             "suspicion": verdict.suspicion,
@@ -101,7 +101,7 @@ class SamplesTable:
             raise RunError("pandas is not installed: pip install 'antibackdoor[pandas]', or use to_arrow()") from error
 
     def _classes(self, labels: IntArray) -> pa.Array:
-        names = pa.array([_utf8(str(name)) for name in self.class_names], pa.string())
+        names = pa.array([stored_id(str(name)) for name in self.class_names], pa.string())
         return pa.DictionaryArray.from_arrays(pa.array(labels, pa.int32()), names)
 
     @property
