@@ -433,6 +433,13 @@ def test_colors_of_16_bits_are_scaled_as_well(channels: int, tmp_path: Path) -> 
     assert abs(data.train.inputs[0] - expected).max() <= 0.5
 
 
+def test_one_bright_image_among_dim_ones_is_told_of(tmp_path: Path) -> None:
+    root = deep_set(tmp_path / "data", png16_rgb((RAMP * 32)[..., None]))
+    (root / "cat" / "hot.png").write_bytes(png16_rgb((RAMP * 1040)[..., None]))
+    for _ in range(2):  # also from the cache
+        assert read(root, test_fraction=0).notes["pixels"].endswith("6 of these 7 use 14 bits at most and become dark")
+
+
 def test_the_bits_that_a_file_states(tmp_path: Path) -> None:
     values = (RAMP * 8)[..., None]  # at most 504: 9 bits
     stated = read(deep_set(tmp_path / "png", png16_rgb(values, (b"sBIT", b"\x0c"))), test_fraction=0)

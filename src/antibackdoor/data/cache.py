@@ -61,7 +61,8 @@ def surveyed(content: Content, cache: Path, *, progress: bool) -> Survey:
     except (OSError, ValueError, KeyError, TypeError):
         survey = content.survey(progress)
     counts = [[list(size), n] for size, n in survey.sizes.items()]
-    text = json.dumps({"sizes": counts, "channels": survey.channels, "deep_bits": survey.deep_bits})
+    deep = [survey.deep_bits, survey.n_deep, survey.n_dim]
+    text = json.dumps({"sizes": counts, "channels": survey.channels, "deep": deep})
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -79,11 +80,12 @@ def _kept_survey(kept: Mapping[str, Any], n_samples: int) -> Survey:
         ValueError: It tells sizes that there cannot be, or of other samples; or KeyError, TypeError.
     """
     sizes = Counter({tuple(size): n for size, n in kept["sizes"]})
-    channels, deep_bits = kept["channels"], kept["deep_bits"]
-    whole = [*(side for size in sizes for side in size), *sizes.values(), channels, deep_bits + 1]
+    channels, (deep_bits, n_deep, n_dim) = kept["channels"], kept["deep"]
+    counts = [channels, deep_bits + 1, n_deep + 1, n_dim + 1]
+    whole = [*(side for size in sizes for side in size), *sizes.values(), *counts]
     if any(type(number) is not int or number < 1 for number in whole) or sizes.total() > n_samples:
         raise ValueError("it is no survey of these samples")
-    return Survey(sizes, channels, deep_bits)
+    return Survey(sizes, channels, deep_bits, n_deep, n_dim)
 
 
 def stored(

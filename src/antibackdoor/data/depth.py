@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from antibackdoor.data.image_formats import open_image
+from antibackdoor.data.source import Survey
 
 _FULL_BITS = 16
-_MOST_SCALED = 14  # an image that needs 15 bits uses more than a quarter of the range: it is not dark by mistake
+MOST_SCALED = 14  # an image that needs 15 bits uses more than a quarter of the range: it is not dark by mistake
 _ALREADY_FULL = ("PPM", "JPEG2000")  # Pillow stretches these to 16 bits by the range that the file states
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281  # TIFF tags
 _OTHER_ORDER = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
@@ -44,7 +45,16 @@ def significant_bits(most: int) -> int | None:
     """
     if not most:
         return None
-    return max(8, most) if most <= _MOST_SCALED else _FULL_BITS
+    return max(8, most) if most <= MOST_SCALED else _FULL_BITS
+
+
+def pixel_note(survey: Survey) -> str:
+    """What is done to images of 16 bits a channel, and whether some stay dark."""
+    bits = significant_bits(survey.deep_bits) or _FULL_BITS
+    note = f"0 to {2**bits - 1} in files of 16 bits, scaled to 0 to 255"
+    if bits == _FULL_BITS and survey.n_dim:
+        note += f"; {survey.n_dim:,} of these {survey.n_deep:,} use {MOST_SCALED} bits at most and become dark"
+    return note
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -91,9 +101,9 @@ def eight_bits(image: Image.Image, file: BinaryIO, bits: int | None) -> Image.Im
 
 def _bits_for(depth: Depth, bits: int | None) -> int:
     if bits is None:
-        if 0 < depth.stated <= _MOST_SCALED and depth.needed <= depth.stated:
+        if 0 < depth.stated <= MOST_SCALED and depth.needed <= depth.stated:
             return max(8, depth.stated)
-        if 0 < depth.bits <= _MOST_SCALED:
+        if 0 < depth.bits <= MOST_SCALED:
             raise ValueError(
                 f"16-bit pixels that need {depth.bits} bits only, and nothing tells their range: save it with 8 bits"
             )

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from antibackdoor.data.depth import MOST_SCALED
 from antibackdoor.data.image_formats import MissingDecoder, has_image_suffix, holds_image, is_litter, why_litter
 from antibackdoor.data.images import Look, decode, look_at
 from antibackdoor.data.layout import Layout, arrange
@@ -86,7 +87,7 @@ class ImageFiles:
         """Sizes from the headers; one channel only if every image is grey. Images of 16 bits a channel are decoded."""
         sizes: Counter[tuple[int, ...]] = Counter()
         all_grey = True
-        deep_bits = 0
+        deep_bits = n_deep = n_dim = 0
         with (
             warnings.catch_warnings(),
             progress_bar("Looking at images", len(self), show=progress) as advance,
@@ -98,8 +99,10 @@ class ImageFiles:
                         sizes[found.size] += 1
                         all_grey &= found.is_grey
                         deep_bits = max(deep_bits, found.deep_bits)
+                        n_deep += found.deep_bits > 0
+                        n_dim += 0 < found.deep_bits <= MOST_SCALED
                 advance(len(part))
-        return Survey(sizes, 1 if all_grey and sizes else 3, deep_bits)
+        return Survey(sizes, 1 if all_grey and sizes else 3, deep_bits, n_deep, n_dim)
 
     def _look_at_all(self, rows: range) -> list[Look | None]:
         return [self._look_at(row) for row in rows]

@@ -130,6 +130,8 @@ def merge(surveys: list[Survey]) -> Survey:
         sizes,
         max(survey.channels for survey in surveys),
         max(survey.deep_bits for survey in surveys),
+        sum(survey.n_deep for survey in surveys),
+        sum(survey.n_dim for survey in surveys),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from antibackdoor.data.cache import surveyed
-from antibackdoor.data.depth import significant_bits
+from antibackdoor.data.depth import pixel_note, significant_bits
 from antibackdoor.data.images import image_shape, merge
 from antibackdoor.data.samples import InputArray
 from antibackdoor.data.source import Listed, Survey
@@ -71,7 +71,7 @@ def common_shape(
             notes["original_sizes"] = len(survey.sizes)
         if (bits := significant_bits(survey.deep_bits)) is not None:
             notes["significant_bits"] = bits
-            notes["pixels"] = f"0 to {2**bits - 1} in files of 16 bits, scaled to 0 to 255"
+            notes["pixels"] = pixel_note(survey)
         return shape, sizes_of(survey)
     surveys = [listed.content.survey(progress) for listed in splits]
     if len({survey.channels for survey in surveys}) > 1:

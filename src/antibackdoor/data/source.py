@@ -141,6 +141,8 @@ class Survey(NamedTuple):
     sizes: Counter[tuple[int, ...]]  # (H, W) or (T,) -> number of samples
     channels: int
     deep_bits: int = 0  # significant bits of images with 16 bits a channel, at most 16; 0 if there are none
+    n_deep: int = 0  # how many there are
+    n_dim: int = 0  # how many of them need a quarter of the range at most
 
 
 class Block(NamedTuple):
