@@ -50,6 +50,7 @@ IDS = [f"p{row // 2}" for row in range(N)]
         (f"{steps()},state", [*X.T, Y], "class in 'state'"),  # the one title unlike the others
         (f"{steps()},state", [*X.T, WORDS], "class in 'state'"),
         ("", [*X.T, WORDS], "class in column 7"),  # the one column of words
+        (",".join(map(str, range(T + 1))), [Y, *X.T], "class in '0'"),  # as pandas numbers columns
         ("", [WORDS, *X.T], ""),
         ("", [Y, *X.T], ""),
     ],
@@ -100,6 +101,12 @@ def test_columns_are_named_by_title_or_by_number(tmp_path: Path) -> None:
             read(titled, **how)
     with pytest.raises(ConfigError, match="both classes and ids"):
         read(titled, label_column="sick", id_column="sick")
+
+
+def test_a_short_first_row_does_not_hide_the_class(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1,2,no\n" + "1,2,3,4,yes\n2,3,4,5,no\n" * 6)
+    data = read(tmp_path / "a.csv", test_fraction=0, label_column="-1")
+    assert data.train.class_names.tolist() == ["no", "yes"] and data.train.shape == (1, 4)
 
 
 def test_a_first_row_without_a_class_is_no_header(tmp_path: Path) -> None:

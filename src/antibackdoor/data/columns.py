@@ -18,6 +18,7 @@ from antibackdoor.errors import DataError
 LOOKED_AT = 100  # rows that are looked at before the first is read
 LABEL_TITLES = frozenset({"label", "labels", "class", "classes", "target", "targets", "y"})
 _ID_TITLES = frozenset({"id", "ids", "index", "idx", "uid", "sample_id", "sample id", "sampleid", "unnamed: 0"})
+_FEWEST_NUMBERED = 4  # columns; fewer numbers may count up by chance
 _FEWEST = 10  # rows from which a table is asked whether its first column can be the class
 _SAY = "say which column holds the class with --label-column (a title, or a number: 1 is the first, -1 the last)"
 Row = Sequence[str]
@@ -86,7 +87,9 @@ def _is_header(rows: list[Row], named: tuple[str, ...]) -> bool:
     if any(name and not is_number(name) and name in cells for name in named):
         return True
     words = _words(cells)
-    if not words:  # an index without a title, as pandas writes it, above numbered columns
+    if not words:  # columns that pandas has numbered, perhaps behind an index without a title
+        if len(cells) > _FEWEST_NUMBERED and _counts_up(cells):
+            return not any(list(row) == list(rows[0]) for row in below)
         return not cells[0] and _counts_up(cells[1:]) and all(row[0].strip() for row in below)
     numbers = [cell for cell in cells if is_number(cell) and not is_missing(cell)]
     if len(words) > 1 and not numbers:
@@ -212,7 +215,7 @@ def _columns_of_words(body: list[Row], width: int) -> set[int]:
 
 def _untitled(titles: tuple[str, ...], taken: set[int], path: Path) -> tuple[int, bool]:
     """The class in a table of numbers that does not call any column so."""
-    if not titles:
+    if all(is_number(title) for title in titles):
         return 0, True
     forms = {place: _form(title) for place, title in enumerate(titles) if place not in taken}
     usual, n_usual = Counter(forms.values()).most_common(1)[0]
