@@ -58,15 +58,17 @@ def test_scan_of_clean_data_says_what_it_could_have_seen(tmp_path: Path) -> None
     recipe = antibackdoor.Recipe(device="cpu", precision="fp32", seed=1)
     detector = antibackdoor.ConfusionTraining(by_parts=False, across_labels=False)
     job = antibackdoor.Scan(detector, recipe, "wrn-10-1")
-    facts = antibackdoor.scan(replace(data, test=None), job, tmp_path / "run")
-    assert facts is not None and facts["poisoned"] is False and facts["n_isolated"] == 0
+    found = antibackdoor.scan(replace(data, test=None), job, tmp_path / "run")
+    facts = found.metrics
+    assert found.poisoned is False and len(found.table) == len(data.train) and facts["poisoned"] is False and facts["n_isolated"] == 0
     assert facts["false_alarm_probability"] is None and "smallest_visible_rate" in facts
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Nothing found" in page and "planted in a copy of these data" in page
-    assert antibackdoor.scan(replace(data, test=None), job, tmp_path / "run", resume=True) is None
+    again = antibackdoor.scan(replace(data, test=None), job, tmp_path / "run", resume=True)
+    assert again.metrics == facts and (again.table.suspicion == found.table.suspicion).all()
     for wrong in (antibackdoor.Scan(antibackdoor.Undefended()), antibackdoor.Job()):  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="is no detector: give one of DETECTORS"):
-            antibackdoor.scan(data, wrong, tmp_path / "other")  # type: ignore[arg-type]
+            antibackdoor.scan(data, wrong, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

@@ -33,12 +33,27 @@ TYPE_CHECKING = False  # as typing has it, which takes its time: a command liste
 if TYPE_CHECKING:
     from typing import Any
 
-    from antibackdoor.app.evaluation import evaluate
+    from antibackdoor.app.calls import (
+        Purification,
+        Scanned,
+        evaluate,
+        from_arrays,
+        from_dataframe,
+        from_huggingface,
+        from_torch,
+        purify,
+        read,
+        read_inputs,
+        read_samples,
+        scan,
+        train,
+        write,
+    )
     from antibackdoor.app.networks import load_model
-    from antibackdoor.app.pipeline import Job, Outcome, train
-    from antibackdoor.app.scanning import Scan, scan
+    from antibackdoor.app.pipeline import Job, Outcome
+    from antibackdoor.app.scanning import Scan
     from antibackdoor.attacks import ATTACKS, poison, trigger_test_set
-    from antibackdoor.data.reading import FORMATS, DataSet, read, read_inputs, read_samples, write
+    from antibackdoor.data.reading import FORMATS, DataSet
     from antibackdoor.data.samples import Samples
     from antibackdoor.defenses import DEFENSES, E2ABL, DualHead, Undefended
     from antibackdoor.detectors import DETECTORS, ConfusionTraining, LossDrop, SpectralSignatures
@@ -70,12 +85,14 @@ __all__ = [
     "LossDrop",
     "ModelError",
     "Outcome",
+    "Purification",
     "Purified",
     "Recipe",
     "RunError",
     "Samples",
     "SamplesTable",
     "Scan",
+    "Scanned",
     "SpectralSignatures",
     "Trained",
     "Undefended",
@@ -84,8 +101,13 @@ __all__ = [
     "build_backbone",
     "clean_accuracy",
     "evaluate",
+    "from_arrays",
+    "from_dataframe",
+    "from_huggingface",
+    "from_torch",
     "load_model",
     "poison",
+    "purify",
     "read",
     "read_inputs",
     "read_samples",
@@ -97,17 +119,28 @@ __all__ = [
 ]
 
 _HOMES = {
-    "app.evaluation": ("evaluate",),
+    "app.calls": (
+        "Purification",
+        "Scanned",
+        "evaluate",
+        "from_arrays",
+        "from_dataframe",
+        "from_huggingface",
+        "from_torch",
+        "purify",
+        "read",
+        "read_inputs",
+        "read_samples",
+        "scan",
+        "train",
+        "write",
+    ),
     "app.networks": ("load_model",),
     "app.pipeline": (
         "Job",
         "Outcome",
-        "train",
     ),
-    "app.scanning": (
-        "Scan",
-        "scan",
-    ),
+    "app.scanning": ("Scan",),
     "attacks": (
         "ATTACKS",
         "poison",
@@ -116,10 +149,6 @@ _HOMES = {
     "data.reading": (
         "FORMATS",
         "DataSet",
-        "read",
-        "read_inputs",
-        "read_samples",
-        "write",
     ),
     "data.samples": ("Samples",),
     "defenses": (

@@ -24,14 +24,23 @@ from antibackdoor.errors import DataError
 
 
 @dataclass(frozen=True)
-class _Split:
-    """What is given of one split."""
+class Split:
+    """What is given of one split.
 
-    name: str  # "train" or "test"
+    Attributes:
+        name: "train" or "test".
+        inputs: An array, or one item a sample.
+        labels: One a sample.
+        ids: What the samples are called; `train/0`, `train/1`, ... if None.
+        x: What the caller knows the inputs as.
+        y: What the caller knows the labels as.
+    """
+
+    name: str
     inputs: Any
     labels: Any
     ids: Sequence[Any] | None = None
-    x: str = "X"  # what the caller knows the two as
+    x: str = "X"
     y: str = "y"
 
 
@@ -80,10 +89,10 @@ def from_arrays(
     if (X_test is None) != (y_test is None):
         lacking = "y_test" if y_test is None else "X_test"
         raise DataError(f"{lacking} is missing; give X_test and y_test, or neither")
-    splits = [_Split("train", X, y, ids)]
+    splits = [Split("train", X, y, ids)]
     if X_test is not None:
-        splits.append(_Split("test", X_test, y_test, None, "X_test", "y_test"))
-    return _data_set(
+        splits.append(Split("test", X_test, y_test, None, "X_test", "y_test"))
+    return data_set_of(
         splits, class_names, "arrays", test_fraction=test_fraction, axes=axes, missing=missing, image_size=image_size,
         on_error=on_error, cache=cache, seed=seed,
     )  # fmt: skip
@@ -128,7 +137,7 @@ def from_dataframe(
     if test is not None:
         _check_frame(test, "test")
         splits.append(_of_frame(test, "test", label, inputs, id))
-    return _data_set(
+    return data_set_of(
         splits, names, "dataframe", folder=None if folder is None else Path(folder), test_fraction=test_fraction,
         axes=axes, missing=missing, image_size=image_size, on_error=on_error, cache=cache, seed=seed,
     )  # fmt: skip
@@ -168,14 +177,14 @@ def from_torch(
     splits = [replace(_of_torch(dataset, "train", "dataset"), ids=ids)]
     if test is not None:
         splits.append(_of_torch(test, "test", "test"))
-    return _data_set(
+    return data_set_of(
         splits, class_names or _classes_of(dataset, splits[0].labels), "torch", test_fraction=test_fraction, axes=axes,
         missing=missing, image_size=image_size, on_error=on_error, cache=cache, seed=seed,
     )  # fmt: skip
 
 
-def _data_set(
-    splits: Sequence[_Split],
+def data_set_of(
+    splits: Sequence[Split],
     class_names: Sequence[str] | None,
     format: str,
     *,
@@ -188,6 +197,7 @@ def _data_set(
     cache: Path | None,
     seed: int,
 ) -> DataSet:
+    """A data set from its splits; the arguments are those of `from_arrays`."""
     options = ReadOptions(axes=axes, missing=missing)
     faults = Faults(on_error)
     arrays = Arrays(axes, Gaps(missing), faults)
@@ -203,7 +213,7 @@ def _data_set(
     return replace(data, options=options, rows=rows, n_given=len(splits[0].inputs))
 
 
-def _listed(split: _Split, class_names: Sequence[str] | None, arrays: Arrays, folder: Path | None) -> Listed:
+def _listed(split: Split, class_names: Sequence[str] | None, arrays: Arrays, folder: Path | None) -> Listed:
     inputs = split.inputs
     if not hasattr(inputs, "__len__") or isinstance(inputs, str | bytes):
         raise DataError(
@@ -222,7 +232,7 @@ def _listed(split: _Split, class_names: Sequence[str] | None, arrays: Arrays, fo
     return Listed(tuple(ids[row] for row in rows), tuple(classes[row] for row in rows), content)
 
 
-def _ids(split: _Split, n: int) -> tuple[str, ...]:
+def _ids(split: Split, n: int) -> tuple[str, ...]:
     if split.ids is None:
         return tuple(f"{split.name}/{row}" for row in range(n))
     if len(split.ids) != n:
@@ -256,7 +266,7 @@ def _categories(column: Any) -> list[str] | None:
     return [str(name) for name in column.cat.remove_unused_categories().cat.categories]
 
 
-def _of_frame(frame: Any, split: str, label: str, inputs: str | Sequence[str], id: str) -> _Split:
+def _of_frame(frame: Any, split: str, label: str, inputs: str | Sequence[str], id: str) -> Split:
     titles = [*frame.columns]
     chosen = [inputs] if isinstance(inputs, str) and inputs else [*inputs]
     for title in (label, *([id] if id else []), *chosen):
@@ -280,7 +290,7 @@ def _of_frame(frame: Any, split: str, label: str, inputs: str | Sequence[str], i
     labels = frame[label].astype(object).tolist() if hasattr(frame[label], "cat") else frame[label].tolist()
     ids = frame[id].tolist() if id else _index_of(frame)
     where = "frame" if split == "train" else "test"
-    return _Split(split, values, labels, ids, where, f"{where}[{label!r}]")
+    return Split(split, values, labels, ids, where, f"{where}[{label!r}]")
 
 
 def _index_of(frame: Any) -> list[Any] | None:
@@ -296,7 +306,7 @@ def _some(titles: Sequence[Any]) -> str:
 # --------------------------------------------------------------------------- torch
 
 
-def _of_torch(dataset: Any, split: str, name: str) -> _Split:
+def _of_torch(dataset: Any, split: str, name: str) -> Split:
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DataError(f"{name} is of type {type(dataset).__name__}; give a map-style Dataset (with len and an index)")
     inputs: list[Any] = []
@@ -308,7 +318,7 @@ def _of_torch(dataset: Any, split: str, name: str) -> _Split:
             raise DataError(f"{name}[{row}] is {held}; expected a pair (input, label)")
         inputs.append(item[0])
         labels.append(item[1].item() if hasattr(item[1], "item") else item[1])
-    return _Split(split, inputs, labels, None, name, f"the labels of {name}")
+    return Split(split, inputs, labels, None, name, f"the labels of {name}")
 
 
 def _classes_of(dataset: Any, labels: Sequence[Any]) -> list[str] | None:

@@ -1,0 +1,379 @@
+"""The package as it is called from Python: data in any form, a method by name, settings as keyword arguments."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset, Subset
+
+from antibackdoor.app import evaluation, pipeline, purifying, scanning
+from antibackdoor.app.given_data import as_data_set, samples_for
+from antibackdoor.app.given_models import open_model
+from antibackdoor.app.kept import kept_subset
+from antibackdoor.app.networks import Factory, NetworkChoice, describe_model, load_model
+from antibackdoor.app.pipeline import Job, Outcome
+from antibackdoor.app.python_words import python_words
+from antibackdoor.app.read_as import record_of
+from antibackdoor.app.scanning import Scan
+from antibackdoor.app.settings import applied, chosen_method
+from antibackdoor.app.verdicts import verdict_of
+from antibackdoor.data import from_huggingface as huggingface
+from antibackdoor.data import from_python, reading
+from antibackdoor.data.reading import DataSet
+from antibackdoor.data.samples import BoolArray, StrArray
+from antibackdoor.defenses import DEFENSES
+from antibackdoor.detectors import DETECTORS
+from antibackdoor.errors import ConfigError
+from antibackdoor.models.own_network import import_factory
+from antibackdoor.protocols import Given, Trained
+from antibackdoor.purifiers import PURIFIERS
+from antibackdoor.runs.artifacts import read_history, read_metrics
+from antibackdoor.runs.model_file import load_model_spec
+from antibackdoor.runs.samples_table import SamplesTable
+from antibackdoor.training.recipe import Recipe
+
+read = python_words()(reading.read)
+read_samples = python_words()(reading.read_samples)
+read_inputs = python_words()(reading.read_inputs)
+write = python_words()(reading.write)
+from_arrays = python_words()(from_python.from_arrays)
+from_dataframe = python_words()(from_python.from_dataframe)
+from_torch = python_words()(from_python.from_torch)
+from_huggingface = python_words()(huggingface.from_huggingface)
+evaluate = python_words()(evaluation.evaluate)
+
+
+@dataclass(frozen=True, eq=False)
+class Scanned:
+    """What a scan found.
+
+    Attributes:
+        table: The verdict on every sample, as in `samples.parquet`.
+        metrics: What stands in `metrics.json`.
+        run: The run folder.
+        data: What was scanned.
+    """
+
+    table: SamplesTable
+    metrics: dict[str, Any]
+    run: Path
+    data: DataSet
+
+    def __repr__(self) -> str:
+        return f"Scanned({self.table!r}, {str(self.run)!r})"
+
+    @property
+    def poisoned(self) -> bool | None:
+        """Whether the data are poisoned; None where the detector does not judge."""
+        return self.table.verdict.poisoned
+
+    @property
+    def suspects(self) -> StrArray:
+        """Ids of what was isolated, `(M,)` str."""
+        return self.table.ids[self.table.isolated]
+
+    @property
+    def keep(self) -> BoolArray:
+        """Which of the given samples to train on; see `DataSet.keep`."""
+        return self.data.keep(self.table.isolated)
+
+    def subset(self, dataset: Dataset[Any]) -> Subset[Any]:
+        """The kept part of the torch data set that was given."""
+        return kept_subset(dataset, self.keep)
+
+
+@dataclass(frozen=True, eq=False)
+class Purification:
+    """What a purification made.
+
+    Attributes:
+        model: The purified classifier, on the CPU, in eval mode.
+        metrics: What stands in `metrics.json`.
+        run: The run folder.
+    """
+
+    model: nn.Module
+    metrics: dict[str, Any]
+    run: Path
+
+    def __repr__(self) -> str:
+        return f"Purification({type(self.model).__name__} by {self.metrics.get('method')}, {str(self.run)!r})"
+
+
+@python_words()
+def train(
+    data: Any,
+    y: Any = None,
+    out: str | Path | None = None,
+    *,
+    defense: Any = "dual-head",
+    test_fraction: float | None = None,
+    verdict: str | Path | None = None,
+    given: Given | None = None,
+    recipe: Recipe | None = None,
+    backbone: str = "",
+    model: str | Factory = "",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    schedule: str | None = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
+    augment: str | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    devices: int | None = None,
+    seed: int | None = None,
+    progress: bool | None = None,
+    resume: bool = False,
+) -> Outcome | None:
+    """Train with a defense and write a run folder.
+
+    Args:
+        data: A path, arrays with their labels in `y`, a `pandas.DataFrame`, a torch `Dataset`, a `datasets.Dataset`,
+            or what `read` and the functions `from_...` return.
+        y: The labels, one a sample, where `data` are arrays. A `Job` in this place holds defense, recipe and network.
+        out: The run folder; by default `run`, or `run-2`, `run-3`, ... where that exists.
+        defense: A key of `DEFENSES`, or a defense with its settings.
+        test_fraction: Part of each class that is held out where `data` have no test split; 0.2 by default.
+        verdict: Run folder of a scan of the same data, in place of a new search.
+        given: What else the defense may know beside the data.
+        recipe: How to train; the settings below win over its fields.
+        backbone: A key of `BACKBONES`; empty chooses by data and machine.
+        model: A network of your own in place of a backbone: a factory, or `package.module:factory`.
+        epochs: Passes over the data, a field of the defense where it has one; 0 chooses.
+        batch_size: As in `Recipe`, or of the defense; also the settings that follow.
+        resume: Go on with the run in `out` from its last checkpoint.
+
+    Returns:
+        Model, table and metrics; None in a helper process of several devices.
+
+    Raises:
+        AntibackdoorError: If settings, data or folder do not fit; the message names the argument.
+    """
+    settings = {
+        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "schedule": schedule,
+        "momentum": momentum, "weight_decay": weight_decay, "augment": augment, "precision": precision,
+        "device": device, "devices": devices, "seed": seed, "progress": progress,
+    }  # fmt: skip
+    if isinstance(y, Job | Scan):
+        job, y = _whole(y, [settings, {"recipe": recipe, "backbone": backbone, "model": model}]), None
+        if not isinstance(job, Job):
+            raise ConfigError("a Scan holds a detector, which trains nothing: give a Job, or defense=...")
+    else:
+        method, recipe = applied(chosen_method(defense, DEFENSES, "defense"), recipe, settings, "defense")
+        job = Job(method, recipe, backbone, model)
+    whole = as_data_set(data, y, test_fraction=test_fraction)
+    if verdict is not None:
+        if given is not None:
+            raise ConfigError("verdict and given exclude each other; put the verdict into given")
+        given = Given(verdict=verdict_of(verdict, whole.train))
+    folder = _folder(out, "run", resume)
+    outcome = pipeline.train(whole, job, folder, given=given, resume=resume)
+    if outcome is None and not pipeline.is_helper():
+        return _finished(folder, whole, job)
+    return outcome
+
+
+@python_words()
+def scan(
+    data: Any,
+    y: Any = None,
+    out: str | Path | None = None,
+    *,
+    detector: Any = "confusion",
+    checkpoint: str | Path | None = None,
+    clean: Any = None,
+    given: Given | None = None,
+    recipe: Recipe | None = None,
+    backbone: str = "",
+    model: str | Factory = "",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    schedule: str | None = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
+    augment: str | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    progress: bool | None = None,
+    resume: bool = False,
+) -> Scanned:
+    """Judge the training samples and write a run folder; no classifier is delivered.
+
+    Args:
+        data: As in `train`; nothing is held out of it. Of a `DataSet` only the training samples are looked at.
+        y: The labels, where `data` are arrays. A `Scan` in this place holds detector, recipe and network.
+        out: The run folder; by default `scan`, or `scan-2`, `scan-3`, ... where that exists.
+        detector: A key of `DETECTORS`, or a detector with its settings.
+        checkpoint: Run folder of a trained model, for detectors that look at one; else one is trained.
+        clean: Samples that are known to be clean, for detectors that need some: `DataSet`, `Samples` or `(X, y)`.
+        given: What else the detector may know beside the data.
+        recipe: How to train what the detector needs; the settings below win over its fields.
+        backbone: As in `train`; also `model` and the settings that follow.
+        resume: Go on with the scan in `out`.
+
+    Returns:
+        Table, metrics, and what to keep.
+
+    Raises:
+        AntibackdoorError: If settings, data or folder do not fit; the message names the argument.
+    """
+    settings = {
+        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "schedule": schedule,
+        "momentum": momentum, "weight_decay": weight_decay, "augment": augment, "precision": precision,
+        "device": device, "seed": seed, "progress": progress,
+    }  # fmt: skip
+    if isinstance(y, Job | Scan):
+        job, y = _whole(y, [settings, {"recipe": recipe, "backbone": backbone, "model": model}]), None
+        recipe = job.recipe
+    else:
+        method, recipe = applied(chosen_method(detector, DETECTORS, "detector"), recipe, settings, "detector")
+        job = Scan(method, recipe, backbone, model)
+    whole = as_data_set(data, y, test_fraction=None if isinstance(data, DataSet) else 0.0)
+    if checkpoint is not None or clean is not None:
+        if given is not None:
+            raise ConfigError("given excludes checkpoint and clean; put them into given")
+        given = _known(whole, checkpoint, clean, job.network, recipe)
+    folder = _folder(out, "scan", resume)
+    tell = _told if recipe.progress else lambda _: None
+    scanning.scan(whole, job, folder, given=given, resume=resume, tell=tell)
+    return Scanned(SamplesTable.load(folder), read_metrics(folder), folder, whole)
+
+
+@python_words()
+def purify(
+    checkpoint: str | Path | Outcome,
+    clean: Any = None,
+    out: str | Path | None = None,
+    *,
+    method: Any = "fine-tune",
+    suspicious: Any = None,
+    verdict: str | Path | None = None,
+    test: Any = None,
+    measure_trigger: str | Path | None = None,
+    given: Given | None = None,
+    recipe: Recipe | None = None,
+    model: str | Factory = "",
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    schedule: str | None = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
+    augment: str | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    progress: bool | None = None,
+    resume: bool = False,
+) -> Purification:
+    """Repair the model of a run folder and write another one.
+
+    Args:
+        checkpoint: The run folder, or what `train` returned.
+        clean: Samples that are known to be clean: a path, a pair `(X, y)`, a `DataSet` or `Samples`.
+        out: The run folder; by default `purified`, or `purified-2`, ... where that exists.
+        method: A key of `PURIFIERS`, or a purifier with its settings.
+        suspicious: The data that the model was trained on, likewise, for methods that look at them.
+        verdict: Run folder of a scan of `suspicious`.
+        test: Clean samples to measure on, likewise.
+        measure_trigger: Folder of a saved trigger, to measure on `test` how often it works before and after.
+        given: What else the method may know.
+        recipe: How to train; the settings below win over its fields.
+        model: The factory of the run's network, if it is one of your own.
+        epochs: As in `train`; also the settings that follow.
+        resume: Go on with the purification in `out`.
+
+    Raises:
+        AntibackdoorError: If settings, data or folder do not fit; the message names the argument.
+    """
+    settings = {
+        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "schedule": schedule,
+        "momentum": momentum, "weight_decay": weight_decay, "augment": augment, "precision": precision,
+        "device": device, "seed": seed, "progress": progress,
+    }  # fmt: skip
+    purifier, recipe = applied(chosen_method(method, PURIFIERS, "method"), recipe, settings, "method")
+    run = checkpoint.run if isinstance(checkpoint, Outcome) else checkpoint
+    if not isinstance(run, str | Path):
+        raise ConfigError(f"checkpoint is of type {type(run).__name__}; give a run folder, or what train returned")
+    spec = load_model_spec(Path(run))
+    opened = open_model(run, NetworkChoice(model=model), None, recipe)
+    judged = None if suspicious is None else samples_for(spec, suspicious, "suspicious")
+    if verdict is not None and judged is None:
+        raise ConfigError("verdict is about data; give these with suspicious=...")
+    if given is None:
+        given = Given(
+            clean=None if clean is None else samples_for(spec, clean, "clean"),
+            suspicious=judged,
+            verdict=None if verdict is None or judged is None else verdict_of(verdict, judged),
+        )
+    elif not (clean is None and suspicious is None):
+        raise ConfigError("given excludes clean and suspicious; put them into given")
+    tested = None if test is None else samples_for(spec, test, "test")
+    folder = _folder(out, "purified", resume)
+    saved = None if measure_trigger is None else Path(measure_trigger)
+    purifying.purify(
+        opened, purifier, folder, given=given, recipe=recipe, test=tested, measure_trigger=saved, resume=resume
+    )
+    network, _ = load_model(folder, _factory(model))
+    return Purification(network, read_metrics(folder), folder)
+
+
+def _factory(model: str | Factory) -> Factory | None:
+    """The factory of a network of one's own; None if there is none."""
+    if isinstance(model, str):
+        return import_factory(model) if model else None
+    return model
+
+
+def _whole(job: Any, others: list[dict[str, Any]]) -> Any:
+    """The job, once nothing is said beside it."""
+    said = [name for part in others for name, value in part.items() if value not in (None, "")]
+    if said:
+        raise ConfigError(f"{said[0]} is given beside a {type(job).__name__}; put it into that")
+    return job
+
+
+def _folder(out: str | Path | None, name: str, resume: bool) -> Path:
+    """Where to write: as said, or the first free name."""
+    if out is not None:
+        if not isinstance(out, str | Path):
+            raise ConfigError(f"out is of type {type(out).__name__}; give the path of a folder")
+        return Path(out)
+    if resume or not Path(name).exists():
+        return Path(name)
+    number = 2
+    while Path(f"{name}-{number}").exists():
+        number += 1
+    return Path(f"{name}-{number}")
+
+
+def _finished(run: Path, data: DataSet, job: Job) -> Outcome:
+    """The outcome of a run that was finished already."""
+    model, _ = load_model(run, _factory(job.model))
+    table = SamplesTable.load(run)
+    return Outcome(Trained(model, read_history(run), table.verdict), table, read_metrics(run), run, data)
+
+
+def _known(data: DataSet, checkpoint: Any, clean: Any, choice: NetworkChoice, recipe: Recipe) -> Given:
+    """What a detector is given beside the data."""
+    known = None
+    if clean is not None:
+        spec = replace(describe_model(data.train, NetworkChoice(), recipe, ""), **record_of(data))
+        known = samples_for(spec, clean, "clean")
+    if checkpoint is None:
+        return Given(clean=known)
+    run = checkpoint.run if isinstance(checkpoint, Outcome) else checkpoint
+    opened = open_model(run, choice, known or data.train, recipe)
+    return Given(clean=known, model=opened.model, history=opened.history)
+
+
+def _told(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
