@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from antibackdoor.cli.flags import READING, read_options
+from antibackdoor.cli.gate import Gate
 from antibackdoor.cli.signals import advising, is_helper_process
 from antibackdoor.errors import ConfigError, spelled_out
 
@@ -41,6 +42,7 @@ def run_train(
 ) -> None:
     """Read, train, tell."""
     from antibackdoor.app.decisions import with_decisions
+    from antibackdoor.app.finished import finished_message
     from antibackdoor.app.pipeline import Job, is_helper, train
     from antibackdoor.app.verdicts import verdict_of
     from antibackdoor.data.reading import read
@@ -63,7 +65,10 @@ def run_train(
     with resumable(out):
         outcome = train(loaded, job, out, given=given, resume=resume, command=portable(command))
     if outcome is not None:
+        print_verdict(outcome.metrics, [f"antibackdoor review {out}"])
         print_facts(outcome.metrics)
+    elif not is_helper():
+        print(spelled_out(finished_message(out, loaded.test)))
     if not is_helper():
         print(f"Report: {out / 'report.html'}")
 
@@ -82,10 +87,12 @@ def run_scan(
     on_error: Literal["raise", "skip"],
     cache: Path | None,
     reading: dict[str, Any],
+    gate: Gate,
     resume: bool,
     command: Sequence[str],
 ) -> None:
     """Read, look, tell."""
+    from antibackdoor.app.finished import finished_message
     from antibackdoor.app.given_models import open_model
     from antibackdoor.app.networks import NetworkChoice
     from antibackdoor.app.scanning import Scan, scan
@@ -107,9 +114,15 @@ def run_scan(
     job = Scan(detector, recipe, backbone, model)
     with resumable(out):
         facts = scan(loaded, job, out, given=given, resume=resume, command=portable(command), tell=told)
-    if facts is not None:
-        print_facts(facts)
-    print(f"Report: {out / 'report.html'}")
+    metrics = gate.write(out, data.name)
+    if not gate.json:
+        print_verdict(metrics, [f"antibackdoor train {data} --verdict {out} --out run", f"antibackdoor review {out}"])
+        if facts is None:
+            print(spelled_out(finished_message(out)))
+        else:
+            print_facts(facts)
+        print(f"Report: {out / 'report.html'}")
+    gate.finish(metrics)
 
 
 def like(
@@ -365,12 +378,24 @@ def doctor() -> None:
         print(f"  {name:18} {backbone.kind:7} {backbone.description}")
 
 
+def print_verdict(metrics: dict[str, Any], next_steps: Sequence[str]) -> None:
+    """The answer in a sentence, as in the report, and what can be done next."""
+    from antibackdoor.report.words import verdict
+
+    answer = verdict(metrics)
+    print(spelled_out(" ".join((answer.title, *answer.sentences[:1]))))
+    if metrics.get("poisoned"):
+        print("Next: " + "\n      ".join(map(spelled_out, next_steps)))
+    print()
+
+
 def print_facts(facts: dict[str, Any]) -> None:
     """One `key value` line a fact that has a value, and then what must be known to read them rightly."""
     from antibackdoor.report.words import remarks
 
     for key, value in facts.items():
-        if key == "reading_notes" or value is None or value == "" or value == [] or value != value:  # the last is nan
+        is_empty = value is None or value == "" or value == [] or value != value  # the last is nan
+        if is_empty or key in ("reading_notes", "method_summary"):
             continue
         if isinstance(value, list) and len(value) > MOST_NAMES:
             value = [*value[:MOST_NAMES], f"and {len(value) - MOST_NAMES} more"]
