@@ -159,7 +159,7 @@ def _child(plan: Plan, number: int, sandbox: Sandbox) -> int:
             case = generator(Box(sandbox, np.random.default_rng([plan.seed, number]), plan.material))
         words = " ".join(f"{word!s}" for word in case.command)
         about = f"{case.about} | {words}" if case.about else words
-        allowed = {"codes": case.codes, "may_run_out": case.may_run_out}
+        allowed = {"codes": case.codes, "may_run_out": case.may_run_out, "may_warn": case.call is not None}
         note({"note": "case", "about": about, "expect": case.expect, "keep": case.keep, **allowed})
         note({"note": "hashes", "hashes": sandbox.hashes(case.keep)})
     except Exception:
@@ -233,11 +233,18 @@ def _judged(plan: Plan, number: int, status: int, timed_out: bool, seconds: floa
         code if code >= 0 else None, max(0, -code), timed_out, notes, changed,
         _read(folder / "out.txt"), _read(folder / "err.txt"),
     )  # fmt: skip
-    allowed = Allowed(case.get("expect", "either"), tuple(case.get("codes", ())), bool(case.get("may_run_out")))
+    allowed = Allowed(
+        case.get("expect", "either"),
+        tuple(case.get("codes", ())),
+        bool(case.get("may_run_out")),
+        bool(case.get("may_warn")),
+    )
     outcome = judge(ended, allowed)
     if not outcome.is_fault:
         shutil.rmtree(folder, ignore_errors=True)
     name, _ = plan.table.of_case(number, plan.seed)
+    if outcome.is_fault:
+        print(f"case {number} {name}: {outcome.kind}: {ascii(outcome.what[:200])}", file=sys.stderr, flush=True)
     return Verdict(number, name, case.get("about", ""), outcome, seconds)
 
 

@@ -24,7 +24,8 @@ def _written(path: Path, members: dict[str, bytes], extra: tuple[zipfile.ZipInfo
         for name, data in members.items():
             archive.writestr(zipfile.ZipInfo(name), data)
         if extra is not None:
-            archive.writestr(*extra)
+            with archive.open(extra[0], "w") as file:  # `writestr` takes no empty name
+                file.write(extra[1])
     return path
 
 

@@ -34,7 +34,10 @@ def npz_of(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STOR
     """An `.npz` of members that need not be arrays."""
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in members.items():
-            archive.writestr(name, data)
+            info = zipfile.ZipInfo(name)
+            info.compress_type = method
+            with archive.open(info, "w") as file:  # `writestr` takes no empty name
+                file.write(data)
     return path
 
 

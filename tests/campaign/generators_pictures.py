@@ -85,7 +85,7 @@ def mode_of_a_picture(box: Box) -> Case:
     try:
         changed.save(place, format_)
     except (OSError, ValueError, KeyError):
-        changed.convert("L").save(place, "PNG")
+        Image.new("RGB", (8, 8), "red").convert("L").save(place, "PNG")
     return reading(box, folder, f"{mode} {format_}")
 
 

@@ -156,7 +156,10 @@ def end_of(folder: Path) -> dict[str, str]:
     for place in sorted(folder.rglob("*")):
         name = str(place.relative_to(folder))
         if place.is_file() and not name.startswith("cache"):
-            found[name] = _digest(place)
+            try:
+                found[name] = _digest(place)
+            except (ValueError, OSError) as error:  # half of a file is a difference, too
+                found[name] = f"damaged: {error}"
     return found
 
 

@@ -51,11 +51,13 @@ class Allowed:
         expect: `ok`, `refused` or `either`.
         codes: Exit codes that are right beside 0 and 2.
         may_run_out: Whether it asks for so much memory that to say so is right.
+        may_warn: Whether it is a call from Python, where warnings are shown as Python shows them.
     """
 
     expect: str
     codes: tuple[int, ...] = ()
     may_run_out: bool = False
+    may_warn: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,14 @@ def judge(ended: Ended, allowed: Allowed) -> Outcome:
         return Outcome(WRONG if error["type"] == "Wrong" else TRACEBACK, error["what"], error["group"])
     if "Traceback (most recent call last)" in ended.err:
         return Outcome(TRACEBACK, _last_line(ended.err), _last_line(ended.err))
-    return _tidy(ended, allowed.codes) or _as_expected(ended, allowed.expect)
+    return _tidy(ended, allowed) or _as_expected(ended, allowed.expect)
 
 
-def _tidy(ended: Ended, codes: tuple[int, ...]) -> Outcome | None:
+def _tidy(ended: Ended, allowed: Allowed) -> Outcome | None:
     """Whether codes and messages are not what a user is promised."""
-    if ended.code not in (0, 2, *codes):
+    if ended.code not in (0, 2, *allowed.codes):
         return Outcome(UNTIDY, f"exit code {ended.code}: {_last_line(ended.err)}", f"exit code {ended.code}")
-    if _RAW_WARNING.search(ended.err):
+    if _RAW_WARNING.search(ended.err) and not allowed.may_warn:
         return Outcome(UNTIDY, f"a raw warning: {_last_line(ended.err)}", "raw warning")
     lines = [
         line for line in ended.err.splitlines() if line.strip() and not line.startswith("  ")
