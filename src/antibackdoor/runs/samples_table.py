@@ -25,6 +25,7 @@ SAMPLES, MIDWAY = "samples.parquet", "midway.parquet"
 
 _ROW_GROUP = 65_536  # samples encoded at a time; bounds the memory that a table of millions takes
 _CODES = {"status": STATUSES, "criterion": CRITERIA}
+_NEEDED = ("id", "given_label", "suspicion", "status", "criterion", "suggested_label")
 _TEXTS = ("id", "status", "criterion", "evidence")
 _ABOUT = {b"class_names", b"poisoned", b"target_labels", b"p_value", b"unexamined"}  # keys of the metadata
 
@@ -206,7 +207,7 @@ def read_samples_table(run: Path, name: str = SAMPLES) -> SamplesTable:
         RunError: It is missing, corrupt or of another make.
     """
     opened = _opened(run, name)
-    wanted = [column for column in _SCHEMA.names if column in opened.present or column in _CODES]
+    wanted = [column for column in _SCHEMA.names if column in opened.present or column in _NEEDED]
     columns = _columns(opened, wanted, None)
     if len(set(columns["id"].tolist())) < len(columns["id"]):
         raise RunError(f"{run / name} is damaged: an id stands there twice")
