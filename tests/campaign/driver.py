@@ -244,7 +244,7 @@ def _judged(plan: Plan, number: int, status: int, timed_out: bool, seconds: floa
         shutil.rmtree(folder, ignore_errors=True)
     name, _ = plan.table.of_case(number, plan.seed)
     if outcome.is_fault:
-        print(f"case {number} {name}: {outcome.kind}: {ascii(outcome.what[:200])}", file=sys.stderr, flush=True)
+        print(f"case {number} {name}: {outcome.kind}: {outcome.what[:200]!a}", file=sys.stderr, flush=True)
     return Verdict(number, name, case.get("about", ""), outcome, seconds)
 
 
