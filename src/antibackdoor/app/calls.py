@@ -21,8 +21,6 @@ from antibackdoor.app.read_as import record_of
 from antibackdoor.app.scanning import Scan
 from antibackdoor.app.settings import applied, chosen_method
 from antibackdoor.app.verdicts import verdict_of
-from antibackdoor.data import from_huggingface as huggingface
-from antibackdoor.data import from_python, reading
 from antibackdoor.data.reading import DataSet
 from antibackdoor.data.samples import BoolArray, StrArray
 from antibackdoor.defenses import DEFENSES
@@ -36,14 +34,6 @@ from antibackdoor.runs.model_file import load_model_spec
 from antibackdoor.runs.samples_table import SamplesTable
 from antibackdoor.training.recipe import Recipe
 
-read = python_words()(reading.read)
-read_samples = python_words()(reading.read_samples)
-read_inputs = python_words()(reading.read_inputs)
-write = python_words()(reading.write)
-from_arrays = python_words()(from_python.from_arrays)
-from_dataframe = python_words()(from_python.from_dataframe)
-from_torch = python_words()(from_python.from_torch)
-from_huggingface = python_words()(huggingface.from_huggingface)
 evaluate = python_words()(evaluation.evaluate)
 
 
