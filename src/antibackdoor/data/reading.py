@@ -1,14 +1,12 @@
 """Read any supported data set into indexed samples, and write one back in the same format.
 
-A format is one module with `matches`, `open_source` and `write`, and one line in `FORMATS`.
+The formats are in `opening.py`; what they list is decoded in `decoding.py`.
 """
 
 from __future__ import annotations
 
 import os
-import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,40 +14,34 @@ from typing import Any, Literal
 
 import numpy as np
 
-from antibackdoor.data import csv_file, folder, npz, ts, zip_file
-from antibackdoor.data.cache import cache_folder, stored
+from antibackdoor.data.cache import cache_folder
+from antibackdoor.data.decoding import (
+    check_classes,
+    class_names_of,
+    decoded,
+    decoded_samples,
+    labels_of,
+    refuse_new_classes,
+)
 from antibackdoor.data.groups import groups_of, refuse_straddling
 from antibackdoor.data.held_out import hold_out
 from antibackdoor.data.image_files import scaled_by
-from antibackdoor.data.image_formats import is_image
+from antibackdoor.data.opening import FORMATS, open_data
 from antibackdoor.data.options import Axes, Missing, ReadOptions, Request
 from antibackdoor.data.samples import BoolArray, InputArray, IntArray, Samples, StrArray
 from antibackdoor.data.shapes import TrainedOn, check_shape, check_sizes, check_values, common_shape
 from antibackdoor.data.source import (
-    Content,
     Faults,
-    Format,
     Listed,
     OnError,
     Skipped,
     Source,
     Written,
-    in_natural_order,
-    in_one_form,
-    one_line,
     summary,
 )
 from antibackdoor.errors import ConfigError, DataError, cannot
 
 __all__ = ["FORMATS", "DataSet", "Skipped", "Written", "prepared", "read", "read_inputs", "read_samples", "write"]
-
-FORMATS: dict[str, Format] = {
-    "folder": folder,
-    "zip": zip_file,
-    "npz": npz,
-    "ts": ts,
-    "csv": csv_file,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,13 +164,13 @@ def read(
     options = ReadOptions(label_column, id_column, axes, missing, follow_links, group_by)
     kept_in = cache_folder(cache)
     with Faults(on_error, kept_in) as faults:
-        name, source = _open(path, faults, Request(options))
+        name, source = open_data(path, faults, Request(options))
         if "train" not in source.splits:
             raise DataError(f"{path} has a test split but no train split; name the training folder 'train'")
         if test is not None:
             if "test" in source.splits:
                 _pass_over(source.splits["test"], faults, "lies in the test split, which --test replaces")
-            other = _open(test, faults, Request(recorded=options))[1].splits
+            other = open_data(test, faults, Request(recorded=options))[1].splits
             if "test" in other and "train" in other:
                 _pass_over(other["train"], faults, "lies in the train split of the test data")
             given = other["test"] if "test" in other else other["train"]
@@ -225,7 +217,7 @@ def prepared(
         raise ConfigError(f"test_fraction is {test_fraction}; it must lie in [0, 1)")
     with faults:
         train, given = source.splits["train"], source.splits.get("test")
-        names = _class_names(train, source, where)
+        names = class_names_of(train, source, where)
         notes = dict(source.notes)
         kept_in = cache_folder(cache)
         splits = [train] if given is None else [train, given]
@@ -235,7 +227,7 @@ def prepared(
         notes["test"] = "given" if given is not None else "none"
         if given is None and test_fraction > 0:
             groups = groups_of(train, group_by, where) if group_by else None
-            labels = _labels(train, names, where)
+            labels = labels_of(train, names, where)
             try:
                 kept, held = hold_out(labels, names, test_fraction, seed=seed, groups=groups)
             except DataError as error:
@@ -248,12 +240,12 @@ def prepared(
                 notes["groups"] += f"{len(held) / len(groups):.0%} of the samples"
         elif group_by:
             _check_groups(train, given, group_by, where)
-        train_samples = _samples([train], names, shape, faults, kept_in, where, progress)
-        _check_classes(train_samples, train, where)
+        train_samples = decoded_samples([train], names, shape, faults, kept_in, where, progress)
+        check_classes(train_samples, train, where)
         test_samples = None
         if given is not None:
-            _refuse_new_classes(given, train, where_test or where)
-            test_samples = _samples([given], names, shape, faults, kept_in, where_test or where, progress)
+            refuse_new_classes(given, train, where_test or where)
+            test_samples = decoded_samples([given], names, shape, faults, kept_in, where_test or where, progress)
     return DataSet(
         train_samples, test_samples, format, tuple(faults.skipped), notes, sizes=sizes, unread=tuple(faults.unread)
     )
@@ -299,7 +291,7 @@ def read_samples(
     options = ReadOptions(label_column, id_column, axes, missing, follow_links, group_by)
     request = Request(options, recorded or ReadOptions(), shape=shape)
     with Faults(on_error, cache_folder(cache)) as faults:
-        source = _open(path, faults, request)[1]
+        source = open_data(path, faults, request)[1]
         splits = source.splits
         if split not in ("train", "test", "all"):
             raise ConfigError(f"split is {split!r}; choose 'train', 'test' or 'all'")
@@ -311,7 +303,7 @@ def read_samples(
         if trained_on is not None:
             check_sizes(listed, trained_on, cache_folder(cache), path)
         names = np.array(list(class_names), dtype=np.str_)
-        samples = _samples(listed, names, shape, faults, cache_folder(cache), path, progress)
+        samples = decoded_samples(listed, names, shape, faults, cache_folder(cache), path, progress)
         if trained_on is not None:
             check_values(samples.inputs, trained_on, path)
         _tell(faults, source, path)
@@ -357,14 +349,14 @@ def read_inputs(
     """
     options = ReadOptions(label_column, id_column, axes, missing, follow_links, group_by)
     with Faults(on_error, cache_folder(cache)) as faults:
-        source = _open(path, faults, Request(options, recorded or ReadOptions(), labelled=False, shape=shape))[1]
+        source = open_data(path, faults, Request(options, recorded or ReadOptions(), labelled=False, shape=shape))[1]
         listed = scaled_by(source.splits["train"], bits)
         if not len(listed.content):
             raise DataError(f"{path} holds no images")
         check_shape([listed], shape, path)
         if trained_on is not None:
             check_sizes([listed], trained_on, cache_folder(cache), path)
-        inputs, rows = _decoded([listed.content], shape, faults, cache_folder(cache), progress)
+        inputs, rows = decoded([listed.content], shape, faults, cache_folder(cache), progress)
         if trained_on is not None:
             check_values(inputs, trained_on, path)
         _tell(faults, source, path)
@@ -424,121 +416,3 @@ def _tell(faults: Faults, source: Source, path: str | Path) -> None:
 def _pass_over(listed: Listed, faults: Faults, reason: str) -> None:
     for sample_id in listed.ids:
         faults.pass_over(sample_id, reason)
-
-
-def _open(path: str | Path, faults: Faults, request: Request) -> tuple[str, Source]:
-    given, path = Path(path), _only_file(Path(path))
-    if path != given:
-        _tell_of_others(given, path, faults)
-    if not path.exists():
-        raise DataError(f"there is no file or folder {one_line(str(path))}; check the path")
-    for name, format_ in FORMATS.items():
-        is_named = path.is_file() and path.suffix.lower() in format_.SUFFIXES
-        if is_named or (path.is_dir() and not format_.SUFFIXES):
-            try:
-                return name, in_one_form(format_.open_source(path, faults, request.of(name)))
-            except OSError as error:
-                raise DataError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
-    if not request.labelled and path.is_file() and folder.is_image_file(path):
-        request.of("folder")
-        return "folder", folder.open_image_file(path)
-    raise DataError(
-        f"{one_line(str(path))} is of no known format; give a folder or .zip of class folders, .npz, .ts, .csv or .tsv"
-    )
-
-
-def _only_file(path: Path) -> Path:
-    """The data file in a folder as archives of series ship it or as `poison` writes it, or the path itself."""
-    if not path.is_dir():
-        return path
-    try:
-        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    except OSError:  # opening the folder will say why
-        return path
-    suffixes = {suffix for format_ in FORMATS.values() for suffix in format_.SUFFIXES}
-    files = [entry for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()]
-    series = [file for file in files if file.suffix.lower() in (*ts.SUFFIXES, *csv_file.SUFFIXES)]
-    training = [file for file in series if file.stem.lower().endswith("_train")]
-    if len(training) == 1:
-        return training[0]
-    holds_images = any(entry.is_dir() or is_image(entry.name) for entry in entries)
-    return files[0] if len(files) == 1 and not holds_images else path
-
-
-def _tell_of_others(folder: Path, chosen: Path, faults: Faults) -> None:
-    """What lies beside the one data file of a folder is not passed over in silence."""
-    pair = {chosen.name.lower(), chosen.name.lower().replace("_train", "_test")}
-    for entry in sorted(folder.iterdir()):
-        if entry.name.lower() not in pair:
-            faults.pass_over(entry.name, f"lies beside {chosen.name}, which is taken for the data")
-
-
-def _class_names(train: Listed, source: Source, path: str | Path) -> StrArray:
-    names = source.class_names or in_natural_order(set(train.classes))
-    if len(set(train.classes)) < 2:
-        raise DataError(f"{path} has one class only ({one_line(train.classes[0])!r}); a classifier needs two or more")
-    return np.array(names, dtype=np.str_)
-
-
-def _labels(listed: Listed, class_names: StrArray, path: str | Path) -> IntArray:
-    index = {unicodedata.normalize("NFC", name): i for i, name in enumerate(class_names.tolist())}
-    unknown = next((row for row, name in enumerate(listed.classes) if name not in index), None)
-    if unknown is not None:
-        known = ", ".join(list(index)[:5]) + (", ..." if len(index) > 5 else "")
-        raise DataError(
-            f"{path}: {listed.ids[unknown]} has the class {one_line(listed.classes[unknown])!r}, which is "
-            f"not among the {len(index)} classes trained on ({known}); remove it or rename it"
-        )
-    return np.array([index[name] for name in listed.classes], dtype=np.int64)
-
-
-def _samples(
-    splits: list[Listed],
-    class_names: StrArray,
-    shape: tuple[int, ...],
-    faults: Faults,
-    cache: Path,
-    path: str | Path,
-    progress: bool,
-) -> Samples:
-    labels = np.concatenate([_labels(listed, class_names, path) for listed in splits])
-    ids = [sample_id for listed in splits for sample_id in listed.ids]
-    if len(set(ids)) < len(ids):
-        twice = Counter(ids).most_common(1)[0][0]
-        raise DataError(f"{path} has two samples with the id {one_line(twice)!r}; ids must be unique")
-    inputs, rows = _decoded([listed.content for listed in splits], shape, faults, cache, progress)
-    return Samples(inputs, labels[rows], np.array(ids, dtype=np.str_)[rows], class_names)
-
-
-def _decoded(
-    contents: list[Content], shape: tuple[int, ...], faults: Faults, cache: Path, progress: bool
-) -> tuple[InputArray, IntArray]:
-    if not all(content.in_memory for content in contents):
-        return stored(contents, shape, faults, cache, progress=progress)
-    inputs = np.empty((sum(map(len, contents)), *shape), contents[0].dtype)
-    rows: list[IntArray] = []
-    start, offset = 0, 0
-    for content in contents:
-        for block in content.blocks(shape, faults):
-            inputs[start : start + len(block.rows)] = block.inputs
-            rows.append(block.rows + offset)
-            start += len(block.rows)
-        offset += len(content)
-    if not start:
-        raise DataError(f"none of the {offset} samples can be used; the first: {faults.skipped[0].reason}")
-    return inputs[:start], np.concatenate(rows)
-
-
-def _check_classes(train: Samples, listed: Listed, path: str | Path) -> None:
-    gone = sorted(set(listed.classes) - set(train.class_names[np.unique(train.labels)].tolist()))
-    if gone:
-        raise DataError(f"{path}: no sample of the class {one_line(gone[0])!r} can be read; mend or remove it")
-
-
-def _refuse_new_classes(test: Listed, train: Listed, path: str | Path) -> None:
-    new = sorted(set(test.classes) - set(train.classes))
-    if new:
-        raise DataError(
-            f"{path}: the test data have the class {one_line(new[0])!r}, which has no training sample; "
-            f"remove it from the test data or add training samples"
-        )

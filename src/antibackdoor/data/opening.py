@@ -1,0 +1,75 @@
+"""Which format data are of, and what they list.
+
+A format is one module with `SUFFIXES`, `open_source` and `write`, and one line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from antibackdoor.data import csv_file, folder, npz, ts, zip_file
+from antibackdoor.data.image_formats import is_image
+from antibackdoor.data.options import Request
+from antibackdoor.data.source import Faults, Format, Source, in_one_form, one_line
+from antibackdoor.errors import DataError
+
+FORMATS: dict[str, Format] = {
+    "folder": folder,
+    "zip": zip_file,
+    "npz": npz,
+    "ts": ts,
+    "csv": csv_file,
+}
+
+
+def open_data(path: str | Path, faults: Faults, request: Request) -> tuple[str, Source]:
+    """The format of some data, a key of `FORMATS`, and what they hold.
+
+    Raises:
+        DataError: If there is nothing, it is of no known format, or its format cannot read it.
+        ConfigError: If an option says nothing about this format.
+    """
+    given, path = Path(path), _only_file(Path(path))
+    if path != given:
+        _tell_of_others(given, path, faults)
+    if not path.exists():
+        raise DataError(f"there is no file or folder {one_line(str(path))}; check the path")
+    for name, format_ in FORMATS.items():
+        is_named = path.is_file() and path.suffix.lower() in format_.SUFFIXES
+        if is_named or (path.is_dir() and not format_.SUFFIXES):
+            try:
+                return name, in_one_form(format_.open_source(path, faults, request.of(name)))
+            except OSError as error:
+                raise DataError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
+    if not request.labelled and path.is_file() and folder.is_image_file(path):
+        request.of("folder")
+        return "folder", folder.open_image_file(path)
+    raise DataError(
+        f"{one_line(str(path))} is of no known format; give a folder or .zip of class folders, .npz, .ts, .csv or .tsv"
+    )
+
+
+def _only_file(path: Path) -> Path:
+    """The data file in a folder as archives of series ship it or as `poison` writes it, or the path itself."""
+    if not path.is_dir():
+        return path
+    try:
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    except OSError:  # opening the folder will say why
+        return path
+    suffixes = {suffix for format_ in FORMATS.values() for suffix in format_.SUFFIXES}
+    files = [entry for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()]
+    series = [file for file in files if file.suffix.lower() in (*ts.SUFFIXES, *csv_file.SUFFIXES)]
+    training = [file for file in series if file.stem.lower().endswith("_train")]
+    if len(training) == 1:
+        return training[0]
+    holds_images = any(entry.is_dir() or is_image(entry.name) for entry in entries)
+    return files[0] if len(files) == 1 and not holds_images else path
+
+
+def _tell_of_others(folder: Path, chosen: Path, faults: Faults) -> None:
+    """What lies beside the one data file of a folder is not passed over in silence."""
+    pair = {chosen.name.lower(), chosen.name.lower().replace("_train", "_test")}
+    for entry in sorted(folder.iterdir()):
+        if entry.name.lower() not in pair:
+            faults.pass_over(entry.name, f"lies beside {chosen.name}, which is taken for the data")
