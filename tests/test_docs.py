@@ -69,7 +69,7 @@ def known_flags() -> set[str]:
     calls = [[command, flag, name] for command, flag, table in methods for name in table]
     shown = io.StringIO()
     with redirect_stdout(shown):
-        for words in [*calls, ["poison"], ["evaluate"], ["predict"]]:
+        for words in [*calls, *([name] for name in ("poison", "evaluate", "predict", "compare", "review", "export"))]:
             call([*words, "--help"])
     return set(re.findall(r"--[a-z][a-z0-9-]*", shown.getvalue())) | {"--help", "--memory"}
 

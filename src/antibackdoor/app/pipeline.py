@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,7 @@ def train(
     given: Given | None = None,
     resume: bool = False,
     command: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda _message: None,
 ) -> Outcome | None:
     """Train with a defense and write the run folder.
 
@@ -140,6 +141,7 @@ def train(
         given: What the defense may know beside the data, such as the verdict of a scan on the same samples.
         resume: Go on with the run in `out` from its last checkpoint.
         command: The command line, for the report.
+        tell: Is told how long it will take.
 
     Returns:
         The outcome; None in a helper process, or if the run was finished already.
@@ -160,6 +162,7 @@ def train(
         if run.finished:
             write_report(out)
             return None
+        run.tell = tell
         try:
             trained = job.defense.train(data.train, build, job.recipe, given=given, journal=run)
         except RuntimeError as error:

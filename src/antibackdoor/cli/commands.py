@@ -63,7 +63,7 @@ def run_train(
     check_given(defense, given)
     job = Job(defense, recipe, backbone, model)
     with resumable(out):
-        outcome = train(loaded, job, out, given=given, resume=resume, command=portable(command))
+        outcome = train(loaded, job, out, given=given, resume=resume, command=portable(command), tell=told)
     if outcome is not None:
         print_verdict(outcome.metrics, [f"antibackdoor review {out}"])
         print_facts(outcome.metrics)

@@ -26,7 +26,7 @@ from antibackdoor.search.removal import find_removal
 from antibackdoor.search.search import n_searched
 from antibackdoor.statistics.isolation import FEW_LABELS
 from antibackdoor.training.history import LossHistory
-from antibackdoor.training.journal import Journal
+from antibackdoor.training.journal import Journal, spoken
 from antibackdoor.training.ranges import RESEARCH, check_ranges
 from antibackdoor.training.recipe import LEAST_STEPS, Recipe
 from antibackdoor.training.trainer import Trainer
@@ -177,6 +177,11 @@ class _Run:
             caught = from_verdict(decided(self.given.verdict, samples, "verdict"), samples.n_classes)
             history = LossHistory.start(len(samples), samples.n_classes)
         else:
+            if not self.trainer.resumed:
+                seconds = self.method.search.seconds(samples, self.build, self.trainer.recipe)
+                self.trainer.journal.tell(
+                    f"the search takes {spoken(seconds)} on this machine; then the training begins"
+                )
             caught, history, self.net = self.method.search.find(self.trainer, self.build)
         caught = without(caught, self.trusted, samples.labels)
         return replace(caught, isolated=caught.isolated | self.rejected, core=caught.core | self.rejected), history

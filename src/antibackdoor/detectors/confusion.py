@@ -26,7 +26,7 @@ from antibackdoor.search.search import TrapSettings, n_searched
 from antibackdoor.search.warm_up import warm_up
 from antibackdoor.statistics.isolation import DEPTH_OF_FEW, FEW_LABELS
 from antibackdoor.training.history import LossHistory
-from antibackdoor.training.journal import Journal
+from antibackdoor.training.journal import Journal, spoken
 from antibackdoor.training.loop import classify, shuffled, train_epoch
 from antibackdoor.training.ranges import RESEARCH, check_ranges
 from antibackdoor.training.recipe import Recipe
@@ -157,7 +157,7 @@ class ConfusionTraining:
         trainer = Trainer(samples, recipe, journal)
         if not trainer.resumed:
             seconds = self.seconds(samples, given.build, recipe) * (1 + self.power)
-            trainer.journal.tell(f"about {told(seconds)} on this machine")
+            trainer.journal.tell(f"{spoken(seconds)} on this machine")
         caught, history, _ = self.find(trainer, given.build)
         visible = trainer.remember("power", lambda: self._visible(trainer, caught, given.build)) if self.power else {}
         facts = SearchFacts(
@@ -322,8 +322,3 @@ def room(samples: Samples, n: int, folder: Path | None) -> Iterator[InputArray |
     # What a kill leaves of a name like this is removed when the run folder is next opened.
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".writing-", suffix=".npy") as file:
         yield np.lib.format.open_memmap(file.name, "w+", samples.inputs.dtype, (n, *samples.shape))
-
-
-def told(seconds: float) -> str:
-    """A time span in words."""
-    return f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{max(seconds, 1):.0f} seconds"

@@ -49,3 +49,14 @@ class NoJournal:
     def load(self) -> dict[str, Any] | None:
         """Nothing was kept."""
         return None
+
+
+def spoken(seconds: float) -> str:
+    """A time span as one says it: `about 40 seconds`, `about 12 minutes`, `about 3 hours`.
+
+    >>> [spoken(seconds) for seconds in (0.2, 41, 700, 10_900)]
+    ['about 1 seconds', 'about 41 seconds', 'about 12 minutes', 'about 3 hours']
+    """
+    if seconds > 7200:
+        return f"about {seconds / 3600:.0f} hours"
+    return f"about {seconds / 60:.0f} minutes" if seconds > 100 else f"about {max(seconds, 1):.0f} seconds"

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -204,8 +205,11 @@ class Session:
     @contextlib.contextmanager
     def bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
         """A progress bar over `total` samples; calls with the number done move it."""
-        if not (self.recipe.progress and self.first and sys.stderr.isatty()):
+        if not (self.recipe.progress and self.first):
             yield lambda _n: None
+            return
+        if not sys.stderr.isatty():
+            yield _Ticker(title, total)
             return
         with Progress(
             TextColumn("{task.description}"),
@@ -224,6 +228,23 @@ class Session:
                     progress.update(task, rate=f"{speed:,.0f} samples/s")
 
             yield advance
+
+
+class _Ticker:
+    """Progress where there is no terminal: one line a minute on standard error, so that nobody takes it for dead."""
+
+    EVERY = 60.0  # seconds
+    last = time.monotonic()  # of all bars: short ones, one after the other, tell as much as a long one
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total, self.done = title, total, 0
+
+    def __call__(self, n: int) -> None:
+        self.done += n
+        if time.monotonic() - _Ticker.last >= self.EVERY:
+            _Ticker.last = time.monotonic()
+            share = f" ({self.done / self.total:.0%})" if self.total else ""
+            print(f"{time.strftime('%H:%M')} {self.title}{share}", file=sys.stderr, flush=True)
 
 
 def _gather(part: Tensor, n_processes: int) -> Tensor:

@@ -13,6 +13,7 @@ between two phases must go through `remember`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -25,7 +26,7 @@ from antibackdoor.data.samples import IntArray, Samples
 from antibackdoor.data.streams import Stream, number
 from antibackdoor.errors import ConfigError
 from antibackdoor.training.history import Losses, LossHistory
-from antibackdoor.training.journal import Journal, NoJournal
+from antibackdoor.training.journal import Journal, NoJournal, spoken
 from antibackdoor.training.loop import Objective, batches, cross_entropy, shuffled, train_epoch
 from antibackdoor.training.mixing import MIXES, mixed
 from antibackdoor.training.recipe import Recipe, augmentation_names, mixing_names
@@ -33,6 +34,9 @@ from antibackdoor.training.schedules import Schedule
 from antibackdoor.training.session import Feed, Network, Session, seeded
 
 Kept = TypeVar("Kept")
+
+
+WORTH_TELLING = 60.0  # seconds that a phase has still to go, from which it is told
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +109,7 @@ class Trainer:
         self._finished: dict[str, Any] = {}  # results of finished phases and folds, and what was remembered
         self._current: dict[str, Any] = {}  # the fold under way: name, step, state
         self._depth = 0
+        self._timed: set[str] = set()  # phases of which it was told how long they take
         self._restored: list[Any] = []
         state = self.journal.load()
         self.resumed = bool(state)
@@ -219,6 +224,7 @@ class Trainer:
             plan = phase.plan(epoch)
         else:
             plan = batches(rows[shuffled(len(rows), seed, Stream.ORDER, key, epoch)], size)
+        started = time.perf_counter()
         losses = train_epoch(
             self.session,
             self.feed_of(phase),
@@ -230,6 +236,7 @@ class Trainer:
             learning_rate=within or self._rate(phase, epoch),
             title=f"{phase.name} {epoch + 1}" + (f"/{phase.epochs}" if phase.epochs else ""),
         )
+        self._tell_what_is_left(phase, epoch, time.perf_counter() - started)
         seen = ~np.isnan(losses)
         if phase.recorded:
             kept = np.where(seen, losses, self.history.losses[-1])
@@ -237,6 +244,13 @@ class Trainer:
         mean = float(losses[seen].mean()) if seen.any() else float("nan")
         self.journal.log(phase=phase.name, epoch=epoch + 1, loss=mean, n_trained=int(seen.sum()))
         return losses
+
+    def _tell_what_is_left(self, phase: Phase, epoch: int, seconds: float) -> None:
+        """After the first pass of a long phase, how long the others take."""
+        left = seconds * (phase.epochs - epoch - 1)
+        if phase.name not in self._timed and left >= WORTH_TELLING:
+            self.journal.tell(f"{phase.name}: {spoken(left)} more on this machine")
+        self._timed.add(phase.name)
 
     def _rate(self, phase: Phase, epoch: int) -> Schedule | None:
         """The learning rate within an epoch."""
