@@ -8,6 +8,8 @@ from nad_tables import FP, MCR, NAD, NONE
 from paper_tables import CIFAR, GTSRB, JPEG, Method, Row, Table, rows
 
 ABL = Method("abl")
+# On 10,000 images the isolated are not forgotten yet after as many steps of ascent as the authors take.
+LONGER = Method("abl", "abl, longer ascent", (("unlearning_epochs", 40),))
 _COLUMNS = ("none", "abl", "fine-prune", "mcr", "nad")
 
 ABL_1 = Table(
@@ -15,7 +17,7 @@ ABL_1 = Table(
     CIFAR,
     "wrn-16-1",
     "abl",
-    (NONE, ABL, FP, MCR, NAD),
+    (NONE, ABL, LONGER, FP, MCR, NAD),
     (
         *rows(
             _COLUMNS,
