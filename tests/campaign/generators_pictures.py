@@ -144,7 +144,7 @@ def junk_beside(box: Box) -> Case:
 
 _NAMES = ("=1+1", "@SUM(A1)", "+1", "-1", "a\nb", "\x1b[2Jx", "x" * 200, "é", "e\u0301", "\u202egnp", "a b", "'", '"',
 "a,b", "%s", "{0}",
-          "<script>alert(1)</script>", "CON", "..x", "~", "$(touch x)", "`id`", "\t", "🎲", "a\\b", ":", "*", "?",
+          "<script>alert(1)<script>", "CON", "..x", "~", "$(touch x)", "`id`", "\t", "🎲", "a\\b", ":", "*", "?",
           "nul\u2028l")  # fmt: skip
 
 
