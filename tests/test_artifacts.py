@@ -293,6 +293,7 @@ def test_run_from_start_to_end(tmp_path: Path) -> None:
             "config.json",
             "log.jsonl",
             "metrics.json",
+            "run.toml",
         ]
     assert read_log(run.path) == [{"phase": "warmup", "epoch": 1, "loss": None}]
     config = read_config(run.path)

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -64,7 +65,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, most: int | None = Non
 
 
 @contextmanager
-def regular_file(path: Path, *, most: int | None = None) -> Iterator[BinaryIO]:
+def regular_file(path: Path, *, most: int | None = None) -> Iterator[BufferedReader]:
     """The regular file, open for reading.
 
     Raises:
