@@ -5,9 +5,20 @@ A format is one module with `SUFFIXES`, `open_source` and `write`, and one line 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from antibackdoor.data import csv_file, folder, npz, ts, zip_file
+from antibackdoor.data import (
+    csv_file,
+    folder,
+    labels_csv,
+    npz,
+    parquet_file,
+    saved_dataset,
+    ts,
+    webdataset,
+    zip_file,
+)
 from antibackdoor.data.image_formats import is_image
 from antibackdoor.data.options import Request
 from antibackdoor.data.source import Faults, Format, Source, in_one_form, one_line
@@ -19,7 +30,20 @@ FORMATS: dict[str, Format] = {
     "npz": npz,
     "ts": ts,
     "csv": csv_file,
+    "parquet": parquet_file,
+    "huggingface": saved_dataset,
+    "webdataset": webdataset,
+    "labels-csv": labels_csv,
 }
+
+# Folders that are no folders of class folders; the first that fits counts.
+_KINDS_OF_FOLDER: dict[str, Callable[[Path], bool]] = {
+    "huggingface": saved_dataset.is_saved_dataset,
+    "labels-csv": labels_csv.is_labelled_folder,
+    "webdataset": webdataset.is_folder_of_shards,
+    "parquet": parquet_file.is_folder_of_shards,
+}
+_NO_DATA = ("truth.parquet",)  # what `poison` writes beside them
 
 
 def open_data(path: str | Path, faults: Faults, request: Request) -> tuple[str, Source]:
@@ -34,9 +58,10 @@ def open_data(path: str | Path, faults: Faults, request: Request) -> tuple[str, 
         _tell_of_others(given, path, faults)
     if not path.exists():
         raise DataError(f"there is no file or folder {one_line(str(path))}; check the path")
+    kind = _kind_of_folder(path)
     for name, format_ in FORMATS.items():
         is_named = path.is_file() and path.suffix.lower() in format_.SUFFIXES
-        if is_named or (path.is_dir() and not format_.SUFFIXES):
+        if is_named or name == kind:
             try:
                 return name, in_one_form(format_.open_source(path, faults, request.of(name)))
             except OSError as error:
@@ -45,8 +70,19 @@ def open_data(path: str | Path, faults: Faults, request: Request) -> tuple[str, 
         request.of("folder")
         return "folder", folder.open_image_file(path)
     raise DataError(
-        f"{one_line(str(path))} is of no known format; give a folder or .zip of class folders, .npz, .ts, .csv or .tsv"
+        f"{one_line(str(path))} is of no known format; give a folder or .zip of class folders, .npz, .ts, .csv, .tsv, "
+        ".parquet or .tar"
     )
+
+
+def _kind_of_folder(path: Path) -> str:
+    """Which format a folder is of; "" if it is none."""
+    if not path.is_dir():
+        return ""
+    try:
+        return next((name for name, is_one in _KINDS_OF_FOLDER.items() if is_one(path)), "folder")
+    except OSError:  # opening it will say why
+        return "folder"
 
 
 def _only_file(path: Path) -> Path:
@@ -59,10 +95,13 @@ def _only_file(path: Path) -> Path:
         return path
     suffixes = {suffix for format_ in FORMATS.values() for suffix in format_.SUFFIXES}
     files = [entry for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()]
-    series = [file for file in files if file.suffix.lower() in (*ts.SUFFIXES, *csv_file.SUFFIXES)]
-    training = [file for file in series if file.stem.lower().endswith("_train")]
+    files = [file for file in files if file.name not in _NO_DATA]
+    in_pairs = {*ts.SUFFIXES, *csv_file.SUFFIXES, *parquet_file.SUFFIXES, *webdataset.SUFFIXES}
+    training = [file for file in files if file.suffix.lower() in in_pairs and file.stem.lower().endswith("_train")]
     if len(training) == 1:
         return training[0]
+    if _kind_of_folder(path) != "folder":
+        return path
     holds_images = any(entry.is_dir() or is_image(entry.name) for entry in entries)
     return files[0] if len(files) == 1 and not holds_images else path
 

@@ -12,13 +12,14 @@ Axes = Literal["", "NT", "NCT", "NTC", "NHW", "NHWC", "NCHW"]
 Missing = Literal["refuse", "interpolate"]
 NO_COLUMN = "none"
 
+_TABLES = ("parquet", "huggingface", "labels-csv")
 _USED_BY = {
-    "label_column": ("csv",),
-    "id_column": ("csv",),
-    "axes": ("npz",),
-    "missing": ("npz", "ts", "csv"),
+    "label_column": ("csv", *_TABLES),
+    "id_column": ("csv", *_TABLES),
+    "axes": ("npz", "parquet", "huggingface", "webdataset"),
+    "missing": ("npz", "ts", "csv", "parquet", "huggingface", "webdataset"),
     "follow_links": ("folder",),
-    "group_by": ("folder", "zip", "npz", "ts", "csv"),
+    "group_by": ("folder", "zip", "npz", "ts", "csv", "webdataset", *_TABLES),
 }
 
 
