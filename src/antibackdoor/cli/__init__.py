@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from antibackdoor.cli.signals import end, listening
+from antibackdoor.cli.signals import end, listening, was_stopped
 
 __all__ = ["main"]
 
@@ -16,5 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from antibackdoor.cli.app import main as run  # slow to import, and a signal may arrive meanwhile
 
             run(arguments)
-        except KeyboardInterrupt as error:
-            end(error)
+        except KeyboardInterrupt:
+            end()
+        except Exception:
+            if not was_stopped():
+                raise
+            end()

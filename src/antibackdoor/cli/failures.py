@@ -20,6 +20,7 @@ USER_ERROR = 2
 LONGEST_WORD = 400  # characters; the longest names of files have 255
 LONGEST_SENTENCE = 2000
 _MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory|Unable to allocate", re.IGNORECASE)
+_PEER = re.compile(r"Connection (was likely )?(closed|reset)|Broken pipe", re.IGNORECASE)
 
 
 def sentence(message: str) -> str:
@@ -68,6 +69,8 @@ def failing_in_words() -> Iterator[None]:
         _drop_output()
         fail("the disk is full; free some space, or choose a folder on another disk")
     except (MemoryError, RuntimeError) as error:
+        if is_helper_process() and _PEER.search(str(error)):  # the first process ended, and said why
+            os._exit(USER_ERROR)
         if not isinstance(error, MemoryError) and not _MEMORY.search(str(error)):
             raise
         said = str(error).strip().splitlines() or ["no more can be had"]

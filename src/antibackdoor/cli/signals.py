@@ -28,31 +28,31 @@ PATIENCE_SECONDS = 3.0
 class Stopped(KeyboardInterrupt):
     """A signal asked the command to end."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"signal {number}")
-        self.number = number
-
 
 class _Listener:
     """Turns the first signal into an exception, and passes over those that follow at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_program: bool = False) -> None:
+        self.is_program = is_program
         self.advice = ADVICE
         self.since: float | None = None
+        self.number = int(signal.SIGINT)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         first = self.since is None
         if self.since is None:
-            self.since = now
+            self.since, self.number = now, number
+        if is_helper_process():  # which writes nothing that could be left half done
+            os._exit(0)
         if first and not _is_importing(frame):
-            raise Stopped(number)
+            raise Stopped(f"signal {number}")
         if first or now - self.since > PATIENCE_SECONDS:
             self._end_at_once(number)
 
     def _end_at_once(self, number: int) -> NoReturn:
         with suppress(OSError):  # the terminal may be gone
-            os.write(2, b"" if is_helper_process() else f"\n{self.advice}\n".encode(errors="backslashreplace"))
+            os.write(2, f"\n{self.advice}\n".encode(errors="backslashreplace"))
         os._exit(128 + number)
 
 
@@ -67,7 +67,7 @@ def listening(*, afterwards: bool) -> Iterator[None]:
         afterwards: Keep on listening: the end of Python takes a moment, too.
     """
     global _listener
-    _listener = _Listener()
+    _listener = _Listener(is_program=afterwards)
     before = {}
     for name in SIGNALS:
         number = getattr(signal, name, None)
@@ -91,13 +91,21 @@ def advising(advice: str) -> Iterator[None]:
     _listener.advice = before  # only after success: the exception that ends the block is told with its advice
 
 
-def end(error: KeyboardInterrupt) -> NoReturn:
+def was_stopped() -> bool:
+    """Whether a signal came: what fails after it is its consequence, such as a lost connection."""
+    return _listener.since is not None
+
+
+def end() -> NoReturn:
     """Say that the command was stopped and how to go on, and exit with the status of the signal."""
     if is_helper_process():
         sys.exit(0)
     with suppress(OSError):
         print(f"\n{_listener.advice}", file=sys.stderr, flush=True)
-    sys.exit(128 + (error.number if isinstance(error, Stopped) else signal.SIGINT))
+        sys.stdout.flush()
+    if _listener.is_program:  # what Python does at its end would wait for processes that the signal ended as well
+        os._exit(128 + _listener.number)
+    sys.exit(128 + _listener.number)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
