@@ -41,7 +41,7 @@ def open_table(path: Path, texts: Sequence[str] = ()) -> pq.ParquetFile:
     with regular_file(path, most=_FILE_BYTES) as file:
         buffer = pa.allocate_buffer(file.seek(0, 2))
         file.seek(0)
-        if len(buffer) and file.readinto(np.frombuffer(buffer, np.uint8)) != len(buffer):
+        if len(buffer) and file.readinto(memoryview(buffer)) != len(buffer):
             raise ValueError("it changes while it is read")
     about = pq.read_metadata(pa.BufferReader(buffer))
     leaves = [about.schema.column(place) for place in range(len(about.schema.names))]
