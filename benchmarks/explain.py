@@ -72,7 +72,7 @@ def measured(attack: str, seed: int, epochs: int, rate: float) -> Row:
     clean = data.test.take((data.test.labels == TARGET) & (predict(session, model, data.test).labels == TARGET))
     rows = np.flatnonzero(poisoned.samples.labels == TARGET)
     known, is_poisoned = seen(poisoned.samples.take(rows)), poisoned.truth.is_poisoned[rows]
-    alike = similarity(known, seen(triggered.take(worked)))
+    alike = similarity(known, seen(triggered.take(worked))) if worked.any() else np.zeros((0, len(rows)))
     apart = [likely(one) for one in alike]
     return Row(
         attack=attack,
@@ -101,7 +101,7 @@ def mean(values: Sequence[float]) -> float:
 def main() -> None:
     """Measure, print, and append to a file of results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--attacks", nargs="+", default=["badnets", "blend", "sig"])
+    parser.add_argument("--attacks", nargs="+", default=["badnets", "blend", "trojan"])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=14)
     parser.add_argument("--rate", type=float, default=0.05)

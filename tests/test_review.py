@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -186,3 +188,21 @@ def test_a_person_reviews_in_a_browser(server: ReviewServer, tmp_path: Path) -> 
         page.run("document.querySelector('#finish').click()")
         page.until("!document.querySelector('#done').hidden")
     assert [one.decision for one in read_decisions(session.path).values()] == ["rejected"] * 10
+
+
+def test_the_command_serves_until_ctrl_c(start: Callable[..., Any], call: Callable[..., Any], tmp_path: Path) -> None:
+    run = reviewed(tmp_path / "run", pictures(16))
+    process = start("review", run)
+    address = urlsplit(process.stdout.readline().removeprefix("Review: ").strip())
+    connection = http.client.HTTPConnection(address.netloc, timeout=10)
+    body = json.dumps({"group": 0, "decision": "accepted"})
+    connection.request("POST", address.path + "decide", body, {"Content-Type": "application/json"})
+    assert connection.getresponse().read()
+    code, _, err = call("review", run)
+    assert code == 2 and "another process writes to" in err, "one review at a time"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "decisions.csv" in out, err
+    assert "4 suspects accepted, 0 rejected, 4 open" in err and "antibackdoor train DATA --decisions" in err
+    assert len(read_decisions(run / "decisions.csv")) == 4
+    assert sorted(path.name for path in run.iterdir()) == ["decisions.csv", "gallery.npz", "samples.parquet"]

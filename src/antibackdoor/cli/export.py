@@ -52,7 +52,7 @@ def export(
     tensorboard
         A new folder with the run's log for TensorBoard. Needs antibackdoor[tensorboard].
     mlflow
-        A tracking server or folder (URI) that gets the run's settings, log and metrics. Needs antibackdoor[mlflow].
+        A tracking server or database (URI) that gets the run's settings, log and metrics. Needs antibackdoor[mlflow].
     cache
         Where decoded images are kept.
     """

@@ -1,5 +1,6 @@
 """`review` on the command line: serve the page, and say what came of it."""
 
+import signal
 from pathlib import Path
 
 from antibackdoor.cli.commands import told
@@ -34,6 +35,9 @@ def review(run: Path, *, data: Path | None = None, port: int = 0, cache: Path | 
             print(f"Review: {server.url}", flush=True)
             told("Open this address in a browser on this machine. End with Finish on the page, or with Ctrl-C.")
             server.serve_forever()
+    except KeyboardInterrupt as stop:  # Ctrl-C is how a review ends; another signal is told as everywhere
+        if getattr(stop, "number", signal.SIGINT) != signal.SIGINT:
+            raise
     finally:
         release(run, lock)
         counts = [page.session.counts(group) for group in page.session.groups]
