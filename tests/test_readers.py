@@ -317,7 +317,10 @@ def same(a: Samples, ids: np.ndarray, b: Samples) -> None:
     assert (b.class_names[b.labels[rows]] == a.class_names[a.labels]).all()
 
 
-SUFFIX = {"folder": "", "zip": ".zip", "npz": ".npz", "ts": ".ts", "csv": ".tsv"}
+SUFFIX = {
+    "folder": "", "zip": ".zip", "npz": ".npz", "ts": ".ts", "csv": ".tsv",
+    "parquet": ".parquet", "huggingface": "", "webdataset": ".tar", "labels-csv": "",
+}  # fmt: skip
 
 
 @st.composite
@@ -344,7 +347,7 @@ def data_sets(draw: st.DrawFn, image: bool, max_channels: int = 3) -> tuple[Samp
 
 @pytest.mark.parametrize("format", list(FORMATS))
 def test_round_trip(format: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    image = format in ("folder", "zip", "npz")
+    image = format in ("folder", "zip", "npz", "parquet", "webdataset", "labels-csv")
 
     @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data_sets(image, 1 if format == "csv" else 3))

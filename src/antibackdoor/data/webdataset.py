@@ -153,6 +153,7 @@ def _samples(shard: Path) -> Iterator[_Sample]:
     """
     samples: dict[str, _Sample] = {}
     try:
+        _refuse_cut_off(shard)
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
                 if not member.isreg() or member.issparse():
@@ -171,6 +172,15 @@ def _samples(shard: Path) -> Iterator[_Sample]:
             f"{shard} is no tar archive that can be read ({one_line(str(error))[:200]}); shards must not be compressed"
         ) from error
     yield from samples.values()
+
+
+def _refuse_cut_off(shard: Path) -> None:
+    """An archive ends in blocks of zeros; one without was not copied to its end, and may lack samples."""
+    with shard.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - tarfile.BLOCKSIZE))
+        if size % tarfile.BLOCKSIZE or any(file.read()):
+            raise ValueError("it is cut off, or compressed")
 
 
 def _add(sample: _Sample, archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, suffix: str) -> None:
