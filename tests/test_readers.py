@@ -433,10 +433,10 @@ def test_what_a_format_cannot_hold(format: str, samples: Samples, message: str, 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     for format, suffix in SUFFIX.items():
-        samples = images(["a", "b"], [0, 1]) if format in ("folder", "zip", "npz") else series(["a", "b"], [0, 1])
-        write(tmp_path / f"out{suffix}", samples, format=format)
+        samples = series(["a", "b"], [0, 1]) if format in ("ts", "csv") else images(["a", "b"], [0, 1])
+        write(tmp_path / f"{format}{suffix}", samples, format=format)
         with pytest.raises(DataError, match="exists already"):
-            write(tmp_path / f"out{suffix}", samples, format=format)
+            write(tmp_path / f"{format}{suffix}", samples, format=format)
 
 
 def test_settings_out_of_range(tmp_path: Path) -> None:

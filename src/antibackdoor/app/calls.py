@@ -119,6 +119,7 @@ def train(
     devices: int | None = None,
     seed: int | None = None,
     progress: bool | None = None,
+    job: Job | None = None,
     resume: bool = False,
 ) -> Outcome | None:
     """Train with a defense and write a run folder.
@@ -126,7 +127,7 @@ def train(
     Args:
         data: A path, arrays with their labels in `y`, a `pandas.DataFrame`, a torch `Dataset`, a `datasets.Dataset`,
             or what `read` and the functions `from_...` return.
-        y: The labels, one a sample, where `data` are arrays. A `Job` in this place holds defense, recipe and network.
+        y: The labels, one a sample, where `data` are arrays. A `Job` may stand in this place.
         out: The run folder; by default `run`, or `run-2`, `run-3`, ... where that exists.
         defense: A key of `DEFENSES`, or a defense with its settings.
         test_fraction: Part of each class that is held out where `data` have no test split; 0.2 by default.
@@ -137,6 +138,7 @@ def train(
         model: A network of your own in place of a backbone: a factory, or `package.module:factory`.
         epochs: Passes over the data, a field of the defense where it has one; 0 chooses.
         batch_size: As in `Recipe`, or of the defense; also the settings that follow.
+        job: Defense, recipe and network in one, in place of all these.
         resume: Go on with the run in `out` from its last checkpoint.
 
     Returns:
@@ -150,11 +152,10 @@ def train(
         "momentum": momentum, "weight_decay": weight_decay, "augment": augment, "precision": precision,
         "device": device, "devices": devices, "seed": seed, "progress": progress,
     }  # fmt: skip
-    if isinstance(y, Job | Scan):
-        job, y = _whole(y, [settings, {"recipe": recipe, "backbone": backbone, "model": model}]), None
-        if not isinstance(job, Job):
-            raise ConfigError("a Scan holds a detector, which trains nothing: give a Job, or defense=...")
-    else:
+    job, y = _job(y, job, [settings, {"recipe": recipe, "backbone": backbone, "model": model}])
+    if isinstance(job, Scan):
+        raise ConfigError("a Scan holds a detector, which trains nothing: give a Job, or defense=...")
+    if job is None:
         method, recipe = applied(chosen_method(defense, DEFENSES, "defense"), recipe, settings, "defense")
         job = Job(method, recipe, backbone, model)
     whole = as_data_set(data, y, test_fraction=test_fraction)
@@ -193,13 +194,14 @@ def scan(
     device: str | None = None,
     seed: int | None = None,
     progress: bool | None = None,
+    job: Scan | None = None,
     resume: bool = False,
 ) -> Scanned:
     """Judge the training samples and write a run folder; no classifier is delivered.
 
     Args:
         data: As in `train`; nothing is held out of it. Of a `DataSet` only the training samples are looked at.
-        y: The labels, where `data` are arrays. A `Scan` in this place holds detector, recipe and network.
+        y: The labels, where `data` are arrays. A `Scan` may stand in this place.
         out: The run folder; by default `scan`, or `scan-2`, `scan-3`, ... where that exists.
         detector: A key of `DETECTORS`, or a detector with its settings.
         checkpoint: Run folder of a trained model, for detectors that look at one; else one is trained.
@@ -207,6 +209,7 @@ def scan(
         given: What else the detector may know beside the data.
         recipe: How to train what the detector needs; the settings below win over its fields.
         backbone: As in `train`; also `model` and the settings that follow.
+        job: Detector, recipe and network in one, in place of all these.
         resume: Go on with the scan in `out`.
 
     Returns:
@@ -220,12 +223,11 @@ def scan(
         "momentum": momentum, "weight_decay": weight_decay, "augment": augment, "precision": precision,
         "device": device, "seed": seed, "progress": progress,
     }  # fmt: skip
-    if isinstance(y, Job | Scan):
-        job, y = _whole(y, [settings, {"recipe": recipe, "backbone": backbone, "model": model}]), None
-        recipe = job.recipe
-    else:
+    job, y = _job(y, job, [settings, {"recipe": recipe, "backbone": backbone, "model": model}])
+    if job is None:
         method, recipe = applied(chosen_method(detector, DETECTORS, "detector"), recipe, settings, "detector")
         job = Scan(method, recipe, backbone, model)
+    recipe = job.recipe
     whole = as_data_set(data, y, test_fraction=None if isinstance(data, DataSet) else 0.0)
     if checkpoint is not None or clean is not None:
         if given is not None:
@@ -323,12 +325,18 @@ def _factory(model: str | Factory) -> Factory | None:
     return model
 
 
-def _whole(job: Any, others: list[dict[str, Any]]) -> Any:
-    """The job, once nothing is said beside it."""
+def _job(y: Any, job: Any, others: list[dict[str, Any]]) -> tuple[Any, Any]:
+    """The job, which may stand in the place of the labels, once nothing is said beside it; and the labels."""
+    if isinstance(y, Job | Scan) and job is None:
+        y, job = None, y
+    if job is None:
+        return None, y
+    if not isinstance(job, Job | Scan):
+        raise ConfigError(f"job is of type {type(job).__name__}; give an antibackdoor.Job, or for a scan a Scan")
     said = [name for part in others for name, value in part.items() if value not in (None, "")]
     if said:
         raise ConfigError(f"{said[0]} is given beside a {type(job).__name__}; put it into that")
-    return job
+    return job, y
 
 
 def _folder(out: str | Path | None, name: str, resume: bool) -> Path:
