@@ -104,5 +104,15 @@ def test_an_end_that_takes_too_long_can_be_cut_short(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "\nStopped.\n")
 
 
+def test_a_call_that_never_returns_to_python_does_not_keep_it_alive(tmp_path: Path) -> None:
+    ended = in_python(
+        "import threading\nfrom antibackdoor.cli import signals\nsignals.LONGEST_END_SECONDS = 0.05\n"
+        "with signals.listening(afterwards=True):\n    try:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    finally:\n        threading.Event().wait(20)\n",
+        tmp_path,
+    )
+    assert (ended.returncode, ended.stderr) == (143, "\nStopped.\n")
+
+
 def test_statuses_are_those_of_the_list() -> None:
     assert {name for name, _ in ENDS} == set(signals.SIGNALS)

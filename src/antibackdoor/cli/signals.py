@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ ADVICE = "Stopped."
 
 # A second Ctrl-C would break off what the first one tidies up; after this time it means that the end takes too long.
 PATIENCE_SECONDS = 3.0
+LONGEST_END_SECONDS = 10.0  # a lost connection to another process would hold it up for half an hour
 
 
 class Stopped(KeyboardInterrupt):
@@ -48,9 +50,11 @@ class _Listener:
         if first and not _is_importing(frame):
             raise Stopped(f"signal {number}")
         if first or now - self.since > PATIENCE_SECONDS:
-            self._end_at_once(number)
+            self.end_at_once(number)
 
-    def _end_at_once(self, number: int) -> NoReturn:
+    def end_at_once(self, number: int) -> NoReturn:
+        if is_helper_process():
+            os._exit(0)
         with suppress(OSError):  # the terminal may be gone
             os.write(2, f"\n{self.advice}\n".encode(errors="backslashreplace"))
         os._exit(128 + number)
@@ -75,12 +79,30 @@ def listening(*, afterwards: bool) -> Iterator[None]:
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             with suppress(ValueError):  # not in the first thread of a program, which has to care for itself
                 before[number] = signal.signal(number, _listener)
+    if afterwards and before and sys.platform != "win32":
+        _watch(_listener)
     try:
         yield
     finally:
         if not afterwards:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _watch(listener: _Listener) -> None:
+    """End the program if a signal has not: Python hears of one only once a call outside of it returns, if ever."""
+    heard, sent = os.pipe()
+    os.set_blocking(sent, False)
+    signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
+
+    def wait() -> None:
+        number = os.read(heard, 1)[0]
+        while number not in {getattr(signal, name, None) for name in SIGNALS}:  # such as that a child has ended
+            number = os.read(heard, 1)[0]
+        time.sleep(LONGEST_END_SECONDS)
+        listener.end_at_once(number)
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
 @contextmanager
