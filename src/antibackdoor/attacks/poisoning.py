@@ -220,7 +220,7 @@ def read_truth(path: Path) -> tuple[StrArray, Truth]:
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; give the truth.parquet that `poison` wrote") from error
     except OSError as error:
-        raise DataError(cannot("read", path, error)) from error
+        raise DataError(cannot("read the truth", path, error)) from error
     except (ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a table of ground truth: {shortened(reason)}") from error
