@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from antibackdoor.data.columns import LABEL_TITLES
+from antibackdoor.data.csv_cells import from_cell, write_rows
 from antibackdoor.data.folder import SUFFIXES as FOLDER
 from antibackdoor.data.image_files import ImageFiles
 from antibackdoor.data.image_formats import has_image_suffix, is_image
@@ -136,7 +137,7 @@ def _rows(table: Path) -> tuple[list[str], Iterator[list[str]]]:
     short = next((number for number, row in enumerate(rows, 1) if len(row) != width and any(row)), None)
     if short is not None:
         raise DataError(f"{table}, row {short}, has {len(rows[short - 1])} cells, where the titles are {width}")
-    return [title.strip() for title in rows[0]], iter(rows[1:])
+    return [title.strip() for title in rows[0]], ([from_cell(cell) for cell in row] for row in rows[1:])
 
 
 def _columns(titles: list[str], table: Path, label: str, files: str, labelled: bool) -> tuple[int, int | None]:
@@ -204,12 +205,12 @@ def write(path: Path, train: Samples, test: Samples | None) -> Written:
         raise DataError("a class name is empty, or begins or ends with a space, which a table cannot hold; rename it")
     with complete_or_absent(path) as temporary:
         temporary.mkdir()
+        rows = [["file", "label", "split"]]
+        for split, samples in splits.items():
+            ids[split] = np.array([f"{split}-{row:06d}.png" for row in range(len(samples))], dtype=np.str_)
+            for name, label, data in zip(ids[split].tolist(), samples.labels.tolist(), pngs(samples), strict=True):
+                (temporary / name).write_bytes(data)
+                rows.append([name, names[label], split])
         with (temporary / "labels.csv").open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["file", "label", "split"])
-            for split, samples in splits.items():
-                ids[split] = np.array([f"{split}-{row:06d}.png" for row in range(len(samples))], dtype=np.str_)
-                for name, label, data in zip(ids[split].tolist(), samples.labels.tolist(), pngs(samples), strict=True):
-                    (temporary / name).write_bytes(data)
-                    table.writerow([name, names[label], split])
+            write_rows(file, rows, end="\n")
     return Written(path, ids["train"], ids.get("test"))
