@@ -254,6 +254,8 @@ def test_a_stopped_purification_ends_the_same(
     shutil.copytree(bench / "attacked", other)
     state = load_file(other / "model.safetensors")
     save_file({name: value + 1 for name, value in state.items()}, other / "model.safetensors")
+    assert "checksum" in one_line(call, "purify", other, "--out", stopped, *TUNE, *given, "--resume")
+    (other / "checksums.json").unlink()
     message = one_line(call, "purify", other, "--out", stopped, *TUNE, *given, "--resume")
     assert "model.weights" in message
     assert call("purify", bench / "attacked", "--out", stopped, *TUNE, *given, "--resume")[0] == 0
