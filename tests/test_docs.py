@@ -26,6 +26,7 @@ from antibackdoor.purifiers import PURIFIERS
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+OWN_NETWORK = (REPOSITORY / "docs" / "howto" / "own-network.md").read_text(encoding="utf-8")
 DOCUMENTS = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 DOCUMENTS += sorted((REPOSITORY / "docs").rglob("*.md"))
 NAMES = [path.name for path in DOCUMENTS]
@@ -97,9 +98,9 @@ def test_readme_commands_run_in_order(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     draw_photos(tmp_path)
-    network = next(block for block in blocks(README, "python") if block.startswith("# networks.py"))
+    network = next(block for block in blocks(OWN_NETWORK, "python") if block.startswith("# networks.py"))
     (tmp_path / "networks.py").write_text(network, encoding="utf-8")
-    for words in commands(README):
+    for words in [*commands(README), *commands(OWN_NETWORK)]:
         if words[0] == "demo" or "--devices" in words:
             continue
         short = ["--epochs", "1", "--device", "cpu"] if words[0] in ("train", "compare") else []

@@ -65,7 +65,7 @@ def run_train(
     with resumable(out):
         outcome = train(loaded, job, out, given=given, resume=resume, command=portable(command), tell=told)
     if outcome is not None:
-        print_verdict(outcome.metrics, [f"antibackdoor review {out}"])
+        print_verdict(outcome.metrics, out, data)
         print_facts(outcome.metrics)
     elif not is_helper():
         print(spelled_out(finished_message(out, loaded.test)))
@@ -116,7 +116,7 @@ def run_scan(
         facts = scan(loaded, job, out, given=given, resume=resume, command=portable(command), tell=told)
     metrics = gate.write(out, data.name)
     if not gate.json:
-        print_verdict(metrics, [f"antibackdoor train {data} --verdict {out} --out run", f"antibackdoor review {out}"])
+        print_verdict(metrics, out, data)
         if facts is None:
             print(spelled_out(finished_message(out)))
         else:
@@ -378,14 +378,15 @@ def doctor() -> None:
         print(f"  {name:18} {backbone.kind:7} {backbone.description}")
 
 
-def print_verdict(metrics: dict[str, Any], next_steps: Sequence[str]) -> None:
+def print_verdict(metrics: dict[str, Any], run: Path, data: Path) -> None:
     """The answer in a sentence, as in the report, and what can be done next."""
+    from antibackdoor.report.next_steps import next_steps
     from antibackdoor.report.words import verdict
 
     answer = verdict(metrics)
-    print(spelled_out(" ".join((answer.title, *answer.sentences[:1]))))
-    if metrics.get("poisoned"):
-        print("Next: " + "\n      ".join(map(spelled_out, next_steps)))
+    print(spelled_out(" ".join((answer.title, *answer.sentences[:1])).translate(ISOLATES)))
+    for step in next_steps(metrics, str(run), str(data)):
+        print(spelled_out(f"  - {step.text}" + (f" {step.command}" if step.command else "")))
     print()
 
 

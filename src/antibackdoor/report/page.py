@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from antibackdoor.report.figures import ClassBar, Figure, class_bars, loss_figur
 from antibackdoor.report.gallery import Card, Gallery, cards, difference_picture, load_gallery
 from antibackdoor.report.html import write_page
 from antibackdoor.report.measured import MeasuredRow, measured_rows
+from antibackdoor.report.next_steps import Step, next_steps
 from antibackdoor.report.purified import (
     ClassTable,
     class_tables,
@@ -25,6 +27,7 @@ from antibackdoor.report.purified import (
     purified_numbers,
     purified_verdict,
 )
+from antibackdoor.report.suspects import write_suspects
 from antibackdoor.report.svg import sparkline
 from antibackdoor.report.words import (
     KeyNumber,
@@ -88,6 +91,9 @@ class Page:
     class_tables: tuple[ClassTable, ...]  # accuracy and attack success of each class, where they were measured
     attention: AttentionGrid | None  # where the networks of a purification look
     facts: tuple[tuple[str, str], ...]  # what a purifier tells of itself
+    steps: tuple[Step, ...]  # what to do next
+    n_suspects: int  # rows of suspects.csv
+    made: tuple[tuple[str, str], ...]  # how the run went: what was chosen for it, and when it ended
     footer: str
     training: tuple[Figure, ...]
     settings: tuple[tuple[str, str], ...]
@@ -97,7 +103,9 @@ class Page:
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` into a run folder from its other files; sections without a file are left out.
+    """Write `report.html` into a run folder from its other files, and `suspects.csv` if any sample is isolated.
+
+    Sections without a file are left out.
 
     Returns:
         The path of the page.
@@ -107,6 +115,8 @@ def write_report(run: Path) -> Path:
         ModelError: `model.json` is damaged.
     """
     out = run / REPORT
+    if (run / SAMPLES).exists() and (run / METRICS).exists():
+        write_suspects(run)
     _write(out, _page(run), None)
     return out
 
@@ -158,6 +168,9 @@ def _page(run: Path) -> Page:
         class_tables=tuple(class_tables(run)),
         attention=_attention(run),
         facts=() if purified is None else tuple(purified_facts(purified)),
+        steps=tuple(next_steps(metrics, run.resolve().name)),
+        n_suspects=_n_suspects(metrics),
+        made=tuple(_made(run, metrics)),
         footer=SAMPLES_FOOTER if purified is None else MODEL_FOOTER,
         training=tuple(training_figures(read_log(run))),
         settings=tuple(_flat(config["settings"])[:_SETTINGS]),
@@ -165,6 +178,22 @@ def _page(run: Path) -> Page:
         command=printable(shlex.join(str(word) for word in config["command"]), 2000),
         versions=tuple((printable(name), printable(number)) for name, number in config["versions"].items()),
     )
+
+
+def _n_suspects(metrics: Mapping[str, Any] | None) -> int:
+    n = (metrics or {}).get("n_isolated")
+    return n if isinstance(n, int) and not isinstance(n, bool) else 0
+
+
+def _made(run: Path, metrics: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """What the settings do not say: the passes that were chosen, the time that it took, when it ended."""
+    if metrics is None:
+        return
+    for key, name in (("epochs", "passes over the data"), ("backbone", "network"), ("seed", "seed")):
+        if metrics.get(key) is not None:
+            yield name, printable(metrics[key])
+    ended = datetime.fromtimestamp((run / METRICS).stat().st_mtime, UTC)
+    yield "last measured", f"{ended:%Y-%m-%d %H:%M} UTC"
 
 
 def _attention(run: Path) -> AttentionGrid | None:

@@ -183,6 +183,14 @@ def _about_copies(metrics: Facts) -> list[str]:
     return sentences
 
 
+_OF_ISOLATION = ("n_isolated", "n_relabeled", "isolation_precision", "isolation_recall")
+
+
+def _judges(metrics: Facts) -> bool:
+    """Whether the method isolates at all: of plain training, or of a ranking, such numbers mean nothing."""
+    return metrics.get("poisoned") is not None or bool(_number(metrics, "n_isolated"))
+
+
 def key_numbers(metrics: Facts) -> list[KeyNumber]:
     """The numbers that stand below the verdict; absent ones are left out."""
     n_samples = _number(metrics, "n_samples")
@@ -194,9 +202,9 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
         ("false_alarm_probability", "False alarm", percent, "probability of such evidence in clean data"),
         (
             "estimated_residual_attack_success_rate",
-            "Backdoor left",
+            "Attack success, estimated",
             percent,
-            "estimated attack success rate of the delivered model, the trigger unknown",
+            "of the delivered model, without knowing the trigger",
         ),
         ("smallest_visible_rate", "Smallest visible rate", percent, "of a planted patch that the scan found"),
         ("clean_accuracy", "Clean accuracy", percent, _tested_on(metrics)),
@@ -216,7 +224,7 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
     numbers = []
     for key, name, show, note in formats:
         value = _number(metrics, key)
-        if value is None:
+        if value is None or (key in _OF_ISOLATION and not _judges(metrics)):
             continue
         if key == "n_isolated":
             note = note if "clean_accuracy" in metrics or "epochs" in metrics else "suspected"

@@ -139,7 +139,7 @@ def write_skipped(run: Path, skipped: Sequence[tuple[str, str]]) -> None:
     """
     if not skipped:
         return
-    _write_csv(run / SKIPPED, [("id", "reason"), *skipped])
+    write_table(run / SKIPPED, [("id", "reason"), *skipped])
 
 
 def write_classes(run: Path, class_names: StrArray, columns: Mapping[str, Sequence[Scalar]]) -> None:
@@ -148,7 +148,7 @@ def write_classes(run: Path, class_names: StrArray, columns: Mapping[str, Sequen
     Raises:
         RunError: The folder cannot be written.
     """
-    _write_csv(run / CLASSES, [("class", *columns), *zip(class_names.tolist(), *columns.values(), strict=True)])
+    write_table(run / CLASSES, [("class", *columns), *zip(class_names.tolist(), *columns.values(), strict=True)])
 
 
 def read_classes(run: Path) -> tuple[list[str], dict[str, list[float | None]]]:
@@ -178,7 +178,12 @@ def _share_or_count(cell: str) -> float | None:
     return value
 
 
-def _write_csv(path: Path, rows: Iterable[Iterable[Scalar]]) -> None:
+def write_table(path: Path, rows: Iterable[Iterable[Scalar]]) -> None:
+    """Write a CSV file, whole or not at all; no cell of it is a formula.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
     with (
         replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,

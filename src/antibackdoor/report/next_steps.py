@@ -1,0 +1,63 @@
+"""What to do next, by what a run found; for the report and for the terminal."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from antibackdoor.report.words import Facts
+
+
+class Step(NamedTuple):
+    """One thing to do.
+
+    Attributes:
+        text: Why or what, in a sentence.
+        command: How, on the command line; may be empty.
+    """
+
+    text: str
+    command: str = ""
+
+
+def next_steps(metrics: Facts | None, run: str, data: str = "DATA") -> list[Step]:
+    """Two to four steps; none for a run that is not finished, or that purified a model.
+
+    Args:
+        metrics: What stands in `metrics.json`.
+        run: The run folder, as commands may name it.
+        data: The data, likewise.
+    """
+    if metrics is None or "accuracy_before" in metrics:
+        return []
+    is_scan = "epochs" not in metrics
+    poisoned = metrics.get("poisoned")
+    if poisoned:
+        steps = [
+            Step("Look at the suspects. A watermark that only one class has looks the same as a trigger."),
+            Step("Accept or reject them in a browser.", f"antibackdoor review {run}"),
+        ]
+        if is_scan:
+            train = f"antibackdoor train {data} --verdict {run} --out trained"
+            return [*steps, Step("Train on the rest.", train), _export(run)]
+        return [*steps, _export(run), _measure(run, data)]
+    if poisoned is None:
+        scan = f"antibackdoor scan {data} --out scanned"
+        return [Step("This method ranks samples or trains, but does not judge. The default scan does.", scan)]
+    test = f"antibackdoor poison {data} --out poisoned --attack badnets --rate 0.05"
+    steps = [Step("Poison a copy, and see whether that would have been found.", test)]
+    if is_scan:
+        return [
+            *steps,
+            Step("Train; this also looks for what is learned late.", f"antibackdoor train {data} --out trained"),
+        ]
+    return steps
+
+
+def _export(run: str) -> Step:
+    return Step(
+        "Write lists of what to keep and what not.", f"antibackdoor export {run} --keep keep.txt --quarantine bad.txt"
+    )
+
+
+def _measure(run: str, data: str) -> Step:
+    return Step("Use the model.", f"antibackdoor predict {run} {data} --out predictions.csv")
