@@ -17,7 +17,7 @@ def export(
     to: Path | None = None,
     data: Path | None = None,
     link: bool = False,
-    format: Literal["", "csv", "parquet", "huggingface", "fiftyone", "cleanlab"] = "",
+    format: Literal["csv", "parquet", "huggingface", "fiftyone", "cleanlab"] | None = None,
     onnx: Path | None = None,
     model: str = "",
     tensorboard: Path | None = None,
@@ -57,7 +57,7 @@ def export(
         Where decoded images are kept.
     """
     wanted = (keep, quarantine, to, onnx, tensorboard, mlflow or None)
-    if format and to is None:
+    if format is not None and to is None:
         raise ConfigError(f"--format {format} needs a place: give --to")
     if all(one is None for one in wanted):
         raise ConfigError("say what to export: --keep FILE, --quarantine FILE, --to FOLDER, --onnx FILE or others")
@@ -88,7 +88,7 @@ def _samples(
     to: Path | None,
     data: Path | None,
     link: bool,
-    format: str,
+    format: str | None,
     cache: Path | None,
 ) -> None:
     from antibackdoor.app.exporting import cleanlab_columns, columns_of, selection_of, write_list, write_table
@@ -110,5 +110,5 @@ def _samples(
     if data is None:
         raise ConfigError("--to copies samples of the data, which a run folder does not hold: give --data as well")
     files = KeptFiles(selection, data, cache, link)
-    write: Any = {"": files.copy_to, "huggingface": files.as_hugging_face, "fiftyone": files.as_fiftyone}[format]
+    write: Any = {None: files.copy_to, "huggingface": files.as_hugging_face, "fiftyone": files.as_fiftyone}[format]
     told(f"{write(to)}.")
