@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_outliers_fit_predict, check_outliers_train, parametrize_with_checks
 
 from antibackdoor.sklearn import PoisonDetector, RobustClassifier
 
@@ -26,11 +26,17 @@ def expected_failures(estimator: Any) -> dict[str, str]:
 
 
 @parametrize_with_checks(
-    [RobustClassifier(epochs=3), PoisonDetector(epochs=3), PoisonDetector("spectral", contamination=0.1, epochs=2)],
+    [RobustClassifier(epochs=3), PoisonDetector(epochs=3)],
     expected_failed_checks=expected_failures,
 )
 def test_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
+
+
+def test_a_contamination_passes_what_the_default_cannot() -> None:
+    detector = PoisonDetector("spectral", contamination=0.1, epochs=2)
+    check_outliers_train("PoisonDetector", detector)
+    check_outliers_fit_predict("PoisonDetector", detector)
 
 
 def waves(n: int = 60, length: int = 24, *, channels: int = 1, seed: int = 0) -> tuple[Any, Any]:
@@ -107,7 +113,7 @@ def test_outliers_are_what_carries_the_trigger() -> None:
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
-        (RobustClassifier("abc"), "defense abc is unknown: choose one of abl"),
+        (RobustClassifier("abc"), "defense is .abc.; give one of abl"),
         (PoisonDetector("scan"), "SCAn needs clean"),
         (PoisonDetector(contamination=0.7), "contamination is 0.7; give 'auto', or a number in"),
         (RobustClassifier(backbone="resnet18"), "is for image data"),

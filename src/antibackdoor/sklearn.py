@@ -24,8 +24,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from antibackdoor.app.estimator_parts import Budget, FittedNetwork, duplicates, is_list_of_series, to_inputs
-from antibackdoor.app.methods import look_up
 from antibackdoor.app.networks import NetworkChoice, builder, describe_model
+from antibackdoor.app.python_words import in_python_words
+from antibackdoor.app.settings import applied, chosen_method
 from antibackdoor.data.samples import FloatArray, InputArray, IntArray, Samples
 from antibackdoor.defenses import DEFENSES, Undefended
 from antibackdoor.detectors import DETECTORS, ConfusionTraining, SpectralSignatures
@@ -121,7 +122,7 @@ class PoisonDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         try:
             self._judge(samples)
         except AntibackdoorError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(in_python_words(str(error))) from error
         return self
 
     def score_samples(self, X: Any) -> FloatArray:
@@ -150,11 +151,9 @@ class PoisonDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"contamination is {share!r}; give 'auto', or a number in (0, 0.5]")
 
     def _judge(self, samples: Samples) -> None:
-        detector = _method(self.detector, DETECTORS, "detector")
-        recipe, budget = _recipe(self, samples)
+        detector, recipe = _configured(self, samples, self.detector, DETECTORS, "detector")
         if isinstance(detector, ConfusionTraining) and _is_blind(samples, recipe):
             detector = SpectralSignatures()
-        detector = budget.of_search(detector)
         spec = describe_model(samples, _choice(self, samples), recipe, "")
         build = builder(spec, self.model)
         trained = Undefended().train(samples, build, recipe)
@@ -204,8 +203,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         defense: A key of `antibackdoor.DEFENSES` that needs nothing but data, or a defense with its settings.
         epochs: Passes over the data; 0 chooses by their size, fewer for small data than the command line would.
         batch_size: Samples a step; 0 chooses.
-        learning_rate: Largest learning rate, > 0.
-        augment: As in `antibackdoor.Recipe`.
+        learning_rate: Largest learning rate, > 0; None leaves it to the defense.
+        augment: As in `antibackdoor.Recipe`; None leaves it to the defense.
         backbone: A key of `antibackdoor.BACKBONES`; empty chooses ("fcn" for small sets of series).
         model: A network of your own: a function that returns an untrained `torch.nn.Module` with logits.
         device: `auto`, `cpu`, `cuda` or `mps`.
@@ -229,8 +228,8 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         epochs: int = 0,
         batch_size: int = 0,
-        learning_rate: float = 0.1,
-        augment: str = "auto",
+        learning_rate: float | None = None,
+        augment: str | None = None,
         backbone: str = "",
         model: Any = None,
         device: str = "auto",
@@ -270,7 +269,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         try:
             trained = self._train(samples)
         except AntibackdoorError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(in_python_words(str(error))) from error
         self.suspicion_, self.isolated_ = trained.verdict.suspicion, trained.verdict.isolated
         self.poisoned_ = trained.verdict.poisoned
         return self
@@ -286,14 +285,14 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.classes_[chosen])
 
     def _train(self, samples: Samples) -> Trained:
-        defense = _method(self.defense, DEFENSES, "defense")
-        recipe, budget = _recipe(self, samples, learning_rate=self.learning_rate, augment=self.augment)
+        chosen = {"learning_rate": self.learning_rate, "augment": self.augment}
+        defense, recipe = _configured(self, samples, self.defense, DEFENSES, "defense", **chosen)
         search = getattr(defense, "search", None)
         given = Given()
         if isinstance(search, ConfusionTraining) and _is_blind(samples, recipe):
             given = Given(verdict=Verdict.ranking(np.zeros(len(samples)), samples))  # nothing to search for
         spec = describe_model(samples, _choice(self, samples), recipe, "")
-        trained: Trained = budget.of_search(defense).train(samples, builder(spec, self.model), recipe, given=given)
+        trained: Trained = defense.train(samples, builder(spec, self.model), recipe, given=given)
         self._network = FittedNetwork.of(trained.model, spec, self.model, self.device)
         self._one = samples.take(np.zeros(1, dtype=np.int64))
         return trained
@@ -317,7 +316,7 @@ def _checked(estimator: Any, X: Any, y: Any, *, reset: bool, like: Samples | Non
     try:
         inputs = to_inputs(X, shape)
     except AntibackdoorError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(in_python_words(str(error))) from error
     if like is not None and like.inputs.dtype == np.float32 and inputs.dtype == np.uint8:
         inputs = (inputs / 255).astype(np.float32)
     return inputs
@@ -329,18 +328,20 @@ def _samples(inputs: InputArray, labels: IntArray, classes: NDArray[Any]) -> Sam
     return Samples(inputs, labels.reshape(-1).astype(np.int64), ids, names)
 
 
-def _method(method: Any, table: dict[str, Any], name: str) -> Any:
-    if not isinstance(method, str):
-        return method
-    return look_up(method, table, name)()
-
-
-def _recipe(estimator: Any, samples: Samples, **settings: Any) -> tuple[Recipe, Budget]:
+def _configured(
+    estimator: Any, samples: Samples, method: Any, table: dict[str, Any], argument: str, **settings: Any
+) -> tuple[Any, Recipe]:
+    """The method and the recipe, both within the budget: a field that the method owns goes there."""
     seed = estimator.random_state
     seed = seed if isinstance(seed, int) else int(check_random_state(seed).randint(2**31 - 1))
-    recipe = Recipe(batch_size=estimator.batch_size, device=estimator.device, seed=seed, progress=False, **settings)
+    recipe = Recipe(device=estimator.device, seed=seed, progress=False)
     budget = Budget.of(estimator.epochs, recipe, len(samples))
-    return replace(recipe, epochs=budget.epochs), budget
+    chosen = budget.of_search(chosen_method(method, table, argument))
+    is_own = not isinstance(method, str) and not estimator.epochs  # a method with settings keeps its own length
+    given = {"epochs": None if is_own and hasattr(chosen, "epochs") else budget.epochs, **settings}
+    used = {name: value for name, value in given.items() if name not in chosen.unused or hasattr(chosen, name)}
+    chosen, recipe = applied(chosen, recipe, {**used, "batch_size": estimator.batch_size or None}, argument)
+    return chosen, replace(recipe, epochs=recipe.epochs or budget.epochs)
 
 
 def _choice(estimator: Any, samples: Samples) -> NetworkChoice:
