@@ -60,7 +60,8 @@ def test_scan_of_clean_data_says_what_it_could_have_seen(tmp_path: Path) -> None
     job = antibackdoor.Scan(detector, recipe, "wrn-10-1")
     found = antibackdoor.scan(replace(data, test=None), job, tmp_path / "run")
     facts = found.metrics
-    assert found.poisoned is False and len(found.table) == len(data.train) and facts["poisoned"] is False and facts["n_isolated"] == 0
+    assert found.poisoned is False and len(found.table) == len(data.train)
+    assert facts["poisoned"] is False and facts["n_isolated"] == 0
     assert facts["false_alarm_probability"] is None and "smallest_visible_rate" in facts
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "Nothing found" in page and "planted in a copy of these data" in page

@@ -9,12 +9,18 @@ From a folder of images (or a `.zip`, `.npz`, `.ts`, `.csv`) to a clean model, a
     suspects = result.table.ids[result.table.isolated]
     model = result.model  # a torch.nn.Module in eval mode
 
+Without files: arrays, data frames, data sets of torch and of Hugging Face; and what to keep of them:
+
+    result = antibackdoor.train(X, y, defense="abl", epochs=30)
+    found = antibackdoor.scan(torch_dataset)
+    found.table.to_pandas(), found.keep, found.subset(torch_dataset)
+
 Settings, and a network of your own (any function that returns a `torch.nn.Module` with logits):
 
     job = antibackdoor.Job(recipe=antibackdoor.Recipe(epochs=30), model=make_network)
     antibackdoor.train(data, job, out="own_run")
 
-Without files: any arrays, and a defense by itself. `build` takes no arguments and makes the untrained network:
+A defense by itself. `build` takes no arguments and makes the untrained network:
 
     trained = antibackdoor.DualHead().train(data.train, build, antibackdoor.Recipe(epochs=30))
     trained.model, trained.verdict.suspicion, trained.verdict.isolated
