@@ -158,7 +158,7 @@ def test_unreadable_samples_are_listed(call: Call, tmp_path: Path) -> None:
     data, run = make_data(tmp_path, "folder"), tmp_path / "run"
     (data / "class0" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no picture")
     code, _, err = call("train", data, "--out", run, *PLAIN, "--backbone", "wrn-10-1", "--on-error", "skip")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "1 sample could not be read; skipped.csv lists it.\n")
     with (run / "skipped.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == ["class0/broken.png"] and rows[0]["reason"]

@@ -66,7 +66,7 @@ def test_from_data_to_a_verdict(
     assert metrics["method"] == name and metrics["n_samples"] == 120 and metrics["backbone"] == "wrn-10-1"
     assert metrics["poisoned"] is None and metrics["target_labels"] == []
     columns = table(run).to_pydict()
-    assert set(columns) == {"id", "given_label", "suspicion", "status", "criterion", "suggested_label"}
+    assert set(columns) == {"id", "given_label", "suspicion", "status", "criterion", "suggested_label", "content"}
     assert np.isfinite(columns["suspicion"]).all() and len(set(columns["suspicion"])) > 60
     # Spectral signatures isolate 1.5 times as many of each label as are expected in all; the other detector nobody.
     expected = 3 * 18 if name == "spectral" else 0

@@ -387,7 +387,6 @@ def print_verdict(metrics: dict[str, Any], run: Path, data: Path) -> None:
     print(spelled_out(" ".join((answer.title, *answer.sentences[:1])).translate(ISOLATES)))
     for step in next_steps(metrics, str(run), str(data)):
         print(spelled_out(f"  - {step.text}" + (f" {step.command}" if step.command else "")))
-    print()
 
 
 def print_facts(facts: dict[str, Any]) -> None:

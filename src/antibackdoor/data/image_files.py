@@ -18,7 +18,7 @@ from antibackdoor.data.images import Look, decode, look_at
 from antibackdoor.data.layout import Layout, arrange
 from antibackdoor.data.parallel import in_order, progress_bar
 from antibackdoor.data.samples import InputArray, IntArray
-from antibackdoor.data.source import CANNOT_OPEN, Block, Faults, Kind, Listed, Source, Survey, as_text
+from antibackdoor.data.source import CANNOT_OPEN, OWN_FILES, Block, Faults, Kind, Listed, Source, Survey, as_text
 
 MAX_FILE_BYTES = 256 * 2**20  # no training image is larger; a declared size beyond this is an attack or a mistake
 _BLOCK_BYTES = 4 * 2**20
@@ -199,6 +199,8 @@ def sift(stamps: dict[str, str], peek: Callable[[str], BinaryIO], faults: Faults
     images: dict[str, str] = {}
     for path in sorted(stamps):
         if reasons[path]:
+            if path in OWN_FILES:
+                continue
             faults.pass_over(as_text(path), reasons[path])
         else:
             images[path] = stamps[path]

@@ -21,7 +21,7 @@ from antibackdoor.data import (
 )
 from antibackdoor.data.image_formats import is_image
 from antibackdoor.data.options import Request
-from antibackdoor.data.source import Faults, Format, Source, in_one_form, one_line
+from antibackdoor.data.source import OWN_FILES, Faults, Format, Source, in_one_form, one_line
 from antibackdoor.errors import DataError
 
 FORMATS: dict[str, Format] = {
@@ -43,7 +43,6 @@ _KINDS_OF_FOLDER: dict[str, Callable[[Path], bool]] = {
     "webdataset": webdataset.is_folder_of_shards,
     "parquet": parquet_file.is_folder_of_shards,
 }
-_NO_DATA = ("truth.parquet",)  # what `poison` writes beside them
 
 
 def open_data(path: str | Path, faults: Faults, request: Request) -> tuple[str, Source]:
@@ -95,7 +94,7 @@ def _only_file(path: Path) -> Path:
         return path
     suffixes = {suffix for format_ in FORMATS.values() for suffix in format_.SUFFIXES}
     files = [entry for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()]
-    files = [file for file in files if file.name not in _NO_DATA]
+    files = [file for file in files if file.name not in OWN_FILES]
     in_pairs = {*ts.SUFFIXES, *csv_file.SUFFIXES, *parquet_file.SUFFIXES, *webdataset.SUFFIXES}
     training = [file for file in files if file.suffix.lower() in in_pairs and file.stem.lower().endswith("_train")]
     if len(training) == 1:
@@ -110,5 +109,5 @@ def _tell_of_others(folder: Path, chosen: Path, faults: Faults) -> None:
     """What lies beside the one data file of a folder is not passed over in silence."""
     pair = {chosen.name.lower(), chosen.name.lower().replace("_train", "_test")}
     for entry in sorted(folder.iterdir()):
-        if entry.name.lower() not in pair:
+        if entry.name.lower() not in pair and entry.name not in OWN_FILES:
             faults.pass_over(entry.name, f"lies beside {chosen.name}, which is taken for the data")

@@ -105,7 +105,9 @@ class DataSet:
         notes = [
             f"{name.replace('_', ' ').capitalize()}: {self.notes[name]}." for name in self.notes if name not in usual
         ]
-        skipped = f"{len(self.skipped)} samples could not be read; skipped.csv lists them." if self.skipped else ""
+        n = len(self.skipped)
+        who = "1 sample" if n == 1 else f"{n:,} samples"
+        skipped = f"{who} could not be read; skipped.csv lists {'it' if n == 1 else 'them'}." if n else ""
         return [told for told in (*notes, skipped, summary(self.unread)) if told]
 
     def reading_metrics(self) -> dict[str, Any]:

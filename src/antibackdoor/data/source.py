@@ -110,10 +110,10 @@ def summary(unread: Sequence[Skipped]) -> str:
     if not unread:
         return ""
     reasons = Counter(skipped.reason for skipped in unread).most_common()
-    shown = "; ".join(f"{n:,} {reason}, such as {_example(unread, reason)}" for reason, n in reasons[:_MOST_REASONS])
+    shown = "; ".join(f"{reason} ({n:,}, such as {_example(unread, reason)})" for reason, n in reasons[:_MOST_REASONS])
     more = f"; and {len(reasons) - _MOST_REASONS} more reasons" if len(reasons) > _MOST_REASONS else ""
     n_files = "1 file was" if len(unread) == 1 else f"{len(unread):,} files were"
-    return f"{n_files} not looked at: {shown}{more}. In a run folder, skipped.csv lists all."
+    return f"{n_files} not looked at. Why: {shown}{more}. In a run folder, skipped.csv lists all."
 
 
 def _example(unread: Sequence[Skipped], reason: str) -> str:
@@ -122,6 +122,8 @@ def _example(unread: Sequence[Skipped], reason: str) -> str:
 
 MOST_LISTED = 20  # lines of one message
 _MOST_REASONS = 4
+# What `poison` writes beside the data: nobody has to be told that these are no samples.
+OWN_FILES = ("truth.parquet", "trigger.json", "trigger.safetensors", "card.html")
 CANNOT_OPEN = "cannot be opened"  # what the system says of a file, not what is in it
 
 

@@ -91,6 +91,7 @@ class Stream(IntEnum):
     CURVE_POINT = 92
     REVERSED_TRIGGER = 93
     STAMPED_ROWS = 94
+    ONNX_CHECK = 95
 
 
 def stream(seed: int, name: Stream, *position: int) -> np.random.Generator:

@@ -29,7 +29,7 @@ from antibackdoor.training.history import LossHistory
 from antibackdoor.training.journal import Journal, spoken
 from antibackdoor.training.ranges import RESEARCH, check_ranges
 from antibackdoor.training.recipe import LEAST_STEPS, Recipe
-from antibackdoor.training.trainer import Trainer
+from antibackdoor.training.trainer import WORTH_TELLING, Trainer
 
 LEAST_PASSES = 0.8  # of the main training, however much the search costs; all of them where the training is short
 LEAST_MORE = 0.05  # of what is isolated, for which the main training starts over
@@ -179,9 +179,9 @@ class _Run:
         else:
             if not self.trainer.resumed:
                 seconds = self.method.search.seconds(samples, self.build, self.trainer.recipe)
-                self.trainer.journal.tell(
-                    f"the search takes {spoken(seconds)} on this machine; then the training begins"
-                )
+                if seconds >= WORTH_TELLING:
+                    told = f"the search takes {spoken(seconds)} on this machine; then the training begins"
+                    self.trainer.journal.tell(told)
             caught, history, self.net = self.method.search.find(self.trainer, self.build)
         caught = without(caught, self.trusted, samples.labels)
         return replace(caught, isolated=caught.isolated | self.rejected, core=caught.core | self.rejected), history

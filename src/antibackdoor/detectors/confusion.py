@@ -227,7 +227,7 @@ class ConfusionTraining:
         return a_step * spent / TRAINED * n / session.batch_size
 
     def _timed(self, session: Session, feed: Feed, net: TwoHead, rows: list[Any]) -> None:
-        optimizer = session.optimizer(net.parameters(), self.warmup_learning_rate)
+        optimizer = session.optimizer(net.parameters(), 0.0)  # the time of a step does not depend on it
         position = (session.recipe.seed, Stream.TIMING)
         train_epoch(session, feed, rows, net, classify(net.second_logits), optimizer, seed=position, title="timing")
 

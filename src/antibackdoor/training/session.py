@@ -82,6 +82,7 @@ class Session:
         self.channels_last = images
         # Small enough for a processor's cache: half as fast again as 512 there.
         self.evaluation_batch = 128 if self.device.type == "cpu" else 512
+        self.told_at = time.monotonic()  # when the last line of progress was printed
 
     @property
     def first(self) -> bool:
@@ -209,7 +210,7 @@ class Session:
             yield lambda _n: None
             return
         if not sys.stderr.isatty():
-            yield _Ticker(title, total)
+            yield _Ticker(self, title, total)
             return
         with Progress(
             TextColumn("{task.description}"),
@@ -234,15 +235,14 @@ class _Ticker:
     """Progress where there is no terminal: one line a minute on standard error, so that nobody takes it for dead."""
 
     EVERY = 60.0  # seconds
-    last = time.monotonic()  # of all bars: short ones, one after the other, tell as much as a long one
 
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done = title, total, 0
+    def __init__(self, session: Session, title: str, total: int) -> None:
+        self.session, self.title, self.total, self.done = session, title, total, 0
 
     def __call__(self, n: int) -> None:
         self.done += n
-        if time.monotonic() - _Ticker.last >= self.EVERY:
-            _Ticker.last = time.monotonic()
+        if time.monotonic() - self.session.told_at >= self.EVERY:
+            self.session.told_at = time.monotonic()
             share = f" ({self.done / self.total:.0%})" if self.total else ""
             print(f"{time.strftime('%H:%M')} {self.title}{share}", file=sys.stderr, flush=True)
 
