@@ -95,3 +95,52 @@ def brief(m: dict[str, Any]) -> str:
     """A cell in half a line."""
     told = _told(m)
     return f"ASR / CA {told[0]}, top {told[4]}, {told[5]} s"
+
+
+BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
+
+
+def with_measured(card: str, key: str, lines: Sequence[dict[str, Any]]) -> str:
+    """The text of a method's card with what was measured of it, beside the paper, between two marks at its end.
+
+    Args:
+        card: The text.
+        key: The method.
+        lines: All measured cells.
+    """
+    text = card.split(BEGIN)[0].rstrip() + "\n"
+    rows = _rows_of(key, lines)
+    if not rows:
+        return text
+    head = "| table, attack | paper | ours | no defense, ours |\n| --- | ---: | ---: | ---: |"
+    about = "Attack success / clean accuracy in percent; one seed, 10,000 training images unless it says otherwise."
+    return (
+        f"{text}\n{BEGIN}\n\nMeasured by `benchmarks/papers.py`. {about}\n\n{head}\n" + "\n".join(rows) + f"\n\n{END}\n"
+    )
+
+
+def _rows_of(key: str, lines: Sequence[dict[str, Any]]) -> list[str]:
+    undefended = {
+        (line["cell"]["table"], line["cell"]["row"], line["cell"]["scale"]): _told(line["metrics"])[0]
+        for line in lines
+        if line["cell"]["method"] == "none"
+    }
+    rows = []
+    for line in lines:
+        cell = line["cell"]
+        table = TABLES.get(cell["table"])
+        method = next((m for m in table.methods if m.name == cell["method"]), None) if table else None
+        row = next((r for r in table.rows if r.label == cell["row"]), None) if table else None
+        if table is None or method is None or row is None or method.key != key:
+            continue
+        asr, ca = row.paper.get(method.name, (None, None))
+        known = (asr, ca) != (None, None) and not table.differences
+        told, ours = _told(line["metrics"]), _told(line["metrics"])[0]
+        if ours == "- / -":
+            ours = f"precision of the top 1%: {told[4]}"
+        label = f"[{cell['table']}](../results/{cell['table']}.md), {cell['row']}"
+        label += f", {method.name}" if method.name != key else ""
+        label += ", all images" if cell["scale"] == "paper" else ""
+        before = undefended.get((cell["table"], cell["row"], cell["scale"]), "-")
+        rows.append(f"| {label} | {f'{_percent(asr)} / {_percent(ca)}' if known else '-'} | {ours} | {before} |")
+    return rows

@@ -3,7 +3,7 @@
     python benchmarks/papers.py --list                       what there is, and about how long it takes
     python benchmarks/papers.py --table nad-1                one table; goes on where it was stopped
     python benchmarks/papers.py --table nad-1 --rows BadNets,SIG --scale paper
-    python benchmarks/papers.py --pages                      writes docs/results/ from what is measured
+    python benchmarks/papers.py --pages                      writes docs/results/ and the cards
 
 All methods of a row see the same poisoned bytes, and purifiers and detectors the same attack model, which is kept in
 the cache between calls. The last epoch counts, never the best by test data. A row counts only if the attack works
@@ -24,7 +24,7 @@ import folders
 import numpy as np
 import safetensors.torch
 from paper_cells import SCALES, TABLES, Cell, Scale, cells, core_hours, listing
-from paper_pages import brief, page
+from paper_pages import brief, page, with_measured
 from paper_tables import Method
 from relapse import attack_success_after_five
 from torch import nn
@@ -58,6 +58,7 @@ from antibackdoor.training.session import Session, seeded
 
 RESULTS = folders.RESULTS / "papers.jsonl"
 PAGES = folders.REPOSITORY / "docs" / "results"
+CARDS = folders.REPOSITORY / "docs" / "methods"
 CLEAN_SHARE = 0.05  # of the whole training set, at each scale, that purifiers get (all four papers)
 TOP = 0.01  # share of the samples whose precision is told
 
@@ -255,6 +256,9 @@ def main() -> None:
             (PAGES / f"{name}.md").write_text(text, encoding="utf-8")
         else:
             print(text)
+    if options.pages:
+        for path in sorted(CARDS.glob("*.md")):
+            path.write_text(with_measured(path.read_text(encoding="utf-8"), path.stem, lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

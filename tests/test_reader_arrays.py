@@ -117,7 +117,7 @@ SERIES = counted((4, 1, 5), np.float32)
         ({"x_train": SERIES > 2, "y_train": Y}, "is bool of shape"),
         ({"x_train": counted((4, 6, 5, 4)), "y_train": Y}, "is uint8 of shape"),
         ({"x_train": counted((4, 6, 5, 3), np.float32), "y_train": Y}, r"row \d of x_train .* divide by 255"),
-        ({"x_train": np.where(SERIES == 12, np.nan, SERIES), "y_train": Y}, "row 2 of x_train .* missing value before its end"),
+        ({"x_train": np.where(SERIES == 12, np.nan, SERIES), "y_train": Y}, "row 2 of x_train .* missing value before"),
         ({"x_train": np.where(SERIES == 12, np.inf, SERIES), "y_train": Y}, "row 2 of x_train .* infinite"),
         ({"x_train": SERIES.astype(float) * 1e300, "y_train": Y}, "infinite value, or one too large"),
         ({"x_train": SERIES, "y_train": Y, "lengths_train": [1, 2, 3, 6]}, "whole numbers from 1 to 5"),

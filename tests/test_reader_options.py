@@ -226,7 +226,7 @@ def test_axes_that_do_not_fit(tmp_path: Path) -> None:
         read(npz(tmp_path / "b.npz", FLOATS, axes=np.array("TCN")))
     with pytest.raises(ConfigError, match="missing is 'zero'"):
         read(path, missing="zero")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="--label-column is for csv, .* and changes nothing"):
+    with pytest.raises(ConfigError, match=r"--label-column is for csv, .* and changes nothing"):
         read(path, label_column="y")
 
 

@@ -496,5 +496,6 @@ def test_class_bars_count_by_hand() -> None:
 
 @pytest.mark.parametrize(("n_isolated", "note"), [(0, "suspected"), (5, "5.0% of the samples, suspected")])
 def test_a_scan_keeps_nothing_from_a_model(n_isolated: int, note: str) -> None:
-    numbers = key_numbers({"method": "confusion", "poisoned": n_isolated > 0, "n_samples": 100, "n_isolated": n_isolated})
+    metrics = {"method": "confusion", "poisoned": n_isolated > 0, "n_samples": 100, "n_isolated": n_isolated}
+    numbers = key_numbers(metrics)
     assert next(number.note for number in numbers if number.name == "Isolated") == note
