@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import antibackdoor
 from antibackdoor.app.evaluation import evaluate
 from antibackdoor.app.measuring import accuracy_metrics
-from antibackdoor.cli.commands import print_facts
+from antibackdoor.cli.telling import print_facts
 from antibackdoor.data.copies import uncounted
 from antibackdoor.data.reading import DataSet
 from antibackdoor.data.samples import Samples

@@ -17,12 +17,10 @@ from antibackdoor.cli.commands import (
     doctor,
     evaluate,
     predict,
-    print_facts,
     refuse_inside,
     report,
     run_scan,
     run_train,
-    tell_reading,
 )
 from antibackdoor.cli.compare import add_compare, shared_recipe
 from antibackdoor.cli.config import with_config
@@ -45,6 +43,7 @@ from antibackdoor.cli.flags import (
 from antibackdoor.cli.gate import GATE, Gate
 from antibackdoor.cli.purify import run_purify
 from antibackdoor.cli.review import review
+from antibackdoor.cli.telling import print_facts, tell_reading
 
 Flat = Parameter(name="*")
 InData, InTraining = Parameter(group=DATA), Parameter(group=TRAINING)

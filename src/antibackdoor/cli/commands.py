@@ -2,7 +2,6 @@
 
 import inspect
 import platform
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,11 +13,9 @@ from cyclopts import Parameter
 
 from antibackdoor.cli.flags import READING, read_options
 from antibackdoor.cli.gate import Gate
-from antibackdoor.cli.signals import advising, is_helper_process
+from antibackdoor.cli.signals import advising
+from antibackdoor.cli.telling import print_facts, print_verdict, tell_reading, told
 from antibackdoor.errors import ConfigError, spelled_out
-
-ISOLATES = {0x2068: None, 0x2069: None}  # invisible characters around names; the terminal shows names as they are
-MOST_NAMES = 20  # of a list on the terminal; metrics.json has all
 
 
 def run_train(
@@ -154,17 +151,6 @@ def resumable(out: Path) -> Iterator[None]:
 def portable(command: Sequence[str]) -> list[str]:
     """A command line for the record: run folders are passed on, so they keep no absolute path."""
     return ["antibackdoor", *map(_portable, command)]
-
-
-def told(message: str) -> None:
-    print(spelled_out(message), file=sys.stderr, flush=True)
-
-
-def tell_reading(loaded: Any) -> None:
-    """Say what was assumed of the data, done to them, or left out, before hours of work rest on it."""
-    if not is_helper_process():
-        for sentence in loaded.told():
-            told(sentence)
 
 
 def demo(
@@ -376,32 +362,6 @@ def doctor() -> None:
     print("backbones:")
     for name, backbone in BACKBONES.items():
         print(f"  {name:18} {backbone.kind:7} {backbone.description}")
-
-
-def print_verdict(metrics: dict[str, Any], run: Path, data: Path) -> None:
-    """The answer in a sentence, as in the report, and what can be done next."""
-    from antibackdoor.report.next_steps import next_steps
-    from antibackdoor.report.words import verdict
-
-    answer = verdict(metrics)
-    print(spelled_out(" ".join((answer.title, *answer.sentences[:1])).translate(ISOLATES)))
-    for step in next_steps(metrics, str(run), str(data)):
-        print(spelled_out(f"  - {step.text}" + (f" {step.command}" if step.command else "")))
-
-
-def print_facts(facts: dict[str, Any]) -> None:
-    """One `key value` line a fact that has a value, and then what must be known to read them rightly."""
-    from antibackdoor.report.words import remarks
-
-    for key, value in facts.items():
-        is_empty = value is None or value == "" or value == [] or value != value  # the last is nan
-        if is_empty or key in ("reading_notes", "method_summary"):
-            continue
-        if isinstance(value, list) and len(value) > MOST_NAMES:
-            value = [*value[:MOST_NAMES], f"and {len(value) - MOST_NAMES} more"]
-        print(f"{key:28} {value:.4f}" if isinstance(value, float) else spelled_out(f"{key:28} {value}"))
-    for sentence in remarks(facts):
-        print(spelled_out(sentence.translate(ISOLATES)))
 
 
 def factory_of(model: str, run: Path) -> Any:

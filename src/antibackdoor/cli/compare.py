@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from antibackdoor.cli.commands import like, portable, refuse_inside, resumable, tell_reading, told
+from antibackdoor.cli.commands import like, portable, refuse_inside, resumable
 from antibackdoor.cli.flags import DATA, METHOD, OUTPUT, READING, TRAINING, made, read_options, settings_type
+from antibackdoor.cli.telling import tell_reading, told
 
 InData, InTraining = Parameter(group=DATA), Parameter(group=TRAINING)
 InMethod, InOutput = Parameter(group=METHOD), Parameter(group=OUTPUT)

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from antibackdoor.cli.commands import factory_of, told
+from antibackdoor.cli.commands import factory_of
+from antibackdoor.cli.telling import told
 from antibackdoor.errors import ConfigError, spelled_out
 
 TABLES = ("csv", "parquet", "cleanlab")

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from antibackdoor.cli.commands import like, portable, print_facts, resumable
+from antibackdoor.cli.commands import like, portable, resumable
+from antibackdoor.cli.telling import print_facts
 from antibackdoor.errors import ConfigError, spelled_out
 
 

@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 
-from antibackdoor.cli.commands import told
+from antibackdoor.cli.telling import told
 from antibackdoor.errors import spelled_out
 
 
