@@ -1,4 +1,4 @@
-"""The second head as a trap: shallow layers learn short-cuts before they learn classes, and this holds them there.
+"""The second head holds on to shortcuts: shallow layers learn them before they learn classes.
 
 `Search` is one attempt: it confuses the second head about everything but short-cuts, and believes what repeats itself.
 Attempts are made from the same warm-up until one catches something, and again with what is left:
@@ -339,7 +339,7 @@ def _removing(session: Session, samples: Samples, feed: Feed, net: TwoHead, caug
     shown = (under_one_output(feed) if caught.across.any() else feed)._replace(change=removal)
     rows = np.flatnonzero(caught.isolated)
     net.eval()
-    margins = session.evaluate(shown, net.second_logits, margin, rows, title="undoing what was found")
+    margins = session.evaluate(shown, net.second_logits, margin, rows, title="removing the trigger")
     removable = np.zeros(len(samples), dtype=bool)
     removable[rows] = margins <= 0
     return replace(caught, removable=removable)

@@ -17,7 +17,7 @@ from antibackdoor.search.warm_up import draw
 from antibackdoor.training.loop import train_epoch
 from antibackdoor.training.session import Feed, Session
 
-LOOKING = "weighing the evidence"  # what the progress bar says
+LOOKING = "scoring samples"  # what the progress bar says
 
 
 class SecondHead:
@@ -75,7 +75,7 @@ class SecondHead:
             confusion(self.net, keeps_label, self.weight),
             optimizer,
             seed=(self.session.recipe.seed, Stream.CONFUSION_STEP, self.steps),
-            title="setting the trap",
+            title="confusion training",
         )
         self.steps += len(plan)
 
