@@ -218,7 +218,7 @@ def lessons(trainer: Trainer, model: nn.Module, verdict: Verdict) -> IntArray:
     if removal is not None:
         with evaluation_mode(model):
             feed = trainer.feed._replace(change=removal)
-            answers = trainer.session.evaluate(feed, model, lambda logits, _: logits.argmax(1), rows, title="classifying")
+            answers = trainer.session.evaluate(feed, model, lambda logits, _: logits.argmax(1), rows, title="labels")
         seen = answers.astype(np.int64)
     for label in np.unique(samples.labels[rows]):
         of_label = samples.labels[rows] == label
