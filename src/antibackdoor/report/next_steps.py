@@ -43,8 +43,7 @@ def next_steps(metrics: Facts | None, run: str, data: str = "DATA") -> list[Step
     if poisoned is None:
         scan = f"antibackdoor scan {data} --out scanned"
         return [Step("This method ranks samples or trains, but does not judge. The default scan does.", scan)]
-    test = f"antibackdoor poison {data} --out poisoned --attack badnets --rate 0.05"
-    steps = [Step("Poison a copy, and see whether that would have been found.", test)]
+    steps = [Step("Poison a copy, and see whether that would have been found. All attacks:", "antibackdoor attacks")]
     if is_scan:
         return [
             *steps,

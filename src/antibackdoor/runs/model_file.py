@@ -177,6 +177,10 @@ def load_model_spec(run: Path) -> ModelSpec:
     Raises:
         ModelError: It is missing or damaged.
     """
+    if not (run / SPEC).exists() and (run / "samples.parquet").exists():
+        raise ModelError(
+            f"{run} is a scan, which has no model: train on its data (antibackdoor train DATA --verdict {run})"
+        )
     values = read_json(run / SPEC, ModelError)
     try:
         return ModelSpec.from_json(values)
