@@ -22,7 +22,7 @@ from antibackdoor.app.scanning import Scan
 from antibackdoor.app.settings import applied, chosen_method
 from antibackdoor.app.verdicts import verdict_of
 from antibackdoor.data.reading import DataSet
-from antibackdoor.data.samples import BoolArray, StrArray
+from antibackdoor.data.samples import BoolArray, Samples, StrArray
 from antibackdoor.defenses import DEFENSES
 from antibackdoor.detectors import DETECTORS
 from antibackdoor.errors import ConfigError
@@ -228,7 +228,7 @@ def scan(
         method, recipe = applied(chosen_method(detector, DETECTORS, "detector"), recipe, settings, "detector")
         job = Scan(method, recipe, backbone, model)
     recipe = job.recipe
-    whole = as_data_set(data, y, test_fraction=None if isinstance(data, DataSet) else 0.0)
+    whole = as_data_set(data, y, test_fraction=None if isinstance(data, DataSet | Samples) else 0.0)
     if checkpoint is not None or clean is not None:
         if given is not None:
             raise ConfigError("given excludes checkpoint and clean; put them into given")
