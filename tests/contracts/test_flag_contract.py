@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from antibackdoor.app.methods import TABLES
 from antibackdoor.attacks import BadNets, poison
 from antibackdoor.cli.app import build_app
-from antibackdoor.cli.flags import descriptions, flag, flat_fields, made, recipe_without
+from antibackdoor.cli.flags import OWNED, descriptions, flag, flat_fields, made, recipe_without
 from antibackdoor.defenses import DEFENSES, Undefended
 from antibackdoor.detectors import ConfusionTraining
 from antibackdoor.errors import AntibackdoorError, ConfigError
@@ -37,6 +37,7 @@ COMMANDS = (
     ("purify", "--method", ("model", "--out", "run")),
 )
 METHODS = {name: (place, kind) for place, table in enumerate(TABLES) for name, kind in table.items()}
+LIMITS = {("confusion", "epochs")}  # of what another field says; 0 is none
 LENGTH = re.compile(r"(^|_)(epochs|steps|rounds)$")  # fields that say how long something lasts
 
 # What the small data ask for: settings of all runs of a method.
@@ -57,6 +58,7 @@ WITH: dict[tuple[str, str], dict[str, Any]] = {
 }
 SEARCH: dict[str, dict[str, Any]] = {"warmup_steps": {"warmup_steps": 8}, "hard_share": {"warmup_steps": 24}}
 WITH |= {(name, field): SEARCH[field] for name in ("confusion", "dual-head") for field in SEARCH}
+WITH |= {("confusion", "epochs"): {"warmup_steps": 24}}
 # What a flag needs that is given beside the data.
 GIVEN = {("dual-head", "recovery_confidence"): ("verdict",)}
 GIVEN_ALWAYS = {"self-clean": ("verdict",)}  # a search of so few samples finds nothing
@@ -78,6 +80,7 @@ OTHER: dict[str | tuple[str, str], list[Any]] = {
     ("advrbd", "eps"): [0.001],
     ("advrbd", "least_change"): [1.0],
     ("advrbd", "most_flagged"): [1.0],
+    ("confusion", "epochs"): [1],
     ("dbr", "poisoned_rate"): [0.3],
     ("dual-head", "recovery_confidence"): [1e-6],
     ("e2abl", "least_recovered"): [6],
@@ -219,7 +222,7 @@ def shown(name: str) -> dict[str, Any]:
 def quick(name: str, field: str) -> dict[str, Any]:
     """Settings for a run of a moment, in which a field can show."""
     known = shown(name)
-    short = {part: 2 for part in known if LENGTH.search(part)}
+    short = {part: 2 for part in known if LENGTH.search(part) and (name, part) not in LIMITS}
     fixed = {"batch_size": 8, "precision": "fp32", "device": "cpu", "augment": "none", "progress": False}
     fixed = {part: value for part, value in fixed.items() if part in known}
     return {**short, **fixed, **QUICK.get(name, {}), **WITH.get((name, field), {})}
@@ -341,7 +344,8 @@ def flat_values(method: Any) -> dict[str, Any]:
     for part in fields(method):
         value = getattr(method, part.name)
         if hasattr(value, "__dataclass_fields__"):
-            values = {**flat_values(value), **values}
+            own = {name: inner for name, inner in flat_values(value).items() if name not in OWNED}
+            values = {**own, **values}
         else:
             values[part.name] = value
     return values

@@ -49,7 +49,10 @@ def descriptions(kind: type[Any]) -> dict[str, str]:
 
 
 def flat_fields(kind: type[Any]) -> dict[str, tuple[type[Any], Field[Any]]]:
-    """The fields of a method that are flags, its parts' included, and the class that each is of."""
+    """The fields of a method that are flags, its parts' included, and the class that each is of.
+
+    A part has no flag of the recipe's name: `--epochs` of a training is not that of its search.
+    """
     found: dict[str, tuple[type[Any], Field[Any]]] = {}
     hints = get_type_hints(kind)
     for part in fields(kind):
@@ -58,7 +61,8 @@ def flat_fields(kind: type[Any]) -> dict[str, tuple[type[Any], Field[Any]]]:
         if is_dataclass(hints[part.name]):
             default = part.default_factory() if part.default_factory is not MISSING else part.default
             for name, (owner, inner) in flat_fields(hints[part.name]).items():
-                if getattr(default, name) == default_of(inner) and name not in found:
+                is_own = name not in found and name not in OWNED
+                if is_own and getattr(default, name) == default_of(inner):
                     found[name] = (owner, inner)
         else:
             found[part.name] = (kind, part)
@@ -98,7 +102,7 @@ def made(kind: type[Any], settings: Any) -> Any:
     for part in fields(kind):
         if is_dataclass(hints[part.name]):
             inner = default_of(part)
-            names = {name for name in flat_fields(type(inner)) if name in values}
+            names = {name for name in flat_fields(type(inner)) if name in values and name not in OWNED}
             own[part.name] = replace(inner, **{name: values[name] for name in names})
         elif part.name in values:
             own[part.name] = values[part.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -88,6 +89,7 @@ class ConfusionTraining:
     Attributes:
         power: Also plant known triggers in a copy of the data and search again, to measure the smallest poisoning
             rate that would have been found. That doubles the time.
+        epochs: Passes over the data that the warm-up lasts at most, for a quick look; 0 for no such limit.
         attach: Layer after which the second head sits; empty for about the middle of the convolutions.
         head_width: Channels of the second head; 0 for as many as the layer has, at least 64.
         warmup_steps: Optimizer steps of the warm-up at most, >= 1, or two passes over the data if these are more.
@@ -110,9 +112,10 @@ class ConfusionTraining:
 
     needs: ClassVar[tuple[str, ...]] = ("build",)
     takes: ClassVar[tuple[str, ...]] = ()
-    unused: ClassVar[tuple[str, ...]] = ("epochs", "learning_rate", "schedule", "augment", "devices")
+    unused: ClassVar[tuple[str, ...]] = ("learning_rate", "schedule", "augment", "devices")
 
     power: bool = True
+    epochs: int = 0
     attach: str = ""
     head_width: int = 0
     warmup_steps: int = 1800
@@ -254,6 +257,7 @@ class ConfusionTraining:
         """
         check_ranges(
             self,
+            epochs="[0, inf)",
             head_width="[0, inf)",
             warmup_steps="[1, inf)",
             warmup_learning_rate="(0, inf)",
@@ -273,7 +277,8 @@ class ConfusionTraining:
 
     def most_steps(self, session: Session, n: int) -> int:
         """Optimizer steps that the warm-up lasts at most with n samples."""
-        return max(self.warmup_steps, WARM_UP_PASSES * n // session.batch_size)
+        steps = max(self.warmup_steps, WARM_UP_PASSES * n // session.batch_size)
+        return min(steps, self.epochs * math.ceil(n / session.batch_size)) if self.epochs else steps
 
     def settings(self, n_classes: int) -> TrapSettings:
         """What the search goes by, given the number of labels."""
