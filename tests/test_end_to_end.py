@@ -57,7 +57,7 @@ def test_the_backdoor_is_found_and_not_learned(call: Call, tmp_path: Path) -> No
 def test_five_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_folder(pictures(60, 3), tmp_path / "photos")
-    snippet = (antibackdoor.__doc__ or "").split("\n\n    import antibackdoor\n")[1].split("\n\nSettings")[0]
+    snippet = (antibackdoor.__doc__ or "").split("\n\n    import antibackdoor\n")[1].split("\n\nWithout files")[0]
     lines = ["import antibackdoor", *(line.strip() for line in snippet.splitlines() if line.strip())]
     assert len(lines) == 5
     lines = [line.replace("(data, out=", "(data, JOB, out=") for line in lines]  # one epoch, not two hundred

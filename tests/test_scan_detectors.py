@@ -74,7 +74,7 @@ def test_from_data_to_a_verdict(
     assert columns["criterion"].count("score") == expected
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "no verdict on the data set" in page
-    assert not (run / "model.json").exists() and not (run / "checkpoint.pt").exists()
+    assert not (run / "is a scan, which has no model").exists() and not (run / "checkpoint.pt").exists()
     phases = [line["phase"] for line in read_log(run)]
     assert phases == ([] if is_given else ["training"] * 6), "only where no model is given one is trained"
     if not is_given:  # the same recipe and seed make the same model
@@ -206,7 +206,7 @@ def test_a_scan_is_measured_by_the_truth(call: Call, tmp_path: Path, name: str) 
     assert metrics["n_missed"] == 24 or metrics["isolation_recall"] > 0
 
     expect(call("evaluate", run), "nothing to measure", "--data", "--truth")
-    expect(call("evaluate", run, "--data", tmp_path / "digits.npz"), "model.json")
+    expect(call("evaluate", run, "--data", tmp_path / "digits.npz"), "is a scan, which has no model")
     save_trigger(tmp_path / "trigger", dirty.trigger, dirty.plan, attack=dirty.attack)
     both: list[object] = ["--truth", tmp_path / "truth.parquet", "--trigger", tmp_path / "trigger"]
     expect(call("evaluate", run, *both), "--data")
