@@ -195,10 +195,10 @@ def paths_of_a_command(box: Box) -> Case:
     (box.work / "file").write_text("x")
     (box.work / "folder").mkdir()
     (box.work / "folder" / "mine.txt").write_text("x")
-    path = box.pick("file", "folder", "run", pics, pics / "class0", pics / "new", "a" * 300, "file/x", "/dev/null",
-    "/proc/x", "", ".", "..", "new/a/b/c",
-                    box.outside / "precious.txt", "a\nb", "\x1b[2J", "é", "-x", "~",
-                    "run/model.safetensors")  # fmt: skip
+    path = box.pick(
+        "file", "folder", "run", pics, pics / "class0", pics / "new", "a" * 300, "file/x", "/dev/null", "", ".", "..",
+        "new/a/b/c", box.outside / "precious.txt", "a\nb", "\x1b[2J", "é", "-x", "~", "run/model.safetensors",
+    )  # fmt: skip
     command: tuple[object, ...] = box.pick(
         ("train", pics, "--out", path, *PLAIN), ("poison", pics, "--out", path, "--rate", "0.2"),
         ("predict", run, pics, "--out", path),

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from antibackdoor.runs.samples_table import read_samples_table
+
 from .case import PLAIN, TRAIN, Box, Case, Table, Wrong
-from .generators_pictures import a_picture
 from .generators_runs import resuming
 from .material import pictures, waves
 
@@ -95,14 +96,16 @@ def signals(box: Box) -> Case:
 
 
 def changed_data(box: Box) -> Case:
-    """`--resume` after one picture was replaced by another of the same name: refused."""
+    """`--resume` after one training picture was replaced by another of the same name: refused."""
+    # Both runs hold out the same fifth, which is no part of what they were trained on.
+    run = box.copy("run", writable=True)
+    trained_on = read_samples_table(run).ids.tolist()
     if box.chance(0.5):
         case = resuming(box, box.copy("unfinished", writable=True), "unfinished")
     else:
-        run = box.copy("run", writable=True)
         words = ("train", box.copy("pics"), "--out", run.name, *PLAIN, *_NETWORK, "--resume")
         case = Case(words, about="finished")
-    place = a_picture(box, box.inputs / "pics")
+    place = box.inputs / "pics" / box.pick(*trained_on)
     Image.fromarray(box.rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(place)
     return Case(case.command, expect="refused", about=f"{case.about} {place.name}")
 
