@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def _written(path: Path, members: dict[str, bytes], extra: tuple[zipfile.ZipInfo
         for name, data in members.items():
             archive.writestr(zipfile.ZipInfo(name), data)
         if extra is not None:
-            with archive.open(extra[0], "w") as file:  # `writestr` takes no empty name
+            # `writestr` takes no empty name. The warning about a second member of the name is not the product's.
+            with warnings.catch_warnings(action="ignore"), archive.open(extra[0], "w") as file:
                 file.write(extra[1])
     return path
 
