@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import pictures, write_folder
 from PIL import Image
 
 from antibackdoor.data import folder as folder_format
 from antibackdoor.data.reading import DataSet, read, read_inputs, read_samples
-from antibackdoor.errors import DataError
+from antibackdoor.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -461,3 +462,12 @@ def test_other_data_must_fit_the_range_of_the_training(tmp_path: Path) -> None:
     dim = as_folder(tmp_path / "dim", {"x.png": png16_rgb((RAMP * 32)[..., None])})
     with pytest.raises(DataError, match="nothing tells their range"):
         read_inputs(dim, shape=(1, 8, 8))
+
+
+def test_a_cache_in_the_data_is_refused(tmp_path: Path) -> None:
+    """It would be one of the classes of the next reading."""
+    data = write_folder(pictures(8), tmp_path / "data")
+    for cache in (data, data / "class0", data / "new"):
+        with pytest.raises(ConfigError, match="lies in the data folder"):
+            read(data, cache=cache)
+    assert sorted(path.name for path in data.iterdir()) == ["class0", "class1"]

@@ -26,7 +26,7 @@ from antibackdoor.data.parallel import progress_bar
 from antibackdoor.data.regular_files import mapped_array, read_regular
 from antibackdoor.data.samples import InputArray, IntArray
 from antibackdoor.data.source import CANNOT_OPEN, Block, Content, Faults, Skipped, Survey
-from antibackdoor.errors import DataError, cannot, readable_size
+from antibackdoor.errors import ConfigError, DataError, cannot, readable_size
 
 _VERSION = 2  # raise it whenever decoding or resizing changes
 _ABANDONED_SECONDS = 24 * 3600
@@ -40,9 +40,17 @@ class Stored(NamedTuple):
     rows: IntArray  # (N,) positions in the chained contents
 
 
-def cache_folder(cache: Path | None) -> Path:
-    """Where decoded images are kept: `cache`, or the user's cache directory."""
+def cache_folder(cache: Path | None, data: str | Path | None = None) -> Path:
+    """Where decoded images are kept: `cache`, or the user's cache directory.
+
+    Raises:
+        ConfigError: If `cache` lies in the folder `data`: it would be read as one of the classes.
+        DataError: If there is no cache, and the user has no home folder.
+    """
     if cache is not None:
+        place = Path(cache).resolve()
+        if data is not None and Path(data).is_dir() and Path(data).resolve() in (place, *place.parents):
+            raise ConfigError(f"--cache {cache} lies in the data folder {data}; choose a folder outside of it")
         return Path(cache)
     try:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())

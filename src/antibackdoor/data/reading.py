@@ -164,7 +164,7 @@ def read(
     if not 0 <= test_fraction < 1:
         raise ConfigError(f"test_fraction is {test_fraction}; it must lie in [0, 1)")
     options = ReadOptions(label_column, id_column, axes, missing, follow_links, group_by)
-    kept_in = cache_folder(cache)
+    kept_in = cache_folder(cache, path)
     with Faults(on_error, kept_in) as faults:
         name, source = open_data(path, faults, Request(options))
         if "train" not in source.splits:
@@ -292,7 +292,7 @@ def read_samples(
     """
     options = ReadOptions(label_column, id_column, axes, missing, follow_links, group_by)
     request = Request(options, recorded or ReadOptions(), shape=shape)
-    with Faults(on_error, cache_folder(cache)) as faults:
+    with Faults(on_error, cache_folder(cache, path)) as faults:
         source = open_data(path, faults, request)[1]
         splits = source.splits
         if split not in ("train", "test", "all"):
@@ -350,7 +350,7 @@ def read_inputs(
         DataError: If nothing can be read or it does not fit `shape`.
     """
     options = ReadOptions(label_column, id_column, axes, missing, follow_links, group_by)
-    with Faults(on_error, cache_folder(cache)) as faults:
+    with Faults(on_error, cache_folder(cache, path)) as faults:
         source = open_data(path, faults, Request(options, recorded or ReadOptions(), labelled=False, shape=shape))[1]
         listed = scaled_by(source.splits["train"], bits)
         if not len(listed.content):
