@@ -125,7 +125,7 @@ class Watch:
         if place.startswith(self._root):
             self._end(EXECUTION, f"{event} of code in {place}", f"{event} in {where()}")
 
-    def library(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def loaded(self, event: str, arguments: tuple[Any, ...]) -> None:
         """A shared library from the sandbox is loaded."""
         if self._root in str(arguments[0]):
             self._end(EXECUTION, f"{event} {arguments!r}", f"{event} in {where()}")
@@ -205,7 +205,7 @@ _WATCHED: dict[str, Callable[[Watch, str, tuple[Any, ...]], None]] = {
     **dict.fromkeys(_PROGRAMS, Watch.execution),
     **dict.fromkeys(_TOUCHED, Watch.touched),
     "exec": Watch.code,
-    "ctypes.dlopen": Watch.library,
+    "ctypes.dlopen": Watch.loaded,
     "open": Watch.opened,
     "os.symlink": Watch.linked,
 }

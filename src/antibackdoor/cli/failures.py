@@ -47,7 +47,7 @@ def fail(message: str, details: Sequence[str] = ()) -> NoReturn:
 
 @contextmanager
 def failing_in_words() -> Iterator[None]:
-    """End with `fail` what the user can mend; errors of this package's own making go on."""
+    """End with `fail` what the user can fix; errors of this package's own making go on."""
     try:
         try:
             yield
