@@ -7,6 +7,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -353,6 +354,9 @@ def test_a_given_verdict_replaces_the_search(name: str) -> None:
         rows = np.flatnonzero((samples.labels == label) & ~result.verdict.isolated)
         orders = [np.argsort(suspicion[rows]) for suspicion in (result.verdict.suspicion, verdict.suspicion)]
         np.testing.assert_array_equal(*orders)
+        of_label = samples.labels == label  # and the values are those of the verdict, dealt out by its own rule
+        expected = replace(verdict, status=result.verdict.status).ordered(samples.labels).suspicion
+        np.testing.assert_array_equal(result.verdict.suspicion[of_label], expected[of_label])
     with pytest.raises(DataError, match="about 20 samples, the data have 40"):
         trained(name, samples, given=Given(verdict=judged(make_samples("image", n=20), [3], 1)))
 
