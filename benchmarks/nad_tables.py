@@ -5,6 +5,8 @@ from __future__ import annotations
 from paper_tables import CIFAR, GTSRB, JPEG, Method, Row, Table, rows
 
 NONE, FT, FP, MCR, NAD = (Method(key) for key in ("none", "fine-tune", "fine-prune", "mcr", "nad"))
+# NAD does not print the learning rate of its curve; all that it trains otherwise begins with 0.1.
+MCR_FAST = Method("mcr", "mcr, B-B, rate 0.1", (("learning_rate", 0.1),))
 
 NAD_1 = Table(
     "NAD, Table 1: erasing a given model with 5% of clean data",
@@ -84,7 +86,7 @@ NAD_5 = Table(
     CIFAR,
     "wrn-16-1",
     "nad",
-    (NONE, Method("mcr", "mcr, B-B"), Method("mcr", "mcr, B-BF", (("endpoints", "B-BF"),)), NAD),
+    (NONE, Method("mcr", "mcr, B-B"), MCR_FAST, Method("mcr", "mcr, B-BF", (("endpoints", "B-BF"),)), NAD),
     rows(
         ("none", "mcr, B-B", "mcr, B-BF", "nad"),
         """

@@ -15,14 +15,16 @@ from conftest import pictures
 from antibackdoor.app.evaluation import never_trained_on
 from antibackdoor.app.fingerprints import fingerprint, is_same
 from antibackdoor.app.finished import finished_message
-from antibackdoor.app.pipeline import verdict_table
-from antibackdoor.data.reading import read, write
+from antibackdoor.app.pipeline import Job, train, verdict_table
+from antibackdoor.data.reading import DataSet, read, write
 from antibackdoor.data.samples import Samples
+from antibackdoor.defenses import Undefended
 from antibackdoor.errors import DataError, RunError
 from antibackdoor.protocols import Verdict
 from antibackdoor.runs.atomic import write_bytes
 from antibackdoor.runs.run_folder import RunFolder
 from antibackdoor.runs.samples_table import write_samples_table
+from antibackdoor.training.recipe import Recipe
 
 
 def with_one_changed(samples: Samples, row: int) -> Samples:
@@ -102,6 +104,22 @@ def test_a_finished_run_says_so(tmp_path: Path) -> None:
         again.finish({"test_fingerprint": fingerprint(pictures(8))})
     assert finished_message(run, pictures(8)).endswith("nothing was computed again.")
     assert "on other test data" in finished_message(run, pictures(9))
+
+
+def test_an_unfinished_run_says_that_its_test_data_have_changed(tmp_path: Path) -> None:
+    job = Job(Undefended(), Recipe(epochs=1, progress=False), "wrn-10-1")
+    original = DataSet(pictures(20), pictures(8), "arrays", (), {})
+    for test, said in ((pictures(8), []), (with_one_changed(pictures(8), 3), [True])):
+        run, told = tmp_path / f"run{len(said)}", list[str]()
+
+        def stop(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Undefended, "train", stop)
+            train(original, job, run)
+        train(replace(original, test=test), job, run, resume=True, tell=told.append)
+        assert ["test data have changed" in message for message in told] == said
 
 
 # --------------------------------------------------------------------------- decoded images

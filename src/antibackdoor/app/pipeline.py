@@ -158,11 +158,14 @@ def train(
         job.defense.train(data.train, build, job.recipe, given=given, journal=_Reader(out))
         return None
     settings = describe(data, job.defense, job.recipe, spec, given)
-    with RunFolder.create(out, settings, resume=resume, command=command) as run:
+    notes = {} if data.test is None else {"test_fingerprint": fingerprint(data.test)}
+    with RunFolder.create(out, settings, resume=resume, command=command, notes=notes) as run:
         if run.finished:
             write_report(out)
             return None
         run.tell = tell
+        if run.notes and run.notes != notes:
+            tell(f"The test data have changed since {out} began: its accuracy will be that on the test data of now.")
         try:
             trained = job.defense.train(data.train, build, job.recipe, given=given, journal=run)
         except RuntimeError as error:

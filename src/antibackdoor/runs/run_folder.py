@@ -50,6 +50,7 @@ class RunFolder:
     Attributes:
         path: The folder.
         settings: The settings of the run, in JSON's types.
+        notes: The notes that the run began with.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], lock: int) -> None:
@@ -57,6 +58,7 @@ class RunFolder:
         self.path = path
         self.folder: Path | None = path
         self.settings = settings
+        self.notes: dict[str, str] = {}
         self.tell: Callable[[str], None] = lambda _message: None
         self._lock: int | None = lock
         self._told: set[bytes] = set()  # lines of the processes that were stopped
@@ -64,7 +66,13 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: Path, settings: Mapping[str, Any], *, resume: bool = False, command: Sequence[str] = ()
+        cls,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        command: Sequence[str] = (),
+        notes: Mapping[str, str] | None = None,
     ) -> RunFolder:
         """Open a new run folder, or with `resume` go on with a run of the same settings.
 
@@ -73,6 +81,7 @@ class RunFolder:
             settings: All that decides the outcome, nested as you like, in JSON's types.
             resume: Go on from the last checkpoint; starts a new run where there is none yet.
             command: The command line, for the report; it may differ when resuming.
+            notes: What may change while a run is stopped, but should not do so unsaid, by name.
 
         Raises:
             RunError: The folder holds something else, another run, or a run with other settings; another
@@ -88,7 +97,7 @@ class RunFolder:
             raise RunError(cannot("use the run folder", path, error)) from error
         run = cls(path, plain(settings), lock)
         try:
-            run._open(resume, command)
+            run._open(resume, command, dict(notes or {}))
         except BaseException:
             run.close()
             raise
@@ -176,7 +185,7 @@ class RunFolder:
                 (self.path / CONFIG).unlink(missing_ok=True)
                 (self.path / OPTIONS).unlink(missing_ok=True)
 
-    def _open(self, resume: bool, command: Sequence[str]) -> None:
+    def _open(self, resume: bool, command: Sequence[str], notes: dict[str, str]) -> None:
         """Start or go on, now that no one else can write here."""
         remove_leftovers(self.path)
         if not (self.path / CONFIG).exists():
@@ -185,7 +194,9 @@ class RunFolder:
                 "settings": self.settings,
                 "command": list(command),
                 "versions": _versions(),
+                "notes": notes,
             }
+            self.notes = notes
             write_json(self.path / CONFIG, config)
             write_options(self.path, command)
             return
@@ -197,6 +208,7 @@ class RunFolder:
         difference = _difference(config["settings"], self.settings)
         if difference is not None:
             raise RunError(f"cannot resume {self.path}: {difference}")
+        self.notes = config.get("notes", {})  # earlier versions took none
         if self.finished:
             # It may have been killed between the two steps of `finish`.
             self._remove_checkpoint()
@@ -265,7 +277,10 @@ def _wrong_in_config(config: Mapping[str, Any]) -> str:
     for key in ("hyper_parameters", "recipe", "model", "given", "data"):
         if not isinstance(settings.get(key, {}), dict):
             return f"'settings.{key}' is no object"
+    if not isinstance(config.get("notes", {}), dict):
+        return "'notes' is no object"
     texts = {"command": config["command"], "versions": config["versions"].values()}
+    texts["notes"] = config.get("notes", {}).values()
     texts["settings.given"] = settings.get("given", {}).values()
     wrong = next((name for name, values in texts.items() if not all(isinstance(text, str) for text in values)), None)
     return "" if wrong is None else f"{wrong!r} holds something else than text"
