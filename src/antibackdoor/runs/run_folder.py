@@ -189,7 +189,7 @@ class RunFolder:
         """Start or go on, now that no one else can write here."""
         remove_leftovers(self.path)
         if not (self.path / CONFIG).exists():
-            config = {
+            config: dict[str, Any] = {
                 "format": _FORMAT,
                 "settings": self.settings,
                 "command": list(command),
