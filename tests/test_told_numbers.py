@@ -105,6 +105,16 @@ def test_the_interval_says_what_it_is_conditional_on() -> None:
     assert not remarks({"poisoned": False, "estimated_poisoning_rate_high": None})
 
 
+def test_a_purification_that_spoils_the_model_says_so() -> None:
+    given = {"accuracy_before": 0.75, "accuracy_after": 0.54}
+    (said,) = remarks(given)
+    assert "too strong: accuracy on the clean samples fell from 75.0% to 54.0%" in said
+    assert not remarks({"accuracy_before": 0.75, "accuracy_after": 0.71})
+    tested = {"clean_accuracy_before": 0.9, "clean_accuracy": 0.89}
+    assert not remarks({**given, **tested}), "what test samples say counts more"
+    assert "on the test samples fell" in remarks({**tested, "clean_accuracy": 0.5})[0]
+
+
 # --------------------------------------------------------------------------- copies, classes
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antibackdoor.report.words import KeyNumber, Verdict, count, duration, percent, printable, quoted
+from antibackdoor.report.words import KeyNumber, Verdict, count, duration, percent, printable, quoted, remarks
 from antibackdoor.runs.artifacts import CLASSES, read_classes
 
 Facts = Mapping[str, Any]
@@ -70,7 +70,7 @@ def purified_verdict(metrics: Facts) -> Verdict:
             f"Of {_how_many(metrics, 'n_test')} test samples it classified {percent(before)} correctly before and "
             f"{percent(after)} after."
         )
-    return Verdict("open", _title(metrics), (*sentences, _about_poison(metrics)))
+    return Verdict("open", _title(metrics), (*sentences, _about_poison(metrics), *remarks(metrics)))
 
 
 def _title(metrics: Facts) -> str:

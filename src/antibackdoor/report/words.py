@@ -10,6 +10,7 @@ from typing import Any, Literal
 from antibackdoor.errors import spelled_out
 
 Facts = Mapping[str, Any]  # metrics.json; any key may be absent
+MOST_COST = 0.05  # of accuracy that a purification may cost: fine-tuning and NAD lose up to 4.5 points in NAD's Table 1
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,27 @@ def remarks(metrics: Facts) -> list[str]:
         *_about_the_rate(metrics),
         *_about_copies(metrics),
         *_about_the_reading(metrics),
+        *_about_the_cost(metrics),
     ]
 
 
 def _about_the_reading(metrics: Facts) -> list[str]:
     notes = metrics.get("reading_notes")
     return [printable(note, 400) for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+
+
+def _about_the_cost(metrics: Facts) -> list[str]:
+    """Whether a purification spoiled the model: by test samples, or else by the clean ones that it was given."""
+    tested = _number(metrics, "clean_accuracy_before"), _number(metrics, "clean_accuracy"), "test"
+    given = _number(metrics, "accuracy_before"), _number(metrics, "accuracy_after"), "clean"
+    before, after, which = given if tested[0] is None else tested
+    if before is None or after is None or before - after <= MOST_COST:
+        return []
+    return [
+        f"The purification was too strong: accuracy on the {which} samples fell from {percent(before)} to "
+        f"{percent(after)}. Give more clean samples, lower --learning-rate if the method has one, or choose another "
+        "method."
+    ]
 
 
 def _about_small_labels(metrics: Facts) -> list[str]:
