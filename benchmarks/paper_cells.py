@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ import advrbd_tables
 import e2abl_tables
 import nad_tables
 from paper_tables import Method, Row, Table
+
+from antibackdoor.errors import ConfigError
 
 TABLES: dict[str, Table] = {**nad_tables.TABLES, **abl_tables.TABLES, **advrbd_tables.TABLES, **e2abl_tables.TABLES}
 
@@ -68,8 +71,22 @@ class Cell:
 
 
 def cells(names: Sequence[str], rows: str, scale: str, n_seeds: int) -> list[Cell]:
-    """The cells of some tables, row by row: a fair picture of a row stands before the next one begins."""
-    wanted = rows.split(",") if rows else []
+    """The cells of some tables, row by row: a fair picture of a row stands before the next one begins.
+
+    Args:
+        names: Tables.
+        rows: Labels joined by commas; empty for all. A comma before a space belongs to a label.
+        scale: A key of `SCALES`.
+        n_seeds: Seeds count from 0.
+
+    Raises:
+        ConfigError: If no table has a row of that label.
+    """
+    wanted = re.split(r",(?! )", rows) if rows else []
+    labels = {row.label for name in names for row in TABLES[name].rows}
+    if unknown := set(wanted) - labels:
+        there = "; ".join(sorted(labels))
+        raise ConfigError(f"--rows: there is no {sorted(unknown)[0]!r} in {', '.join(names)}; choose among {there}")
     return [
         Cell(name, row.label, method.name, scale, seed)
         for seed in range(n_seeds)

@@ -47,6 +47,7 @@ from antibackdoor.data.reading import read
 from antibackdoor.data.samples import Samples
 from antibackdoor.data.streams import Stream, stream
 from antibackdoor.defenses import DEFENSES, Undefended
+from antibackdoor.errors import AntibackdoorError
 from antibackdoor.protocols import RELABELED, Build, Given, Verdict
 from antibackdoor.purifiers import PURIFIERS
 from antibackdoor.runs.atomic import replacing
@@ -234,9 +235,13 @@ def main() -> None:
     unknown = [name for name in names if name not in TABLES]
     if unknown:
         sys.exit(f"there is no table {unknown[0]!r}: choose among {', '.join(TABLES)}")
-    every = cells(names, options.rows, options.scale, options.seeds)
-    if every:
-        print(f"about {sum(map(core_hours, every)):.1f} core-hours, {os.cpu_count()} cores", file=sys.stderr)
+    try:
+        every = cells(names, options.rows, options.scale, options.seeds)
+        chosen = choose(every, options.cells) if every else []
+    except AntibackdoorError as error:
+        sys.exit(str(error))
+    if chosen:
+        print(f"about {sum(map(core_hours, chosen)):.1f} core-hours, {os.cpu_count()} cores", file=sys.stderr)
         matrix = Matrix(
             every,
             measure,
@@ -245,7 +250,7 @@ def main() -> None:
             lambda cell: cell.parts()[1].data or cell.parts()[0].data,
             ("method",),
         )
-        failed = measure_cells(matrix, choose(every, options.cells), options.out, options.data)
+        failed = measure_cells(matrix, chosen, options.out, options.data)
         if failed:
             print(f"{len(failed)} cells failed; run the same command again for them alone", file=sys.stderr)
     lines = read_lines(options.out)
