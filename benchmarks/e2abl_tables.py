@@ -8,7 +8,7 @@ from abl_tables import ABL
 from nad_tables import FP, FT, NAD, NONE
 from paper_tables import ARABIC_DIGITS, CIFAR, ECG, GTSRB, JPEG, UWAVE, Method, Row, Table, rows
 
-E2ABL = Method("e2abl")
+E2ABL, DEFAULT = Method("e2abl"), Method("dual-head", "default (dual-head)")
 _COLUMNS = ("none", "e2abl", "abl", "nad", "fine-prune")
 NETWORK = f"{JPEG} The paper's network is ResNet-34."
 
@@ -21,7 +21,7 @@ E2ABL_1 = Table(
         NONE,
         E2ABL,
         Method("e2abl", "e2abl, augmented", (("augment", "crop,flip,cutout"),)),
-        Method("dual-head", "default (dual-head)"),
+        DEFAULT,
         ABL,
         NAD,
         FP,
@@ -154,7 +154,7 @@ SERIES = Table(
     ARABIC_DIGITS,
     "fcn",
     "e2abl",
-    (NONE, E2ABL, FP, NAD, ABL, FT, Method("activation-clustering"), Method("spectral")),
+    (NONE, E2ABL, DEFAULT, FP, NAD, ABL, FT, Method("activation-clustering"), Method("spectral")),
     tuple(
         row
         for file, prefix, printed in (
