@@ -59,7 +59,7 @@ PARTITION = ("clean_precision", "top_precision", "recall", "true_label_precision
 def _partitions(found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
     """What E2ABL isolated ten epochs after its warm-up: its Table 2."""
     rows = [
-        f"| {row} | {method} | " + " | ".join(f"{100 * line['metrics']['midway'][key]:.1f}" for key in PARTITION) + " |"
+        f"| {row} | {method} | " + " | ".join(_share(line["metrics"]["midway"][key]) for key in PARTITION) + " |"
         for (row, method), line in found.items()
         if "midway" in line["metrics"]
     ]
@@ -78,13 +78,16 @@ def _is_weak(line: dict[str, Any] | None, row: Row) -> bool:
 
 
 def _told(m: dict[str, Any]) -> list[str]:
-    def share(key: str) -> str:
-        return "-" if m.get(key) is None else f"{100 * m[key]:.1f}"
-
-    both = f"{share('attack_success_rate')} / {share('clean_accuracy')}"
-    top = share("precision_of_top")
-    others = map(share, ("clean_accuracy_nontarget", "robust_accuracy", "attack_success_after_five"))
+    both = f"{_share(m.get('attack_success_rate'))} / {_share(m.get('clean_accuracy'))}"
+    top = _share(m.get("precision_of_top"))
+    others = (
+        _share(m.get(key)) for key in ("clean_accuracy_nontarget", "robust_accuracy", "attack_success_after_five")
+    )
     return [both, *others, top, f"{m['seconds']:.0f}"]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _percent(value: float | None) -> str:

@@ -31,7 +31,7 @@ from torch import nn
 
 from antibackdoor.app.methods import TABLES as METHOD_TABLES
 from antibackdoor.app.networks import NetworkChoice, builder, describe_model
-from antibackdoor.attacks import ATTACKS, Poisoned, Truth, poison
+from antibackdoor.attacks import ATTACKS, Poisoned, poison
 from antibackdoor.benchmark import (
     Matrix,
     Measured,
@@ -39,6 +39,7 @@ from antibackdoor.benchmark import (
     data_hash,
     measure_cells,
     measure_model,
+    measure_partition,
     measure_verdict,
     read_lines,
 )
@@ -48,7 +49,7 @@ from antibackdoor.data.samples import Samples
 from antibackdoor.data.streams import Stream, stream
 from antibackdoor.defenses import DEFENSES, Undefended
 from antibackdoor.errors import AntibackdoorError
-from antibackdoor.protocols import RELABELED, Build, Given, Verdict
+from antibackdoor.protocols import Build, Given
 from antibackdoor.purifiers import PURIFIERS
 from antibackdoor.runs.atomic import replacing
 from antibackdoor.statistics import metrics
@@ -147,7 +148,7 @@ def measure(cell: Cell, folder: Path) -> Measured:
         delivered = trained.model
         told = {**measure_verdict(trained.verdict, truth), "facts": asdict(trained.facts)}
         if trained.midway is not None and truth is not None:
-            told["midway"] = _midway(trained.midway, truth)
+            told["midway"] = measure_partition(trained.midway, truth.is_poisoned, truth.true_labels)
     elif column.key in PURIFIERS:
         purifier = made(column, scale)
         given = _given(purifier, ready, teacher=_teacher(column.teacher, ready))
@@ -173,17 +174,6 @@ def measure(cell: Cell, folder: Path) -> Measured:
                 delivered, ready.clean, ready.test, known, ready.build, ready.recipe
             )
     return Measured(measured, data_hash(ready.train))
-
-
-def _midway(verdict: Verdict, truth: Truth) -> dict[str, float]:
-    """E2ABL's Table 2: the partition ten epochs after the warm-up."""
-    measured = measure_verdict(verdict, truth)
-    return {
-        "top_precision": metrics.isolation_precision(verdict.status == RELABELED, truth.is_poisoned),
-        "clean_precision": metrics.isolation_precision(~verdict.isolated, ~truth.is_poisoned),
-        "recall": measured["isolation_recall"],
-        "true_label_precision": measured["recovered_label_precision"],
-    }
 
 
 def _given(

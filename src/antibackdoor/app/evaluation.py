@@ -11,6 +11,7 @@ import numpy as np
 
 from antibackdoor.app.by_class import ClassColumns, measure_by_class
 from antibackdoor.app.fingerprints import fingerprint, is_same
+from antibackdoor.app.measuring import TOP, measure_partition
 from antibackdoor.app.networks import Factory, load_model
 from antibackdoor.attacks import load_fitting_trigger, load_trigger, read_truth
 from antibackdoor.data.copies import Uncounted, uncounted
@@ -44,7 +45,6 @@ from antibackdoor.statistics.metrics import (
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Session
 
-TOP = 0.01  # share of the samples that the papers isolate or relabel
 BEFORE = "_before"  # ends what `purify` measured of the model that it was given
 CLEAN, ATTACKED = ("clean_accuracy",), ("attack_success_rate", "robust_accuracy")
 
@@ -258,14 +258,8 @@ def _truth_metrics(run: Path, path: Path) -> dict[str, Any]:
     measured = _verdict_metrics(table, is_poisoned, true_labels)
     if (run / MIDWAY).exists():
         midway = read_samples_table(run, MIDWAY)
-        relabeled = midway.verdict.status == RELABELED
-        top = _verdict_metrics(midway, is_poisoned, true_labels)
-        measured |= {
-            "midway_top_precision": isolation_precision(relabeled, is_poisoned),
-            "midway_clean_precision": isolation_precision(~midway.isolated, ~is_poisoned),
-            "midway_recall": top["isolation_recall"],
-            "midway_true_label_precision": top["recovered_label_precision"],
-        }
+        partition = measure_partition(midway.verdict, is_poisoned, true_labels)
+        measured |= {f"midway_{name}": value for name, value in partition.items()}
     return measured
 
 

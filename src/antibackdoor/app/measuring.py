@@ -10,14 +10,16 @@ from torch import nn
 
 from antibackdoor.attacks import AllToOne, Truth, trigger_test_set
 from antibackdoor.data.copies import Uncounted
-from antibackdoor.data.samples import IntArray, Samples
+from antibackdoor.data.samples import BoolArray, IntArray, Samples
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.protocols import CLEANED, RELABELED, Plan, Trigger, Verdict
 from antibackdoor.statistics import metrics
 from antibackdoor.statistics.intervals import wilson_interval
+from antibackdoor.statistics.isolation import highest
 from antibackdoor.training.loop import predict
 from antibackdoor.training.session import Session
 
+TOP = 0.01  # share of the samples that the papers isolate or relabel
 BLOCK = 4096  # samples that are hashed at a time: a mapped file may be larger than memory
 
 
@@ -151,6 +153,29 @@ def other_sources(
     triggered = trigger_test_set(others, trigger, AllToOne(target_label=target))
     answers = predict(session, model, triggered).labels
     return {"attack_success_rate_other_sources": float((answers == target).mean())}
+
+
+def measure_partition(verdict: Verdict, is_poisoned: BoolArray, true_labels: IntArray) -> dict[str, float]:
+    """What Table II of E2ABL measures, by the truth: `top_precision` and `true_label_precision` are of the top 1%.
+
+    Args:
+        verdict: About N samples, in the middle of the training.
+        is_poisoned: `(N,)`.
+        true_labels: `(N,)` labels before poisoning.
+
+    Returns:
+        Fractions: poisoned of the top 1%, not poisoned of the kept, isolated of the poisoned, and of the poisoned in
+        the top those whose suggested label is the true one. nan where there is nothing to count.
+    """
+    top = highest(verdict.suspicion, TOP)
+    return {
+        "top_precision": metrics.isolation_precision(top, is_poisoned),
+        "clean_precision": metrics.isolation_precision(~verdict.isolated, ~is_poisoned),
+        "recall": metrics.isolation_recall(verdict.isolated, is_poisoned),
+        "true_label_precision": metrics.recovered_label_precision(
+            verdict.suggested_label, true_labels, top, is_poisoned
+        ),
+    }
 
 
 def measure_verdict(verdict: Verdict, truth: Truth | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ measures one, and a function that makes a table of the lines.
 
 from __future__ import annotations
 
-from antibackdoor.app.measuring import attack_success, data_hash, measure_model, measure_verdict
+from antibackdoor.app.measuring import attack_success, data_hash, measure_model, measure_partition, measure_verdict
 from antibackdoor.benchmark.lines import append_line, identity, read_lines
 from antibackdoor.benchmark.provenance import command, provenance
 from antibackdoor.benchmark.runner import Cell, Matrix, Measured, arguments, choose, measure_cells, run
@@ -34,6 +34,7 @@ __all__ = [
     "mean",
     "measure_cells",
     "measure_model",
+    "measure_partition",
     "measure_verdict",
     "provenance",
     "read_lines",

@@ -92,6 +92,7 @@ class Stream(IntEnum):
     REVERSED_TRIGGER = 93
     STAMPED_ROWS = 94
     ONNX_CHECK = 95
+    STATISTICS = 96
 
 
 def stream(seed: int, name: Stream, *position: int) -> np.random.Generator:

@@ -6,7 +6,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -184,7 +183,9 @@ def measure_statistics(session: Session, feed: Feed, model: nn.Module) -> None:
         layer.train()
         layer.momentum = None  # torch's word for a mean over all batches
     if layers:
-        for rows in batches(np.arange(len(feed.labels), dtype=np.int64), session.batch_size):
+        # Rows are often sorted by class, and the spread within a class is not that of the data.
+        order = stream(session.recipe.seed, Stream.STATISTICS).permutation(len(feed.labels))
+        for rows in batches(order, session.batch_size):
             model(session.batch(feed, rows).inputs)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

@@ -82,10 +82,10 @@ METRIC_GROUPS: dict[str, dict[str, str]] = {
         "suspicion_auroc": "Area under the ROC curve of the suspicion, in [0, 1]; 0.5 is chance.",
         "suspicion_tpr_at_1_fpr": "Share of the poisoned samples that are more suspicious than 99% of the others.",
         "precision_of_top_1_percent": "Share of the most suspicious 1% of the samples that are poisoned, in [0, 1].",
-        "midway_top_precision": "Of the samples relabeled in the middle of the training, the share that is poisoned.",
+        "midway_top_precision": "Of the 1% most suspicious in the middle of the training, the share that is poisoned.",
         "midway_clean_precision": "Of those kept then, the share that is not poisoned.",
         "midway_recall": "Of the poisoned samples, the share isolated then.",
-        "midway_true_label_precision": "Of the poisoned ones relabeled then, the share that got their true label.",
+        "midway_true_label_precision": "Of the poisoned among these 1%, the share that got their true label.",
         "truth_fingerprint": "A short hash of the truth.",
     },
     "`purify`": {
