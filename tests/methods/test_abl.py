@@ -63,18 +63,18 @@ def some(kind: str, n: int) -> Samples:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_the_published_schedules(preset: str) -> None:
-    cifar = some("image", 50_000)
-    assert ABL(preset=preset).schedule(cifar, Recipe()) == PRESETS[preset]  # type: ignore[arg-type]
-    own = ABL(preset=preset, epochs=7, learning_rate=0.3, augment="flip", gga="last").schedule(cifar, Recipe())  # type: ignore[arg-type]
-    assert own == PRESETS[preset]._replace(epochs=7, learning_rate=0.3, augment="flip", gga="last")
-    series = ABL(preset=preset).schedule(some("series", 50_000), Recipe())  # type: ignore[arg-type]
-    assert series == PRESETS[preset]._replace(isolation_augment="none", augment="none")
+    cifar, authors = some("image", 50_000), Recipe(batch_size=64)
+    assert ABL(preset=preset).schedule(cifar, authors) == PRESETS[preset]  # type: ignore[arg-type]
+    own = ABL(preset=preset, epochs=7, learning_rate=0.3, augment="flip", gga="last").schedule(cifar, authors)  # type: ignore[arg-type]
+    assert own == PRESETS[preset]._replace(epochs=7, learning_rate=0.3, augment="flip", hole=0, gga="last")
+    series = ABL(preset=preset).schedule(some("series", 50_000), authors)  # type: ignore[arg-type]
+    assert series == PRESETS[preset]._replace(isolation_augment="none", augment="none", hole=0)
 
 
 def test_few_isolated_samples_are_ascended_for_as_many_steps() -> None:
-    few = some("image", 1400)  # 14 isolated: one batch of 32 where CIFAR-10 has four
-    assert ABL().schedule(few, Recipe()).unlearning_epochs == 16
-    assert ABL(isolation_rate=0.03).schedule(few, Recipe()).unlearning_epochs == 8  # two batches
+    few = some("image", 1400)  # 14 isolated: one batch of 32 where CIFAR-10 has eight
+    assert ABL().schedule(few, Recipe()).unlearning_epochs == 32
+    assert ABL(isolation_rate=0.03).schedule(few, Recipe()).unlearning_epochs == 16  # two batches
     assert ABL(unlearning_epochs=3).schedule(few, Recipe()).unlearning_epochs == 3
     assert ABL(preset="paper").schedule(few, Recipe()).unlearning_epochs == 5  # passes over the rest, not the isolated
     assert ABL(unlearning="retrain").schedule(few, Recipe()).unlearning_epochs == 40
@@ -229,7 +229,7 @@ def test_alternatives_deliver_a_model_of_their_own(name: str, kind: str) -> None
 def stage(samples: Samples, isolated: Any) -> Stage:
     trainer = Trainer(samples, dataclasses.replace(RECIPE, augment="none"))
     model = trainer.network(builder(samples))
-    return Stage(trainer, model, builder(samples), isolated, 1, step(0.1, at=()), True, 1, 0.01)
+    return Stage(trainer, model, builder(samples), isolated, 1, step(0.1, at=()), 0, True, 1, 0.01)
 
 
 @pytest.mark.parametrize("name", ["label-shuffling", "label-uniform", "self-learning"])

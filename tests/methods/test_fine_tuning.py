@@ -15,7 +15,8 @@ from antibackdoor.models.backbones import build_backbone
 from antibackdoor.protocols import Given
 from antibackdoor.purifiers import FineTuning
 from antibackdoor.purifiers.clean import hold_back
-from antibackdoor.purifiers.tuning import NAD_CODE, NAD_PAPER, PRACTICAL, cut_out
+from antibackdoor.purifiers.tuning import NAD_CODE, NAD_PAPER, PRACTICAL
+from antibackdoor.training.objectives import cut_out
 from antibackdoor.training.recipe import Recipe
 
 RECIPE = Recipe(device="cpu", precision="fp32", seed=1, progress=False)

@@ -13,7 +13,7 @@ from antibackdoor.data.streams import Stream, stream
 from antibackdoor.defenses.abl_unlearning import Stage, accuracy, tune
 from antibackdoor.models.hooks import evaluation_mode
 from antibackdoor.training.loop import batches, classify, shuffled
-from antibackdoor.training.objectives import Forward, ascend, descend_and_ascend
+from antibackdoor.training.objectives import Forward, ascend, descend_and_ascend, with_hole
 from antibackdoor.training.schedules import Schedule, constant
 from antibackdoor.training.trainer import Phase
 
@@ -61,8 +61,8 @@ def ascend_jointly(stage: Stage, *, bound: float, stop: str, statistics: str) ->
     model, n = stage.model, min(stage.unlearning_epochs, stage.epochs)
     turn = 1 - n / stage.epochs
     rate = stage.learning_rate
-    before = Phase("tuning", stage.epochs - n, classify(model), part(rate, 0, turn), rows=stage.tuned_on)
-    stage.trainer.run(model, before)
+    plain = with_hole(classify(model), stage.hole)
+    stage.trainer.run(model, Phase("tuning", stage.epochs - n, plain, part(rate, 0, turn), rows=stage.tuned_on))
     objective = descend_and_ascend(_forward(model, statistics), stage.mask(), _above_chance(stage, bound))
     phase = Phase("joint ascent", n, objective, part(rate, turn, 1), plan=lambda epoch: _mixed(stage, epoch))
     return model, _until_forgotten(stage, phase, stop)

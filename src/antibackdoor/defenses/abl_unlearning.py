@@ -21,7 +21,7 @@ from antibackdoor.models.features import last_layer, maps, stages
 from antibackdoor.models.normalization import channel_statistics
 from antibackdoor.protocols import Build
 from antibackdoor.training.loop import Objective, classify, cross_entropy
-from antibackdoor.training.objectives import label_smoothing
+from antibackdoor.training.objectives import label_smoothing, with_hole
 from antibackdoor.training.schedules import Schedule, constant
 from antibackdoor.training.session import Batch
 from antibackdoor.training.trainer import Phase, Trainer
@@ -41,6 +41,7 @@ class Stage:
         isolated: `(N,)` bool.
         epochs: Passes of the tuning.
         learning_rate: Over the tuning.
+        hole: Side of a hole that is cut into each sample of the tuning, in pixels or steps; 0 for none.
         tuned_on_all: Whether the isolated samples are tuned on as well.
         unlearning_epochs: Passes of the unlearning, at most.
         unlearning_learning_rate: Its learning rate.
@@ -52,6 +53,7 @@ class Stage:
     isolated: BoolArray
     epochs: int
     learning_rate: Schedule
+    hole: int
     tuned_on_all: bool
     unlearning_epochs: int
     unlearning_learning_rate: float
@@ -77,7 +79,8 @@ Unlearning = Callable[[Stage], tuple[nn.Module, int]]
 
 def tune(stage: Stage) -> None:
     """Stage 2: plain training goes on."""
-    phase = Phase("tuning", stage.epochs, classify(stage.model), stage.learning_rate, rows=stage.tuned_on)
+    objective = with_hole(classify(stage.model), stage.hole)
+    phase = Phase("tuning", stage.epochs, objective, stage.learning_rate, rows=stage.tuned_on)
     stage.trainer.run(stage.model, phase)
 
 
@@ -100,7 +103,8 @@ def _go_on(
 ) -> tuple[nn.Module, int]:
     """The unlearning phase."""
     n, rate = stage.unlearning_epochs, constant(stage.unlearning_learning_rate)
-    phase = Phase("unlearning", n, objective or classify(stage.model), rate, rows=rows, labels=labels)
+    objective = with_hole(objective or classify(stage.model), stage.hole)
+    phase = Phase("unlearning", n, objective, rate, rows=rows, labels=labels)
     stage.trainer.run(stage.model, phase)
     return stage.model, n
 
@@ -185,7 +189,8 @@ def _finetune_last(stage: Stage) -> tuple[nn.Module, int]:
 def _retrain(stage: Stage) -> tuple[nn.Module, int]:
     """The isolated are discarded; a new network trains on the rest, as long as the tuning."""
     model = stage.trainer.network(stage.build, index=1)
-    phase = Phase("retraining", stage.epochs, classify(model), stage.learning_rate, rows=stage.rest)
+    objective = with_hole(classify(model), stage.hole)
+    phase = Phase("retraining", stage.epochs, objective, stage.learning_rate, rows=stage.rest)
     stage.trainer.run(model, phase)
     return model, stage.epochs
 

@@ -12,9 +12,10 @@ from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError
 from antibackdoor.protocols import Given, Purified
 from antibackdoor.purifiers.clean import PurifiedFacts, accuracy, clean_samples, working_copy
-from antibackdoor.purifiers.tuning import NAD_PAPER, PRACTICAL, Tuning, tune, with_hole
+from antibackdoor.purifiers.tuning import NAD_PAPER, PRACTICAL, Tuning, tune
 from antibackdoor.training.journal import Journal
 from antibackdoor.training.loop import classify
+from antibackdoor.training.objectives import with_hole
 from antibackdoor.training.ranges import check_choices, check_ranges
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.trainer import Trainer

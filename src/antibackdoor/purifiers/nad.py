@@ -13,9 +13,10 @@ from antibackdoor.errors import ConfigError
 from antibackdoor.protocols import FLAGS, Given, Purified
 from antibackdoor.purifiers.attention import Alignment, Comparison, Distance, Kind, align, distilling
 from antibackdoor.purifiers.clean import accuracy, clean_samples, hold_back, working_copy
-from antibackdoor.purifiers.tuning import NAD_CODE, NAD_PAPER, Tuning, tune, with_hole
+from antibackdoor.purifiers.tuning import NAD_CODE, NAD_PAPER, Tuning, tune
 from antibackdoor.training.journal import Journal
 from antibackdoor.training.loop import classify
+from antibackdoor.training.objectives import with_hole
 from antibackdoor.training.ranges import check_choices, check_ranges
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.trainer import Trainer

@@ -1,4 +1,4 @@
-"""Objectives of a training step beside plain classification: losses held at a level, ascended, or smoothed.
+"""Objectives of a training step beside plain classification: losses held at a level, ascended or smoothed, and holes.
 
 Each takes `forward`, a network or a part of one: inputs `(B, *shape)` to logits `(B, K)`. Each records the plain
 cross-entropy of every sample, whatever the step descends.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.training.loop import Objective, cross_entropy
 from antibackdoor.training.session import Batch
 
@@ -115,3 +118,35 @@ def label_smoothing(forward: Forward, smoothing: float, smoothed: Tensor | None 
         return soft, losses
 
     return objective
+
+
+def with_hole(objective: Objective, side: int) -> Objective:
+    """An objective that sees each sample with a hole at a random place; 0 for none.
+
+    Args:
+        objective: The one without.
+        side: Of the square that is blackened in an image, in pixels; of a series, the steps that are set to the mean
+            of their variable. What lies outside the sample is cut off.
+
+    Reference: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017,
+    arXiv 1708.04552, whose code makes odd sides smaller by one; this does not.
+    """
+    if side == 0:
+        return objective
+
+    def holed(batch: Batch) -> tuple[Tensor, Tensor]:
+        return objective(batch._replace(inputs=cut_out(batch.inputs, side, batch.seed)))
+
+    return holed
+
+
+def cut_out(inputs: Tensor, side: int, seed: int) -> Tensor:
+    """Inputs `(B, C, H, W)` or `(B, C, T)` with one hole each; see `with_hole`."""
+    rng = stream(seed, Stream.HOLE)
+    hole = torch.ones(len(inputs), 1, *inputs.shape[2:], dtype=torch.bool)
+    for axis, length in enumerate(inputs.shape[2:], start=2):
+        offsets = np.arange(length) - rng.integers(length, size=(len(inputs), 1)) + side // 2
+        inside = torch.from_numpy((offsets >= 0) & (offsets < side))
+        hole &= inside.view(len(inputs), 1, *(length if other == axis else 1 for other in range(2, inputs.ndim)))
+    filling = torch.zeros_like(inputs[:1]) if inputs.ndim == 4 else inputs.mean(2, keepdim=True)
+    return torch.where(hole.to(inputs.device), filling, inputs)
