@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from abl_tables import ABL
+from abl_tables import AUGMENTED, CLEAN
 from nad_tables import FP, FT, NAD, NONE
-from paper_tables import ARABIC_DIGITS, CIFAR, ECG, GTSRB, JPEG, UWAVE, Method, Row, Table, rows
+from paper_tables import ARABIC_DIGITS, CIFAR, ECG, JPEG, SIGNS, UWAVE, Method, Row, Table, rows
 
 E2ABL, DEFAULT = Method("e2abl"), Method("dual-head", "default (dual-head)")
 _COLUMNS = ("none", "e2abl", "abl", "nad", "fine-prune")
-NETWORK = f"{JPEG} The paper's network is ResNet-34."
+ABL = Method("abl", "abl", (("preset", "e2abl"),))  # as E2ABL runs this baseline
+NETWORK = f"{JPEG} The paper's network is ResNet-34. SIG and CL at 10% poison the whole target class. {CLEAN}"
 
 E2ABL_1 = Table(
     "E2ABL, Tables 1 and 2: the published algorithm",
@@ -19,6 +20,7 @@ E2ABL_1 = Table(
     "e2abl",
     (
         NONE,
+        AUGMENTED,
         E2ABL,
         Method("e2abl", "e2abl, augmented", (("augment", "crop,flip,cutout"),)),
         DEFAULT,
@@ -52,7 +54,7 @@ E2ABL_1 = Table(
             Dynamic | dynamic | 0.1 | 100/97.13 5.69/96.23 6.48/95.87 69.64/79.15 99.82/85.16
             SIG | sig | 0.1 | 96.58/97.02 4.78/96.79 5.45/96.41 4.97/90.42 81.04/86.43
             """,
-            data=GTSRB,
+            **SIGNS,
             prefix="GTSRB, ",
         ),
     ),
@@ -118,10 +120,15 @@ E2ABL_4 = replace(
     differences=True,
 )
 
+WIDTH = 109  # of the second head after stage 2 of the thin ResNet-18: the same wherever it is attached
 E2ABL_5 = replace(
     E2ABL_1,
     title="E2ABL, Table 5: where the second head is attached",
-    methods=(NONE, E2ABL, *(Method("e2abl", f"stage {n}", (("attach", f"stage{n}"),)) for n in (1, 3, 4))),
+    methods=(
+        NONE,
+        E2ABL,
+        *(Method("e2abl", f"stage {n}", (("attach", f"stage{n}"), ("head_width", WIDTH))) for n in (1, 3, 4)),
+    ),
     rows=rows(
         ("stage 1", "stage 3", "stage 4"),
         """
@@ -149,6 +156,16 @@ E2ABL_FIGURE_2 = replace(
     about=f"{NETWORK} The paper shows curves.",
 )
 
+E2ABL_FIGURE_3 = replace(
+    E2ABL_1,
+    title="E2ABL, Figure 3: without and with the warm-up of the second head",
+    methods=(NONE, E2ABL, Method("e2abl", "no warm-up", (("warmup_epochs", 0),))),
+    rows=(Row("Trojan", "trojan", 0.1),),
+    about=f"{NETWORK} The paper shows curves, and says that without the warm-up attack success is 6 points higher.",
+)
+
+# With 100 to 500 samples a batch of 16 gives an epoch at least some steps.
+_SMALL = (("batch_size", 16),)
 SERIES = Table(
     "E2ABL, Table 1: time series",
     ARABIC_DIGITS,
@@ -157,21 +174,23 @@ SERIES = Table(
     (NONE, E2ABL, DEFAULT, FP, NAD, ABL, FT, Method("activation-clustering"), Method("spectral")),
     tuple(
         row
-        for file, prefix, printed in (
+        for file, prefix, recipe, printed in (
             (
                 ARABIC_DIGITS,
                 "ArabicDigits, ",
+                (),
                 """
-                TT-FGSM | timetrojan_fgsm | 0.1 | 83.43/72.27 0.13/84.32 0.04/83.56 7.63/69.48 21.14/62.78
-                TT-DE | timetrojan_de | 0.1 | 96.06/69.12 2.54/82.85 4.16/81.83 26.82/68.17 42.83/60.46
-                TSBA-B | tsba_b | 0.1 | 97.7/83.49 16.89/81.52 24.11/79.19 57.63/71.27 63.22/62.15
+                TT-FGSM | timetrojan_fgsm | 0.1 | 76.1/88.2 0/96.4 0/92.9 8.1/72.6 20/64
+                TT-DE | timetrojan_de | 0.1 | 98.2/86.4 0.6/96 1.9/92.6 18.2/70.4 29.4/63.1
+                TSBA-B | tsba_b | 0.1 | 98.7/98.1 8.6/94.8 10.8/91.7 45.2/74.6 58.7/63.5
                 static | static | 0.1 | -/-
-                none |  | 0 | -/86.24 -/86.1 -/84.95 -/83.44 -/82.15
+                none |  | 0 | -/99.6 -/99.4 -/97.4 -/96.9 -/95.5
                 """,
             ),
             (
                 UWAVE,
                 "UWave, ",
+                _SMALL,
                 """
                 TT-FGSM | timetrojan_fgsm | 0.1 | 87.15/81.1 0.69/91.55 0.37/88.72 5.62/76.14 14.49/72.37
                 TT-DE | timetrojan_de | 0.1 | 96.64/78.12 1.73/91.15 3.32/86.62 11.27/74.4 28.41/71.68
@@ -183,18 +202,22 @@ SERIES = Table(
             (
                 ECG,
                 "ECG5000, ",
+                _SMALL,
                 """
-                TT-FGSM | timetrojan_fgsm | 0.1 | 76.1/88.2 0/96.4 0/92.9 8.1/72.6 20/64
-                TT-DE | timetrojan_de | 0.1 | 98.2/86.4 0.6/96 1.9/92.6 18.2/70.4 29.4/63.1
-                TSBA-B | tsba_b | 0.1 | 98.7/98.1 8.6/94.8 10.8/91.7 45.2/74.6 58.7/63.5
-                none |  | 0 | -/99.6 -/99.4 -/97.4 -/96.9 -/95.5
+                TT-FGSM | timetrojan_fgsm | 0.1 | -/-
+                TT-DE | timetrojan_de | 0.1 | -/-
+                TSBA-B | tsba_b | 0.1 | -/-
+                none |  | 0 | -/-
                 """,
             ),
         )
-        for row in rows(_COLUMNS, printed, data=file, prefix=prefix)
+        for row in rows(_COLUMNS, printed, data=file, prefix=prefix, recipe=recipe)
     ),
     "C",
-    "The network is FCN in place of a 1-D ResNet-34; E2ABL's rows of ArabicDigits and ECG5000 look exchanged.",
+    "The network is FCN in place of a 1-D ResNet-34. ArabicDigits, padded with zeros to 93 steps, stands beside the "
+    "row that E2ABL calls ECG5000: its accuracy of 99.6 is that of ArabicDigits elsewhere. E2ABL's row ArabicDigits has "
+    "83.43/72.27 under TT-FGSM, and 86.24 without an attack. The paper has no ECG5000 of the UCR archive. UWave "
+    f"has 120 series for training here, 200 there. {CLEAN}",
 )
 
 TABLES = {
@@ -203,5 +226,6 @@ TABLES = {
     "e2abl-4": E2ABL_4,
     "e2abl-5": E2ABL_5,
     "e2abl-figure-2": E2ABL_FIGURE_2,
+    "e2abl-figure-3": E2ABL_FIGURE_3,
     "series": SERIES,
 }

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from paper_cells import SCALES, TABLES, Cell, core_hours
-from paper_tables import Row
+from paper_tables import Method, Row
 
 WEAK = 90.0  # percent of attack success without a defense below which a row does not count
+BEHIND = 10.0  # points below the paper's own, where that is less: source-specific and adaptive attacks
 
 
 def page(name: str, lines: Sequence[dict[str, Any]]) -> str:
@@ -18,50 +19,80 @@ def page(name: str, lines: Sequence[dict[str, Any]]) -> str:
         f"# {table.title}",
         "",
         f"Evidence grade {table.grade}. {table.about} Attack success (ASR), clean accuracy (CA), accuracy without "
-        "the target class (CA-) and robust accuracy (RA: triggered samples that get their true class) in percent. "
-        f"Recipe `{table.preset}`, {table.backbone}. Made by `python benchmarks/papers.py --table {name}`.",
+        "the target class (CA-) and robust accuracy (RA: triggered samples that get their true class) in percent; the "
+        f"difference is ours minus the paper's, in points. Recipe `{table.preset}`, {table.backbone}. Made by `python "
+        f"benchmarks/papers.py --table {name}`.",
     ]
     for scale in SCALES:
-        found = {
-            (line["cell"]["row"], line["cell"]["method"]): line for line in lines if line["cell"]["scale"] == scale
-        }
+        found = by_cell([line for line in lines if line["cell"]["scale"] == scale])
         if found or scale == "small":
             text += ["", f"## Scale: {scale}", "", *_grid(name, scale, found), *_partitions(found)]
     return "\n".join(text) + "\n"
 
 
-def _grid(name: str, scale: str, found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
-    head = (
-        "| attack | method | paper ASR / CA | ours ASR / CA | CA- | RA | after five | top 1% precision | core-seconds |"
-    )
-    if TABLES[name].differences:
-        head = head.replace("paper ASR / CA", "paper, change of ASR / CA")
-    rows = [head, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+Found = dict[tuple[str, str], dict[str, Any]]  # row and method to the means of what was measured
+
+
+def by_cell(lines: Sequence[dict[str, Any]]) -> Found:
+    """What was measured by row and method of one table at one scale; of several seeds, the mean."""
+    seeds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in lines:
+        seeds.setdefault((line["cell"]["row"], line["cell"]["method"]), []).append(line["metrics"])
+    return {cell: {**_mean(measured), "n_seeds": len(measured)} for cell, measured in seeds.items()}
+
+
+def _mean(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of each number; of what is no number, the first."""
+    told = dict(measured[0])
+    for key, value in told.items():
+        every = [one.get(key) for one in measured]
+        if isinstance(value, dict):
+            told[key] = _mean([one for one in every if isinstance(one, dict)])
+        elif all(isinstance(one, int | float) and not isinstance(one, bool) for one in every):
+            told[key] = sum(every) / len(every)  # type: ignore[arg-type]
+    return told
+
+
+def _grid(name: str, scale: str, found: Found) -> list[str]:
+    several = max((int(told["n_seeds"]) for told in found.values()), default=1) > 1
+    changes = "paper, change of ASR / CA" if TABLES[name].differences else "paper ASR / CA"
+    columns = ["attack", "method", changes, "ours ASR / CA", "difference"]
+    columns += ["CA-", "RA", "after five", "top 1% precision", "core-seconds", *(["seeds"] if several else [])]
+    rows = [f"| {' | '.join(columns)} |", f"| --- | --- |{' ---: |' * (len(columns) - 2)}"]
     for row in TABLES[name].rows:
         weak = _is_weak(found.get((row.label, "none")), row)
         for method in TABLES[name].methods:
-            line = found.get((row.label, method.name))
-            asr, ca = row.paper.get(method.name, (None, None))
-            paper = f"{_percent(asr)} / {_percent(ca)}" if (asr, ca) != (None, None) else "-"
-            if line is None:
+            told = found.get((row.label, method.name))
+            printed = row.paper.get(method.name, (None, None))
+            paper = f"{_percent(printed[0])} / {_percent(printed[1])}" if printed != (None, None) else "-"
+            start = f"| {row.label} | {method.name} | {paper} |"
+            if told is None:
                 cost = core_hours(Cell(name, row.label, method.name, scale, 0))
-                rows.append(f"| {row.label} | {method.name} | {paper} | not run: {cost:.2f} core-hours | | | | | |")
+                rows.append(f"{start} not run: {cost:.2f} core-hours |{' |' * (len(columns) - 4)}")
                 continue
-            told = _told(line["metrics"])
-            ours = "attack too weak: " + told[0] if weak else told[0]
-            rows.append(f"| {row.label} | {method.name} | {paper} | {ours} | {' | '.join(told[1:])} |")
+            ours, *others = _told(told)
+            missed = "-" if TABLES[name].differences else _difference(told, printed)
+            others += [str(told["n_seeds"])] if several else []
+            rows.append(f"{start} {'attack too weak: ' if weak else ''}{ours} | {missed} | {' | '.join(others)} |")
     return rows
+
+
+def _difference(told: dict[str, Any], printed: tuple[float | None, float | None]) -> str:
+    """Ours minus the paper's, in points."""
+    ours = told.get("attack_success_rate"), told.get("clean_accuracy")
+    parts = ["-" if a is None or b is None else f"{100 * a - b:+.1f}" for a, b in zip(ours, printed, strict=True)]
+    return "-" if parts == ["-", "-"] else " / ".join(parts)
 
 
 PARTITION = ("clean_precision", "top_precision", "recall", "true_label_precision")
 
 
-def _partitions(found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+def _partitions(found: Found) -> list[str]:
     """What E2ABL isolated ten epochs after its warm-up: its Table 2."""
     rows = [
-        f"| {row} | {method} | " + " | ".join(_share(line["metrics"]["midway"][key]) for key in PARTITION) + " |"
-        for (row, method), line in found.items()
-        if "midway" in line["metrics"]
+        f"| {row} | {method} | " + " | ".join(_share(told["midway"][key]) for key in PARTITION) + " |"
+        for (row, method), told in found.items()
+        if "midway" in told
     ]
     head = "| attack | method | clean of the kept | poisoned of the top 1% | isolated of the poisoned | true labels |"
     return (
@@ -71,10 +102,13 @@ def _partitions(found: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
     )
 
 
-def _is_weak(line: dict[str, Any] | None, row: Row) -> bool:
-    if line is None or not row.attack:
+def _is_weak(undefended: dict[str, Any] | None, row: Row) -> bool:
+    """Whether the attack fails without a defense: below 90%, or 10 points below the paper where that has less."""
+    if undefended is None or not row.attack:
         return False
-    return bool(100 * line["metrics"].get("attack_success_rate", 0.0) < WEAK)
+    printed = row.paper.get("none", (None, None))[0]
+    least = WEAK if printed is None else min(WEAK, printed - BEHIND)
+    return bool(100 * undefended.get("attack_success_rate", 0.0) < least)
 
 
 def _told(m: dict[str, Any]) -> list[str]:
@@ -116,34 +150,37 @@ def with_measured(card: str, key: str, lines: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return text
     head = "| table, attack | paper | ours | no defense, ours |\n| --- | ---: | ---: | ---: |"
-    about = "Attack success / clean accuracy in percent; one seed, 10,000 training images unless it says otherwise."
+    about = "Attack success / clean accuracy in percent; 10,000 training images unless it says otherwise."
     return (
         f"{text}\n{BEGIN}\n\nMeasured by `benchmarks/papers.py`. {about}\n\n{head}\n" + "\n".join(rows) + f"\n\n{END}\n"
     )
 
 
 def _rows_of(key: str, lines: Sequence[dict[str, Any]]) -> list[str]:
-    undefended = {
-        (line["cell"]["table"], line["cell"]["row"], line["cell"]["scale"]): _told(line["metrics"])[0]
-        for line in lines
-        if line["cell"]["method"] == "none"
-    }
     rows = []
-    for line in lines:
-        cell = line["cell"]
-        table = TABLES.get(cell["table"])
-        method = next((m for m in table.methods if m.name == cell["method"]), None) if table else None
-        row = next((r for r in table.rows if r.label == cell["row"]), None) if table else None
-        if table is None or method is None or row is None or method.key != key:
-            continue
-        asr, ca = row.paper.get(method.name, (None, None))
-        known = (asr, ca) != (None, None) and not table.differences
-        told, ours = _told(line["metrics"]), _told(line["metrics"])[0]
-        if ours == "- / -":
-            ours = f"precision of the top 1%: {told[4]}"
-        label = f"[{cell['table']}](../results/{cell['table']}.md), {cell['row']}"
-        label += f", {method.name}" if method.name != key else ""
-        label += ", all images" if cell["scale"] == "paper" else ""
-        before = undefended.get((cell["table"], cell["row"], cell["scale"]), "-")
-        rows.append(f"| {label} | {f'{_percent(asr)} / {_percent(ca)}' if known else '-'} | {ours} | {before} |")
+    for name, table in TABLES.items():
+        for scale in SCALES:
+            of_table = [line for line in lines if (line["cell"]["table"], line["cell"]["scale"]) == (name, scale)]
+            found = by_cell(of_table)
+            for row in table.rows:
+                for method in table.methods:
+                    told = found.get((row.label, method.name))
+                    if told is not None and method.key == key:
+                        before = found.get((row.label, "none"))
+                        rows.append(_row_of_card(name, scale, row, method, told, before))
     return rows
+
+
+def _row_of_card(
+    name: str, scale: str, row: Row, method: Method, told: dict[str, Any], undefended: dict[str, Any] | None
+) -> str:
+    asr, ca = row.paper.get(method.name, (None, None))
+    known = (asr, ca) != (None, None) and not TABLES[name].differences
+    ours = _told(told)[0]
+    if ours == "- / -":
+        ours = f"precision of the top 1%: {_share(told.get('precision_of_top'))}"
+    label = f"[{name}](../results/{name}.md), {row.label}"
+    label += f", {method.name}" if method.name != method.key else ""
+    label += ", all images" if scale == "paper" else ""
+    before = "-" if undefended is None else _told(undefended)[0]
+    return f"| {label} | {f'{_percent(asr)} / {_percent(ca)}' if known else '-'} | {ours} | {before} |"

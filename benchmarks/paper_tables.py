@@ -15,6 +15,8 @@ Settings = Sequence[tuple[str, Any]]
 
 CIFAR, GTSRB = "cifar10.zip", "gtsrb32.zip"
 ARABIC_DIGITS, ECG, UWAVE = "arabicdigits.npz", "ecg5000.npz", "uwavegesture.npz"
+# Left and right signs differ: GTSRB is not flipped.
+SIGNS: dict[str, Any] = {"data": GTSRB, "augment": "crop,cutout"}
 JPEG = "CIFAR-10 is stored as JPEG of quality 75 here, GTSRB as whole frames."
 
 
@@ -25,7 +27,7 @@ class Method:
     Attributes:
         key: Of a defense, purifier or detector; `none` for no defense.
         label: What the column is called; empty for the key.
-        settings: Fields of the method.
+        settings: Fields of the method; with `none`, of the recipe.
         teacher: Backbone of a teacher that is trained on the clean samples alone; empty for the method's own.
         never_poisoned: Train on the data as they were before the attack: a control.
     """
@@ -44,14 +46,29 @@ class Method:
 
 @dataclass(frozen=True)
 class Row:
-    """An attack, and what the paper has for each column."""
+    """An attack, and what the paper has for each column.
+
+    Attributes:
+        label: What the row is called.
+        attack: A key of `ATTACKS`; empty for none.
+        rate: Poisoning rate.
+        paper: Attack success and clean accuracy by name of the column.
+        settings: Fields of the attack.
+        plan: Fields of its plan, such as the target label.
+        recipe: Fields of the recipe, where these data or this attack need others than the preset's.
+        augment: Of methods that augment by a field of their own, where their default does not fit the data.
+        data: File of the data; the table's if empty.
+    """
 
     label: str
     attack: str
     rate: float
     paper: Mapping[str, Numbers] = field(default_factory=dict)
     settings: Settings = ()
-    data: str = ""  # the table's, if empty
+    plan: Settings = ()
+    recipe: Settings = ()
+    augment: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,14 +100,14 @@ class Table:
     relapse: bool = False
 
 
-def rows(columns: Sequence[str], printed: str, *, data: str = "", prefix: str = "") -> tuple[Row, ...]:
+def rows(columns: Sequence[str], printed: str, *, prefix: str = "", **common: Any) -> tuple[Row, ...]:
     """Rows from lines of `label | attack | rate | ASR/CA of each column`; `-` is a blank.
 
     Args:
         columns: Names of the columns that the paper has.
         printed: The lines.
-        data: File of these rows, if it is not the table's.
         prefix: Put before each label.
+        common: Further fields that all of these rows have.
 
     >>> rows(("none", "nad"), "BadNets | badnets | 0.1 | 100/85.65 4.77/-")[0].paper["nad"]
     (4.77, None)
@@ -100,5 +117,5 @@ def rows(columns: Sequence[str], printed: str, *, data: str = "", prefix: str = 
         label, attack, rate, pairs = (part.strip() for part in line.split("|"))
         numbers = [tuple(None if n == "-" else float(n) for n in pair.split("/")) for pair in pairs.split()]
         paper = {name: (pair[0], pair[1]) for name, pair in zip(columns, numbers, strict=False)}
-        made.append(Row(prefix + label, attack, float(rate), paper, data=data))
+        made.append(Row(prefix + label, attack, float(rate), paper, **common))
     return tuple(made)

@@ -1,7 +1,7 @@
 """The papers' tables, measured here: paper, ours, difference, grade; or "not run" and what it would cost.
 
     python benchmarks/papers.py --list                       what there is, and about how long it takes
-    python benchmarks/papers.py --table nad-1                one table; goes on where it was stopped
+    python benchmarks/papers.py --table nad-1                one table and its page; goes on where it was stopped
     python benchmarks/papers.py --table nad-1 --rows BadNets,SIG --scale paper
     python benchmarks/papers.py --pages                      writes docs/results/ and the cards
 
@@ -13,10 +13,11 @@ without a defense.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 import safetensors.torch
 from paper_cells import SCALES, TABLES, Cell, Scale, cells, core_hours, listing
 from paper_pages import brief, page, with_measured
-from paper_tables import Method
+from paper_tables import Method, Row
 from relapse import attack_success_after_five
 from torch import nn
 
@@ -43,6 +44,7 @@ from antibackdoor.benchmark import (
     measure_verdict,
     read_lines,
 )
+from antibackdoor.benchmark.runner import unlike
 from antibackdoor.data.cache import cache_folder
 from antibackdoor.data.reading import read
 from antibackdoor.data.samples import Samples
@@ -90,9 +92,13 @@ def prepare(cell: Cell, folder: Path) -> Prepared:
         original = original.take(np.linspace(0, len(original) - 1, scale.limit).astype(np.int64))
     poisoned = None
     if row.attack:
-        poisoned = poison(original, ATTACKS[row.attack](**dict(row.settings)), seed=cell.seed, rate=row.rate)
+        attack = ATTACKS[row.attack](**dict(row.settings))
+        plan = replace(attack.plan(), **dict(row.plan))
+        poisoned = poison(original, attack, seed=cell.seed, plan=plan, rate=row.rate)
     train = original if poisoned is None or column.never_poisoned else poisoned.samples
-    recipe = replace(PRESETS[table.preset], epochs=scale.epochs, seed=cell.seed, progress=False)
+    recipe = replace(PRESETS[table.preset], epochs=scale.epochs, seed=cell.seed, progress=False, **dict(row.recipe))
+    if column.key == "none":
+        recipe = replace(recipe, **dict(column.settings))
     choice = NetworkChoice(table.backbone)
     build = builder(describe_model(train, choice, recipe, "none"))
     return Prepared(train, data.test, clean, poisoned, recipe, build, choice)
@@ -100,7 +106,8 @@ def prepare(cell: Cell, folder: Path) -> Prepared:
 
 def attack_model(ready: Prepared, cell: Cell) -> tuple[nn.Module, LossHistory, float]:
     """The network that was trained without a defense, its losses, and its core-seconds; kept in the cache."""
-    key = f"{data_hash(ready.train)}-{TABLES[cell.table].backbone}-{TABLES[cell.table].preset}-{cell.scale}-{cell.seed}"
+    recipe = hashlib.blake2b(repr(ready.recipe).encode(), digest_size=8).hexdigest()
+    key = f"{data_hash(ready.train)}-{TABLES[cell.table].backbone}-{recipe}"
     path = cache_folder(None) / "papers" / f"{key}.safetensors"
     if not path.exists():
         started = time.process_time()
@@ -125,17 +132,16 @@ def _tensor(values: Any) -> Any:
     return torch.from_numpy(np.asarray(values))
 
 
-def made(method: Method, scale: Scale) -> Any:
-    """The method with its settings, and with the lengths of the scale where it has fields of these names."""
+def made(method: Method, row: Row, scale: Scale) -> Any:
+    """The method with its settings, the lengths of the scale, and the row's augmentation in place of its default."""
     kind = next(table[method.key] for table in METHOD_TABLES if method.key in table)
-    known = {field.name for field in fields(kind)}
-    lengths = {name: value for name, value in scale.method_epochs.get(method.key, {}).items() if name in known}
-    return kind(**{**lengths, **dict(method.settings)})
+    of_row = {"augment": row.augment} if row.augment and getattr(kind, "augment", "none") in (None, "") else {}
+    return kind(**{**scale.method_epochs.get(method.key, {}), **of_row, **dict(method.settings)})
 
 
 def measure(cell: Cell, folder: Path) -> Measured:
     """Train or purify or detect, and measure."""
-    table, _, column, scale = cell.parts()
+    table, row, column, scale = cell.parts()
     ready = prepare(cell, folder)
     truth = None if ready.poisoned is None else ready.poisoned.truth
     model, history, seconds_of_attack = attack_model(ready, cell)
@@ -144,18 +150,18 @@ def measure(cell: Cell, folder: Path) -> Measured:
     if column.key == "none":
         delivered: nn.Module | None = model
     elif column.key in DEFENSES:
-        trained = made(column, scale).train(ready.train, ready.build, ready.recipe)
+        trained = made(column, row, scale).train(ready.train, ready.build, ready.recipe)
         delivered = trained.model
         told = {**measure_verdict(trained.verdict, truth), "facts": asdict(trained.facts)}
         if trained.midway is not None and truth is not None:
             told["midway"] = measure_partition(trained.midway, truth.is_poisoned, truth.true_labels)
     elif column.key in PURIFIERS:
-        purifier = made(column, scale)
+        purifier = made(column, row, scale)
         given = _given(purifier, ready, teacher=_teacher(column.teacher, ready))
         purified = purifier.purify(model, given, ready.recipe)
         delivered, told = purified.model, {"facts": asdict(purified.facts)}
     else:
-        detector = made(column, scale)
+        detector = made(column, row, scale)
         given = _given(detector, ready, model, history)
         detection = detector.detect(ready.train, given, ready.recipe)
         delivered, told = None, {**measure_verdict(detection.verdict, truth), "facts": asdict(detection.facts)}
@@ -205,11 +211,17 @@ def _teacher(backbone: str, ready: Prepared) -> nn.Module | None:
     return Undefended().train(ready.clean, build, recipe).model
 
 
+def _is_control(cell: dict[str, Any]) -> bool:
+    """Whether a cell was trained on data that nobody poisoned, unlike the others of its row."""
+    table = TABLES.get(cell["table"])
+    return table is not None and any(m.never_poisoned for m in table.methods if m.name == cell["method"])
+
+
 def main() -> None:
     """Parse and do."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="what there is, and what it costs")
-    parser.add_argument("--pages", action="store_true", help="write docs/results/ from what is measured")
+    parser.add_argument("--pages", action="store_true", help="write all pages of docs/results/, and the cards")
     parser.add_argument("--table", default="", help=f"some of {','.join(TABLES)}")
     parser.add_argument("--rows", default="", help="only these rows, joined by commas")
     parser.add_argument("--cells", default="*", help="only these cells, such as 'nad-1/BadNets/*'")
@@ -244,12 +256,14 @@ def main() -> None:
         if failed:
             print(f"{len(failed)} cells failed; run the same command again for them alone", file=sys.stderr)
     lines = read_lines(options.out)
+    compared = [line for line in lines if not _is_control(line["cell"])]
+    for name in unlike(compared, ("method",)):
+        print(f"{name}: not the same training data as under the other methods; measure them again", file=sys.stderr)
+    PAGES.mkdir(parents=True, exist_ok=True)
     for name in TABLES if options.pages else names:
         text = page(name, [line for line in lines if line["cell"]["table"] == name])
-        if options.pages:
-            PAGES.mkdir(parents=True, exist_ok=True)
-            (PAGES / f"{name}.md").write_text(text, encoding="utf-8")
-        else:
+        (PAGES / f"{name}.md").write_text(text, encoding="utf-8")
+        if not options.pages:
             print(text)
     if options.pages:
         for path in sorted(CARDS.glob("*.md")):
