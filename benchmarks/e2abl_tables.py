@@ -215,8 +215,8 @@ SERIES = Table(
     ),
     "C",
     "The network is FCN in place of a 1-D ResNet-34. ArabicDigits, padded with zeros to 93 steps, stands beside the "
-    "row that E2ABL calls ECG5000: its accuracy of 99.6 is that of ArabicDigits elsewhere. E2ABL's row ArabicDigits has "
-    "83.43/72.27 under TT-FGSM, and 86.24 without an attack. The paper has no ECG5000 of the UCR archive. UWave "
+    "row that E2ABL calls ECG5000: its accuracy of 99.6 is that of ArabicDigits elsewhere. E2ABL's row ArabicDigits "
+    "has 83.43/72.27 under TT-FGSM, and 86.24 without an attack. The paper has no ECG5000 of the UCR archive. UWave "
     f"has 120 series for training here, 200 there. {CLEAN}",
 )
 
