@@ -9,7 +9,7 @@ from paper_cells import SCALES, TABLES, Cell, core_hours
 from paper_tables import Method, Row
 
 WEAK = 90.0  # percent of attack success without a defense below which a row does not count
-BEHIND = 10.0  # points below the paper's own, where that is less: source-specific and adaptive attacks
+BEHIND = 10.0  # points below the paper's own, where that is less, as for source-specific and adaptive attacks
 
 
 def page(name: str, lines: Sequence[dict[str, Any]]) -> str:
@@ -107,7 +107,7 @@ def _is_weak(undefended: dict[str, Any] | None, row: Row) -> bool:
     if undefended is None or not row.attack:
         return False
     printed = row.paper.get("none", (None, None))[0]
-    least = WEAK if printed is None else min(WEAK, printed - BEHIND)
+    least = WEAK if printed is None or printed >= WEAK else printed - BEHIND
     return bool(100 * undefended.get("attack_success_rate", 0.0) < least)
 
 
