@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from antibackdoor.errors import ModelError
 from antibackdoor.models.backbones import build_backbone
@@ -252,6 +253,21 @@ def test_prefixes_optimizers_and_older_formats(tmp_path):
     torch.save({"state_dict": state, **beside}, tmp_path / "old.tar", _use_new_zipfile_serialization=False)
     load(tmp_path / "old.tar", network)
     assert same_in_order(network, state)
+
+
+def test_a_count_beside_the_layers_is_passed_over(tmp_path):
+    averaged = AveragedModel(their_wide_resnet())
+    assert {"n_averaged", "module.conv1.weight"} <= {*averaged.state_dict()}
+    state = filled(averaged)
+    save_file(state, tmp_path / "m.safetensors")
+    for path in (saved(tmp_path / "m.pt", {"state_dict": state}), tmp_path / "m.safetensors"):
+        network = ours()
+        loaded = load(path, network)
+        assert loaded.n_tensors == len(state) - 1
+        assert same_in_order(network, {name: tensor for name, tensor in state.items() if name != "n_averaged"})
+    lone = state | {"scale": torch.tensor(1.5)}  # trained, it may be, so that the network is another one
+    message = refusal(saved(tmp_path / "lone.pt", lone))
+    assert "scale (a scalar) is not in the network" in message and "conv1" not in message
 
 
 def test_our_own_file_brings_its_normalization(tmp_path):

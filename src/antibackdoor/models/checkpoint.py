@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from antibackdoor.errors import ModelError, spelled_out
-from antibackdoor.models.checkpoint_layouts import LAYOUTS, Attempt, Target, by_names, spell
+from antibackdoor.models.checkpoint_layouts import LAYOUTS, OPTIONAL, Attempt, Target, by_names, spell
 from antibackdoor.models.checkpoint_order import by_order, order_of_use
 from antibackdoor.models.normalization import Normalize
 
@@ -99,7 +99,8 @@ def load_checkpoint(path: str | Path, network: nn.Module, *, example: Tensor) ->
     Tensors are found by their names without prefixes that all share (`module.`); else by the names that known
     code uses for ResNets and wide ResNets; else, if the file keeps an order, layer by layer in the order of use,
     where shapes, kinds, numbers and shortcuts must agree throughout. Ways that disagree are refused. Every
-    tensor must be filled exactly once with finite values. On an error the network is as it was.
+    tensor must be filled exactly once with finite values. On an error the network is as it was. A whole number that
+    belongs to no layer is passed over, such as `n_averaged` of `torch.optim.swa_utils.AveragedModel`.
 
     Equal tensors do not make equal networks: strides, activations and what a shortcut starts from are not in
     the file. Look at the accuracy on clean data next (`clean_check.is_near_chance`).
@@ -116,7 +117,8 @@ def load_checkpoint(path: str | Path, network: nn.Module, *, example: Tensor) ->
     state = read_state_dict(path, max_bytes=largest_file(network))
     tensors = _tensors(network)
     normalization = _normalization(state, network)
-    file = {key: tuple(value.shape) for key, value in state.items() if key not in normalization.values()}
+    beside = {*normalization.values(), *_counters(state, tensors)}
+    file = {key: tuple(value.shape) for key, value in state.items() if key not in beside}
     optional = {name for name in tensors if name in _normalization_names(network)}
     first = {id(tensor): name for name, tensor in reversed(tensors.items())}
     own = {
@@ -272,6 +274,15 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers as in the state dict: themselves, so that tied ones are the same object."""
     state = network.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _counters(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> set[str]:
+    """Keys of single whole numbers of no layer, which nothing was trained to: they count steps."""
+    free = [key for key in state if "." not in key and key not in tensors and key != OPTIONAL]
+    return {key for key in free if state[key].numel() == 1 and state[key].dtype in _WHOLE}
 
 
 def _normalization_names(network: nn.Module) -> tuple[str, ...]:

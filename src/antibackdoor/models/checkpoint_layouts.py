@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -101,18 +101,22 @@ def layer_and_tensor(name: str) -> tuple[str, str]:
     return layer, tensor
 
 
-def short_names(names: Iterable[str]) -> dict[str, str]:
+def short_names(names: Iterable[str], *, strays: Collection[str] = ()) -> dict[str, str]:
     """Names without the leading parts that all share (`module.`, `network.`, …), to the full ones; order kept.
+
+    Args:
+        names: Of tensors or layers.
+        strays: Those of them that need not share the leading parts; they keep their names.
 
     >>> short_names(["module.fc.weight", "module.norm.weight"])
     {'fc.weight': 'module.fc.weight', 'norm.weight': 'module.norm.weight'}
     """
     names = list(names)
-    parts = [name.split(".") for name in names]
+    parts = [name.split(".") for name in names if name not in strays]
     shared = 0
     while parts and all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
         shared += 1
-    return {".".join(part[shared:]): name for part, name in zip(parts, names, strict=True)}
+    return {name if name in strays else ".".join(name.split(".")[shared:]): name for name in names}
 
 
 def by_names(file: Mapping[str, tuple[int, ...]], own: Mapping[str, Target], layout: Layout | None = None) -> Attempt:
@@ -124,9 +128,10 @@ def by_names(file: Mapping[str, tuple[int, ...]], own: Mapping[str, Target], lay
         layout: How the file's names are to be read; None for as they are.
     """
     names = short_names(own)
+    lone = {key for key in file if "." not in key and key not in names}
     sources: dict[str, str] = {}
     wrong_shape, unknown, twice = [], [], []
-    for short, key in short_names(file).items():
+    for short, key in short_names(file, strays=lone).items():
         layer, tensor = layer_and_tensor(short)
         renamed = layer if layout is None else layout.layer(layer)
         name = None if renamed is None else names.get(f"{renamed}.{tensor}" if renamed else tensor)
