@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from noisy import RECIPE, builder, check_resume, noisy, outcome, poisoned
 from torch import Tensor
 
 from antibackdoor.defenses import AdvrBD
-from antibackdoor.defenses.advrbd import _Run, margin
+from antibackdoor.defenses.advrbd import _Run, log_odds, margin
 from antibackdoor.detectors import PatchPerturbation
 from antibackdoor.errors import ConfigError
 from antibackdoor.protocols import ISOLATED, RELABELED
@@ -32,6 +33,14 @@ def run_of(method: AdvrBD, n: int = 40, kind: str = "series") -> _Run:
 def test_margins_by_hand() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 1.0, -2.0]])
     assert margin(logits, torch.tensor([2, 0])).tolist() == [-1.0, 4.0]
+
+
+def test_log_odds_rank_as_losses_do_where_those_are_rounded_to_zero() -> None:
+    logits, labels = torch.tensor([[1.0, 3.0, 2.0], [40.0, 0.0, 0.0], [50.0, 0.0, 0.0]]), torch.tensor([2, 0, 0])
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    odds = log_odds(logits, labels).tolist()
+    assert odds[0] == pytest.approx(-math.log(math.exp(losses[0].item()) - 1), abs=1e-5)
+    assert losses.tolist()[1:] == [0, 0] and odds[1] < odds[2]
 
 
 def test_learning_and_unlearning_by_hand() -> None:
@@ -108,6 +117,24 @@ def test_it_falls_back_where_nothing_was_forgotten() -> None:
         result.verdict.suspicion[result.verdict.isolated].min()
         >= result.verdict.suspicion[~result.verdict.isolated].max()
     )
+
+
+def test_the_fallback_takes_the_lowest_losses_and_draws_among_equal_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three classes, the loss is lowest where no other label is likely, though the margin may be smaller."""
+    samples = noisy("series", 60, 3)
+    method = AdvrBD(**QUICK, fallback_rate=0.2)
+    run = _Run(method, Trainer(samples, RECIPE), builder(samples))
+    lowest = np.arange(60) % 10 == 0
+
+    def told(_run: _Run, value: Any) -> np.ndarray:
+        return np.ones(60) if value is margin else np.where(lowest, 2.0, 1.0)
+
+    monkeypatch.setattr(_Run, "_told", told)
+    result = run.run()
+    isolated = result.verdict.isolated
+    assert result.facts.fell_back and isolated.sum() == 12 and isolated[lowest].all()
+    drawn = np.flatnonzero(isolated & ~lowest)
+    assert drawn.max() > 12  # not the first rows
 
 
 class Lines(NoJournal):

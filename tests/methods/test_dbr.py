@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from noisy import RECIPE, Quick, builder, check_resume, noisy, outcome, poisoned
 from sklearn.metrics import roc_auc_score
 
 from antibackdoor.defenses import DBR, Undefended
-from antibackdoor.defenses.dbr import center_similarity, in_turn, shape_features, transformed
+from antibackdoor.defenses.dbr import center_similarity, distinguished, in_turn, shape_features, transformed
 from antibackdoor.errors import ConfigError, ModelError
-from antibackdoor.training.session import Batch
+from antibackdoor.training.session import Batch, Feed, Session
 
 
 def test_similarity_of_centers_by_hand() -> None:
@@ -40,6 +41,31 @@ def test_shaping_parts_the_labels() -> None:
         weighted.mean().backward()
         optimizer.step()
     assert met[-1] < met[0] - 0.05
+
+
+def test_the_seed_decides_between_equal_changes_not_the_row() -> None:
+    poisoned, clean = distinguished(np.zeros(100), 0.1, 0.2, seed=0)
+    assert poisoned.sum() == 10 and clean.sum() == 20 and not (poisoned & clean).any()
+    assert np.flatnonzero(poisoned).max() >= 50 and np.flatnonzero(clean).max() >= 50
+    assert not np.array_equal(poisoned, distinguished(np.zeros(100), 0.1, 0.2, seed=1)[0])
+    rising = distinguished(np.arange(100.0), 0.1, 0.2, seed=0)
+    assert [np.flatnonzero(part).tolist() for part in rising] == [list(range(90, 100)), list(range(20))]
+
+
+def test_changes_are_measured_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded to bfloat16, small changes are equal to each other."""
+    met: list[bool] = []
+
+    def score_rows(session: Session, feed: Feed, *_others: Any, **_named: Any) -> np.ndarray:
+        met.append(session.bf16)
+        return np.arange(len(feed.labels), dtype=np.float32)
+
+    monkeypatch.setattr("antibackdoor.defenses.dbr.score_rows", score_rows)
+    monkeypatch.setattr("antibackdoor.training.session.has_fast_bf16", lambda _device: True)
+    samples = noisy("series", 32, 4)
+    method = DBR(short_epochs=1, shaping_epochs=0, removal_epochs=1)
+    method.train(samples, builder(samples), replace(RECIPE, precision="auto"))
+    assert met == [False]
 
 
 def test_images_turn_and_move() -> None:

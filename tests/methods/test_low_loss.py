@@ -11,9 +11,9 @@ from backdoored import Tiny, make
 from torch import Tensor
 
 from antibackdoor.detectors import Flooding, LabelSmoothingConfidence, LowLoss
-from antibackdoor.detectors.low_loss import most_suspicious
 from antibackdoor.errors import ConfigError
 from antibackdoor.protocols import Given
+from antibackdoor.statistics.isolation import most_suspicious
 from antibackdoor.training.loop import Objective
 from antibackdoor.training.objectives import (
     LGA,

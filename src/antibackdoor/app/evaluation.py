@@ -11,9 +11,9 @@ import numpy as np
 
 from antibackdoor.app.by_class import ClassColumns, measure_by_class
 from antibackdoor.app.fingerprints import fingerprint, is_same
-from antibackdoor.app.measuring import TOP, measure_partition
+from antibackdoor.app.measuring import measure_partition, top_percent
 from antibackdoor.app.networks import Factory, load_model
-from antibackdoor.attacks import load_fitting_trigger, load_trigger, read_truth
+from antibackdoor.attacks import Truth, load_fitting_trigger, load_trigger, read_truth
 from antibackdoor.data.copies import Uncounted, uncounted
 from antibackdoor.data.regular_files import regular_file
 from antibackdoor.data.samples import BoolArray, IntArray, Samples
@@ -33,7 +33,6 @@ from antibackdoor.runs.samples_table import (
     read_samples_table,
     sample_column_names,
 )
-from antibackdoor.statistics.isolation import highest
 from antibackdoor.statistics.metrics import (
     auroc,
     false_positive_rate,
@@ -46,7 +45,7 @@ from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Session
 
 BEFORE = "_before"  # ends what `purify` measured of the model that it was given
-CLEAN, ATTACKED = ("clean_accuracy",), ("attack_success_rate", "robust_accuracy")
+CLEAN, ATTACKED = ("clean_accuracy",), ("attack_success_rate", "robust_accuracy", "clean_accuracy_nontarget")
 
 
 def evaluate(
@@ -254,45 +253,48 @@ def _refuse_changed(run: Path, samples: Samples, rows: IntArray) -> None:
 def _truth_metrics(run: Path, path: Path) -> dict[str, Any]:
     """What a verdict is worth, by the truth; also that of the middle of the training, where the run has one."""
     table = read_samples_table(run)
-    is_poisoned, true_labels = _truth_of(table, path)
-    measured = _verdict_metrics(table, is_poisoned, true_labels)
+    truth = _truth_of(table, path)
+    known = truth.is_poisoned, truth.true_labels, truth.also_true
+    measured = _verdict_metrics(table, *known)
     if (run / MIDWAY).exists():
         midway = read_samples_table(run, MIDWAY)
-        partition = measure_partition(midway.verdict, is_poisoned, true_labels)
+        partition = measure_partition(midway.verdict, *known)
         measured |= {f"midway_{name}": value for name, value in partition.items()}
     return measured
 
 
-def _truth_of(table: SamplesTable, path: Path) -> tuple[BoolArray, IntArray]:
-    """Which samples of a table are poisoned, and their true labels."""
-    ids, truth = read_truth(path)
+def _truth_of(table: SamplesTable, path: Path) -> Truth:
+    """The truth of the samples of a table."""
+    ids, whole = read_truth(path)
     place = {name: row for row, name in enumerate(ids.tolist())}
     missing = next((name for name in table.ids.tolist() if name not in place), None)
     if missing is not None:
         raise DataError(f"{path} says nothing of the sample {missing!r}; give the truth of the data trained on")
     rows = np.array([place[name] for name in table.ids.tolist()], dtype=np.int64)
-    if len(rows) and truth.true_labels[rows].max() >= len(table.class_names):
+    truth = whole.take(rows)
+    if len(rows) and truth.true_labels.max() >= len(table.class_names):
         raise DataError(f"{path} is the truth of other data: it names more classes than the {len(table.class_names)}")
-    is_poisoned, true_labels = truth.is_poisoned[rows], truth.true_labels[rows]
-    other = np.flatnonzero(~is_poisoned & (table.given_label != true_labels))
+    other = np.flatnonzero(~truth.is_poisoned & (table.given_label != truth.true_labels))
     if len(other):
         name = table.ids[other[0]]
         raise DataError(f"{path} is the truth of other data: it says that {name!r} is clean, but of another label")
-    return is_poisoned, true_labels
+    return truth
 
 
-def _verdict_metrics(table: SamplesTable, is_poisoned: BoolArray, true_labels: IntArray) -> dict[str, Any]:
+def _verdict_metrics(
+    table: SamplesTable, is_poisoned: BoolArray, true_labels: IntArray, also_true: IntArray | None = None
+) -> dict[str, Any]:
     verdict, isolated = table.verdict, table.isolated
     return {
         "isolation_precision": isolation_precision(isolated, is_poisoned),
         "isolation_recall": isolation_recall(isolated, is_poisoned),
         "false_positive_rate": false_positive_rate(isolated, is_poisoned),
         "recovered_label_precision": recovered_label_precision(
-            verdict.suggested_label, true_labels, verdict.status == RELABELED, is_poisoned
+            verdict.suggested_label, true_labels, verdict.status == RELABELED, is_poisoned, also_true=also_true
         ),
         "suspicion_auroc": auroc(verdict.suspicion, is_poisoned),
         "suspicion_tpr_at_1_fpr": true_positive_rate_at(verdict.suspicion, is_poisoned),
-        "precision_of_top_1_percent": isolation_precision(highest(verdict.suspicion, TOP), is_poisoned),
+        "precision_of_top_1_percent": isolation_precision(top_percent(verdict.suspicion), is_poisoned),
         "n_poisoned": int(is_poisoned.sum()),
         "n_missed": int((is_poisoned & ~isolated).sum()),
     }

@@ -10,15 +10,16 @@ from torch import nn
 
 from antibackdoor.attacks import AllToOne, Truth, trigger_test_set
 from antibackdoor.data.copies import Uncounted
-from antibackdoor.data.samples import BoolArray, IntArray, Samples
+from antibackdoor.data.samples import BoolArray, FloatArray, IntArray, Samples
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.protocols import CLEANED, RELABELED, Plan, Trigger, Verdict
 from antibackdoor.statistics import metrics
 from antibackdoor.statistics.intervals import wilson_interval
-from antibackdoor.statistics.isolation import highest
+from antibackdoor.statistics.isolation import most_suspicious
 from antibackdoor.training.loop import predict
 from antibackdoor.training.session import Session
 
+OTHERS = "_other_sources"  # what is measured on classes that the attack leaves alone
 TOP = 0.01  # share of the samples that the papers isolate or relabel
 BLOCK = 4096  # samples that are hashed at a time: a mapped file may be larger than memory
 
@@ -142,7 +143,9 @@ def other_sources(
     """How often the trigger of an attack on one class works on samples of the others, where it should not.
 
     Returns:
-        `attack_success_rate_other_sources` over the samples of neither source nor target; empty for other attacks.
+        What `attack_success` measures, over the samples of neither source nor target:
+        `attack_success_rate_other_sources` with `_low` and `_high` (Wilson's 95% interval),
+        `robust_accuracy_other_sources` and `n_triggered_other_sources`. Empty for other attacks.
     """
     source, target = getattr(plan, "source_label", None), getattr(plan, "target_label", None)
     if not isinstance(source, int) or not isinstance(target, int):
@@ -150,30 +153,45 @@ def other_sources(
     others = test.take(np.flatnonzero((test.labels != source) & (test.labels != target)))
     if not len(others):
         return {}
-    triggered = trigger_test_set(others, trigger, AllToOne(target_label=target))
+    wanted = AllToOne(target_label=target)
+    triggered = trigger_test_set(others, trigger, wanted)
     answers = predict(session, model, triggered).labels
-    return {"attack_success_rate_other_sources": float((answers == target).mean())}
+    found = success_metrics(answers, triggered.labels, wanted)
+    rate = "attack_success_rate"
+    return {key.replace(rate, f"{rate}{OTHERS}") if rate in key else f"{key}{OTHERS}": found[key] for key in found}
 
 
-def measure_partition(verdict: Verdict, is_poisoned: BoolArray, true_labels: IntArray) -> dict[str, float]:
+def top_percent(suspicion: FloatArray) -> BoolArray:
+    """The most suspicious 1%, `(N,)` bool; equal ones are drawn by a fixed seed, since rows are often sorted by class.
+
+    >>> top_percent(np.arange(200.0)).nonzero()[0].tolist()
+    [198, 199]
+    """
+    return most_suspicious(suspicion, TOP, seed=0)
+
+
+def measure_partition(
+    verdict: Verdict, is_poisoned: BoolArray, true_labels: IntArray, also_true: IntArray | None = None
+) -> dict[str, float]:
     """What Table II of E2ABL measures, by the truth: `top_precision` and `true_label_precision` are of the top 1%.
 
     Args:
         verdict: About N samples, in the middle of the training.
         is_poisoned: `(N,)`.
         true_labels: `(N,)` labels before poisoning.
+        also_true: `(N,)` labels that are right as well, as in `Truth`.
 
     Returns:
         Fractions: poisoned of the top 1%, not poisoned of the kept, isolated of the poisoned, and of the poisoned in
         the top those whose suggested label is the true one. nan where there is nothing to count.
     """
-    top = highest(verdict.suspicion, TOP)
+    top = top_percent(verdict.suspicion)
     return {
         "top_precision": metrics.isolation_precision(top, is_poisoned),
         "clean_precision": metrics.isolation_precision(~verdict.isolated, ~is_poisoned),
         "recall": metrics.isolation_recall(verdict.isolated, is_poisoned),
         "true_label_precision": metrics.recovered_label_precision(
-            verdict.suggested_label, true_labels, top, is_poisoned
+            verdict.suggested_label, true_labels, top, is_poisoned, also_true=also_true
         ),
     }
 
@@ -211,6 +229,6 @@ def measure_verdict(verdict: Verdict, truth: Truth | None = None) -> dict[str, A
     }
     if truth is not None:
         measured["recovered_label_precision"] = metrics.recovered_label_precision(
-            verdict.suggested_label, truth.true_labels, relabeled, is_poisoned
+            verdict.suggested_label, truth.true_labels, relabeled, is_poisoned, also_true=truth.also_true
         )
     return measured

@@ -12,9 +12,10 @@ from antibackdoor.data.samples import BoolArray, FloatArray, Samples
 from antibackdoor.defenses.abl_ascent import ascend_jointly, ascend_last
 from antibackdoor.defenses.abl_unlearning import ALTERNATIVES, Stage, accuracy
 from antibackdoor.detectors import DETECTORS
-from antibackdoor.detectors.low_loss import low_losses, most_suspicious
+from antibackdoor.detectors.low_loss import low_losses
 from antibackdoor.errors import ConfigError
 from antibackdoor.protocols import Build, Given, Trained, Verdict, check_given
+from antibackdoor.statistics.isolation import most_suspicious
 from antibackdoor.training.journal import Journal
 from antibackdoor.training.objectives import LGA
 from antibackdoor.training.ranges import check_choices, check_ranges
@@ -87,34 +88,35 @@ class ABL:
 
     Attributes:
         preset: Lengths, learning rates and order of the stages. `code`: 10 epochs of isolation without augmentation, 60
-            of tuning with it, 4 of ascent. `paper`: 20 and 80 with augmentation, and ascent beside the last epochs of
+            of tuning with it, 4 of ascent. `paper`: 20 and 80 with augmentation, and ascent during the last epochs of
             tuning. `e2abl`: the baseline of E2ABL, 20, 60 on all samples, 20.
         gamma: Level of the mean loss in stage 1, in nats, >= 0: the paper's 0.5.
-        lga: One sign of the ascent for a batch (`batch_mean`, all published code), or one for each sample.
-        isolation: Who ranks the samples after stage 1: `low-loss`, or another detector that needs no more than a
-            network, a trained model and its losses, with its defaults. Section 4.3 compares `activation-clustering`,
-            `spectral`, `flooding` and `label-smoothing-confidence`.
-        isolation_rate: Share of the samples that are isolated, in (0, 1), rounded to a count: the paper's 1%, and 20%
-            where it compares ways to unlearn.
-        isolation_epochs: Passes of stage 1; 0 for the preset's.
-        isolation_learning_rate: Its constant learning rate; 0 for the preset's 0.1.
-        isolation_augment: Its augmentation, as in the recipe; empty for the preset's.
-        epochs: Passes of stage 2; 0 for the preset's.
-        learning_rate: Its learning rate, a tenth of it in the last third; 0 for the preset's 0.1.
+        lga: One sign per batch (`batch_mean`, all published code), or one per sample.
+        isolation: Detector that ranks the samples after stage 1: `low-loss`, or another one that needs only a network,
+            a trained model and its losses, with its defaults. Section 4.3 compares `activation-clustering`, `spectral`,
+            `flooding` and `label-smoothing-confidence`.
+        isolation_rate: Share of the samples that are isolated, in (0, 1), rounded to a count: the paper's 1%, or 20%
+            for its comparison of unlearning methods.
+        isolation_epochs: Passes of stage 1; 0 for the preset's value.
+        isolation_learning_rate: Constant learning rate of stage 1; 0 for the preset's 0.1.
+        isolation_augment: Augmentation of stage 1, as in the recipe; empty for the preset's value.
+        epochs: Passes of stage 2; 0 for the preset's value.
+        learning_rate: Learning rate of stage 2, a tenth of it in the last third; 0 for the preset's 0.1.
         augment: Its augmentation, as in the recipe; empty for the preset's: crop, flip and a hole of 2 pixels in
             `code`, `crop,flip,cutout` in `paper`. Series have none.
         momentum: Nesterov momentum of the code.
         weight_decay: L2 penalty of the code.
         unlearning: `ascent` (ABL), or one of the alternatives of Table 3; the paper isolates 20% for them.
-        unlearning_epochs: Passes of stage 3 at most; 0 for the preset's, more for small data so that as many steps are
-            taken as on CIFAR-10 (40 for the alternatives).
-        unlearning_learning_rate: Its learning rate; 0 for the preset's (0.01 for the alternatives).
-        gga: `last` ascends after the tuning, on the isolated alone. `joint` does so beside the last
-            `unlearning_epochs` of it, at its learning rate. `preset`: the one of the preset.
-        bound: The ascent ends for a sample whose loss is this far above log K, in nats, > 0; inf for no bound.
-        stop: `forgotten` ends the ascent once fewer than 1 / K of the isolated get their given label; `never` does not.
-        ascent_statistics: Batch norm in the ascent uses the statistics of the `batch`, as in the code, or `running`
-            ones, which batches of nothing but isolated samples cannot shift.
+        unlearning_epochs: Maximum passes of stage 3; 0 for the preset's value, increased for small data to take as many
+            steps as on CIFAR-10 (40 for the alternatives).
+        unlearning_learning_rate: Learning rate of stage 3; 0 for the preset's value (0.01 for the alternatives).
+        gga: `last` ascends after the tuning, only on the isolated samples. `joint` ascends during its last
+            `unlearning_epochs`, at its learning rate. `preset` takes the preset's choice.
+        bound: A sample's ascent ends when its loss is this far above log K, in nats, > 0; inf for no bound.
+        stop: `forgotten` ends the ascent once fewer than 1 / K of the isolated samples get their given label; `never`
+            does not.
+        ascent_statistics: Batch-norm statistics in the ascent: `batch`, as in the code, or `running`, which batches of
+            only isolated samples cannot shift.
 
     Reference: Li et al., "Anti-Backdoor Learning: Training Clean Models on Poisoned Data", NeurIPS 2021, arXiv
     2110.11571, Equation 3 and Tables 1 to 3.

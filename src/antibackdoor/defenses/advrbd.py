@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ from antibackdoor.protocols import (
     Verdict,
     check_given,
 )
-from antibackdoor.statistics.isolation import highest
+from antibackdoor.statistics.isolation import most_suspicious
 from antibackdoor.training.journal import Journal
 from antibackdoor.training.loop import Objective, batches, classify, cross_entropy, shuffled
 from antibackdoor.training.ranges import check_ranges
@@ -72,24 +73,23 @@ class AdvrBD:
 
     Attributes:
         perturbation: The score by which clean samples are picked.
-        short_epochs: Passes of the short training; 0 for 5, more for small data so that 1,000 steps are taken, at most
-            200. A trigger that is not learned by then is taken for clean, and unlearned.
+        short_epochs: Passes of the short training; 0 for 5, or more on small data to reach 1,000 steps, at most 200. A
+            trigger not learned by then is treated as clean and unlearned.
         short_learning_rate: Learning rate of the short training.
-        rounds: Rounds of enhancement at most, >= 1.
+        rounds: Maximum rounds of enhancement, >= 1.
         partition_rate: Share of all samples that a round picks as clean, in (0, 1); the paper finds that it matters
             little. `rounds` times it must be below 1.
-        scored_share: Share of all samples, drawn at random, of which a round picks, in [partition_rate, 1].
+        scored_share: Share of all samples, drawn at random, from which a round picks, in [partition_rate, 1].
         round_epochs: Passes of learning and unlearning in each round, >= 1.
         round_learning_rate: Learning rate of the rounds.
-        ascent_weight: Weight of unlearning against learning, > 0.
-        ascent_bound: Loss up to which a sample is unlearned, in units of log K, > 0.
-        least_change: The rounds end once the share of the samples that are predicted right changes by less, in
-            [0, 1].
-        most_flagged: Largest believable share of flagged samples, in (0, 1]; 1 / K where that is more, since a
-            network that knows nothing is right as often.
-        fallback_rate: Share isolated where it is exceeded, in (0, 1).
-        relearn: Passes of fine-tuning on all samples, the isolated ones under the label that the clean network gives
-            them; 0 leaves it out, as the paper's main tables do.
+        ascent_weight: Weight of unlearning relative to learning, > 0.
+        ascent_bound: Loss at which a sample's ascent ends, in units of log K, > 0.
+        least_change: The rounds end once the share of correctly predicted samples changes by less than this, in [0, 1].
+        most_flagged: Largest plausible share of flagged samples, in (0, 1]; 1 / K if that is more, the accuracy of a
+            network that knows nothing.
+        fallback_rate: Share isolated if `most_flagged` is exceeded, in (0, 1).
+        relearn: Passes of fine-tuning on all samples, with the isolated ones under the label that the clean network
+            gives them; 0 skips it, as in the paper's main tables.
         relearn_learning_rate: Learning rate of that fine-tuning.
 
     Reference: Pu et al., "How to Train a Backdoor-Robust Model on a Poisoned Dataset without Auxiliary Data?", 2024,
@@ -190,10 +190,7 @@ class _Run:
         rate, epochs = constant(method.short_learning_rate), method.short_epochs or enough
         trainer.run(self.enhanced, Phase("short training", epochs, classify(self.enhanced), rate, augment="none"))
         end = self._enhance()
-        margins: FloatArray = trainer.remember("identification", lambda: self._margins(self.enhanced))
-        flagged = margins > 0
-        fell_back = bool(flagged.mean() > self.most)
-        isolated = highest(margins, method.fallback_rate) if fell_back else flagged
+        suspicion, isolated, fell_back, flagged_share = self._identified()
         trainer.journal.log(phase="identification", n_isolated=int(isolated.sum()), fell_back=fell_back)
         model, labels = self._clean(isolated)
         relabeled = isolated & (method.relearn > 0)
@@ -202,10 +199,10 @@ class _Run:
         facts = AdvrBDFacts(
             n_rounds=end["rounds"],
             n_unlearned=int(end["pool"].sum()),
-            flagged_share=float(flagged.mean()),
+            flagged_share=flagged_share,
             fell_back=fell_back,
         )
-        verdict = Verdict(margins, status, labels, criterion).ordered(self.samples.labels)
+        verdict = Verdict(suspicion, status, labels, criterion).ordered(self.samples.labels)
         return Trained(trainer.delivered(model, self.build), trainer.history, verdict, facts)
 
     def _enhance(self) -> dict[str, Any]:
@@ -231,7 +228,7 @@ class _Run:
         )
         for epoch in range(place * method.round_epochs, (place + 1) * method.round_epochs):
             self.trainer.epoch(self.enhanced, phase, epoch, self.optimizer)
-        n_right = int((self._margins(self.enhanced) > 0).sum())
+        n_right = int((self._told(margin) > 0).sum())
         # Before anything is forgotten, nothing changes either.
         stable = n_right <= self.most * self.n and abs(n_right - state["n_right"]) < method.least_change * self.n
         return {"pool": pool, "n_right": n_right, "stable": stable, "rounds": place + 1}
@@ -277,11 +274,22 @@ class _Run:
 
         return objective
 
-    def _margins(self, model: nn.Module) -> FloatArray:
-        """Log-odds of each given label against the best other one, `(N,)`: above 0, it is predicted."""
-        model.eval()
-        values = self.session.evaluate(self.trainer.feed, model, margin, title="identifying")
-        model.train()
+    def _identified(self) -> tuple[FloatArray, BoolArray, bool, float]:
+        """Suspicion `(N,)`, who is isolated `(N,)`, whether that is the fallback, and the share that was flagged."""
+        with self.session.full_precision():  # rounding would make ties
+            suspicion: FloatArray = self.trainer.remember("identification", lambda: self._told(margin))
+            flagged = suspicion > 0
+            fell_back = bool(flagged.mean() > self.most)
+            if not fell_back:
+                return suspicion, flagged, False, float(flagged.mean())
+            suspicion = self.trainer.remember("fallback", lambda: self._told(log_odds))
+        return suspicion, most_suspicious(suspicion, self.method.fallback_rate, self.seed), True, float(flagged.mean())
+
+    def _told(self, value: Callable[[Tensor, Tensor], Tensor]) -> FloatArray:
+        """What `value(logits, labels)` says of each sample by the enhanced network, `(N,)`."""
+        self.enhanced.eval()
+        values = self.session.evaluate(self.trainer.feed, self.enhanced, value, title="identifying")
+        self.enhanced.train()
         return values.astype(np.float64)
 
     def _clean(self, isolated: BoolArray) -> tuple[nn.Module, IntArray]:
@@ -311,10 +319,20 @@ class _Run:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of each label minus the largest other one, `(B,)`.
+    """Logit of each label minus the largest other one, `(B,)`: above 0, the label is predicted.
 
     >>> margin(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([2])).tolist()
     [-1.0]
     """
     own = logits.gather(1, labels[:, None])
     return (own - logits.scatter(1, labels[:, None], -torch.inf).amax(1, keepdim=True))[:, 0]
+
+
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-odds of each label, `(B,)`: they fall as the loss rises, and differ where small losses are rounded to 0.
+
+    >>> log_odds(torch.tensor([[3.0, 3.0, 3.0]]), torch.tensor([2])).exp().tolist()
+    [0.5]
+    """
+    own = logits.gather(1, labels[:, None])
+    return (own - logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1, keepdim=True))[:, 0]

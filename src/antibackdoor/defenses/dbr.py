@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from antibackdoor.data.augmentation import jitter, scale
 from antibackdoor.data.samples import BoolArray, FloatArray, IntArray, Samples
-from antibackdoor.data.streams import Stream
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ConfigError
 from antibackdoor.models.features import last_layer, maps, mean_pooled, outputs_and_maps
 from antibackdoor.models.hooks import evaluation_mode, find_layer
@@ -68,17 +68,16 @@ class DBR:
 
     Attributes:
         layer: Layer whose features are used; empty for the last one before the classifier.
-        short_epochs: Passes of the short training; 0 for 2, more for small data so that 800 steps are taken, at most
-            200.
+        short_epochs: Passes of the short training; 0 for 2, or more on small data to reach 800 steps, at most 200.
         shaping_epochs: Passes of feature shaping, >= 0.
-        distinction_learning_rate: Learning rate of the short training and of shaping, without augmentation.
+        distinction_learning_rate: Learning rate of the short training and the feature shaping, without augmentation.
         shift: Largest shift of `tau`, as a share of each side or of the length, in [0, 1].
-        clean_rate: Share of the samples held to be clean, in (0, 1).
-        poisoned_rate: Share of the samples held to be poisoned, in (0, 1 - clean_rate]. Where fewer are, clean samples
-            are unlearned.
-        removal_epochs: Passes of unlearning and learning in turn, >= 1.
+        clean_rate: Share of the samples taken as clean, in (0, 1).
+        poisoned_rate: Share of the samples taken as poisoned, in (0, 1 - clean_rate]. If fewer are poisoned, clean
+            samples are unlearned.
+        removal_epochs: Passes of alternating unlearning and learning, >= 1.
         removal_learning_rate: Learning rate of the removal.
-        ascent_bound: Loss up to which a sample is unlearned, in units of log K, > 0.
+        ascent_bound: Loss at which a sample's ascent ends, in units of log K, > 0.
 
     Reference: Chen, Wu, Wang, "Effective Backdoor Defense by Exploiting Sensitivity of Poisoned Samples", NeurIPS 2022.
     Differs from its code: `Delta` is computed once; rotation and shift are one bilinear step; ascent is bounded; the
@@ -128,8 +127,7 @@ class DBR:
         self._check()
         trainer = Trainer(samples, recipe, journal)
         changes: FloatArray = self._changes(trainer, build)
-        poisoned = highest(changes, self.poisoned_rate, at_least=LEAST)
-        clean = highest(-changes, self.clean_rate, at_least=LEAST) & ~poisoned
+        poisoned, clean = distinguished(changes, self.poisoned_rate, self.clean_rate, recipe.seed)
         trainer.journal.log(phase="distinction", n_clean=int(clean.sum()), n_isolated=int(poisoned.sum()))
         model = trainer.network(build, index=1)
         trainer.run(model, Phase("training", trainer.passes, classify(model), recipe.rate()))
@@ -183,7 +181,8 @@ class DBR:
 
         def measure() -> FloatArray:
             seed = (trainer.recipe.seed, Stream.TRANSFORMED)
-            with evaluation_mode(model):
+            # Small changes of features are below the rounding of bfloat16, which would make ties.
+            with session.full_precision(), evaluation_mode(model):
                 return score_rows(session, trainer.feed, change, seed=seed, title="transforming").astype(np.float64)
 
         return trainer.remember("changes", measure)
@@ -204,6 +203,19 @@ class DBR:
             return in_turn([batches(rows[order], size) for rows, order in zip(groups, orders, strict=True)])
 
         return Phase("removal", self.removal_epochs, objective, constant(self.removal_learning_rate), plan=plan)
+
+
+def distinguished(
+    changes: FloatArray, poisoned_rate: float, clean_rate: float, seed: int
+) -> tuple[BoolArray, BoolArray]:
+    """The poisoned, whose features change most, and the clean, whose features change least, `(N,)` bool each.
+
+    Rows are often sorted by class, so the seed decides between equal ones: those first among the poisoned are last
+    among the clean.
+    """
+    order = stream(seed, Stream.ISOLATION_TIES).permutation(len(changes))
+    poisoned = highest(changes, poisoned_rate, ties=[order], at_least=LEAST)
+    return poisoned, highest(-changes, clean_rate, ties=[-order], at_least=LEAST) & ~poisoned
 
 
 def shape_features(model: nn.Module, layer: str, n_classes: int) -> Objective:

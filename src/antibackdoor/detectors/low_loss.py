@@ -8,10 +8,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from antibackdoor.data.samples import BoolArray, FloatArray, Samples
-from antibackdoor.data.streams import Stream, stream
+from antibackdoor.data.samples import FloatArray, Samples
 from antibackdoor.protocols import Detection, Given, Verdict, check_given
-from antibackdoor.statistics.isolation import highest
+from antibackdoor.statistics.isolation import most_suspicious
 from antibackdoor.training.journal import Journal
 from antibackdoor.training.objectives import LGA
 from antibackdoor.training.ranges import check_choices, check_ranges
@@ -31,15 +30,15 @@ class LowLoss:
     Attributes:
         gamma: Level of the mean loss in nats, >= 0: the paper's 0.5. It must be below the initial log K; many classes
             may need more. 0 is plain training, which the paper finds much worse.
-        lga: `batch_mean` takes one sign for a batch, as all published code does; its gradient is that of flooding.
-            `per_example` takes one for each sample, as Equation 3 is printed; that holds poison at gamma as well.
-        isolation_rate: Share of all samples that are isolated, in [0, 1): the paper's 1%. 0 ranks only.
+        lga: `batch_mean` takes one sign per batch, as in all published code; its gradient is that of flooding.
+            `per_example` takes one per sample, as printed in Equation 3; this holds poison at gamma as well.
+        isolation_rate: Share of all samples to isolate, in [0, 1): the paper's 1%. 0 only ranks.
         epochs: Passes over the data, >= 1: the paper's 20; its code has 10.
-        learning_rate: Constant learning rate of the code.
-        momentum: Nesterov momentum of the code.
-        weight_decay: L2 penalty of the code.
-        augment: Names of augmentations, as in the recipe; `none` as in the code. The text augments with
-            `crop,flip,cutout`, which hides small triggers now and then.
+        learning_rate: Constant learning rate, from the code.
+        momentum: Nesterov momentum, from the code.
+        weight_decay: L2 penalty, from the code.
+        augment: Augmentations, as in the recipe; `none` as in the code. The paper uses `crop,flip,cutout`, which
+            sometimes hides small triggers.
 
     Reference: Li et al., "Anti-Backdoor Learning", NeurIPS 2021, arXiv 2110.11571, Section 3.2.
     """
@@ -108,18 +107,6 @@ def low_losses(trainer: Trainer, model: nn.Module) -> FloatArray:
     """Minus the loss of every sample, `(N,)` float64, in full precision: rounding makes ties where losses are small."""
     with trainer.session.full_precision():
         return -trainer.losses(model).astype(np.float64)
-
-
-def most_suspicious(suspicion: FloatArray, rate: float, seed: int) -> BoolArray:
-    """The `round(rate * N)` samples with the highest suspicion, `(N,)` bool; the seed decides between equal ones.
-
-    Rows are often sorted by class, so their order may not decide.
-
-    >>> most_suspicious(np.array([0.3, 0.9, 0.1, 0.5]), 0.5, seed=0).tolist()
-    [False, True, False, True]
-    """
-    order = stream(seed, Stream.ISOLATION_TIES).permutation(len(suspicion))
-    return highest(suspicion, rate, ties=[order])
 
 
 def ranked(trainer: Trainer, suspicion: FloatArray, rate: float) -> Detection:

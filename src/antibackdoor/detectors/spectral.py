@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from antibackdoor.data.samples import Samples
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.models.features import features, last_layer
 from antibackdoor.protocols import Detection, Given, Verdict, check_given
 from antibackdoor.statistics.isolation import highest, label_rows
@@ -32,7 +33,7 @@ class SpectralSignatures:
     model that was trained on the data.
 
     Attributes:
-        expected_rate: The poisoning rate that is expected, in [0, 1); the paper knows it. 0 isolates nobody.
+        expected_rate: Expected poisoning rate, in [0, 1); the paper knows it. 0 isolates nothing.
         layer: Name of the layer whose features are used; empty for the last one before the classifier.
 
     Reference: Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, arXiv 1811.00636.
@@ -61,8 +62,9 @@ class SpectralSignatures:
         model, feed = session.prepare(deepcopy(given.model)), session.feed(samples)._replace(augmentations=())
         layer = self.layer or last_layer(model, torch.zeros(2, *samples.shape, device=session.device))
         scores, isolated = np.zeros(len(samples)), np.zeros(len(samples), dtype=bool)
+        ties = stream(recipe.seed, Stream.ISOLATION_TIES).permutation(len(samples))
         for rows in label_rows(samples.labels).values():  # one label at a time bounds the memory
             scores[rows] = spectral_scores(features(session, feed, model, [layer], rows)[layer])
             share = min(REMOVED * self.expected_rate * len(samples) / len(rows), MOST)
-            isolated[rows] = highest(scores[rows], share)
+            isolated[rows] = highest(scores[rows], share, ties=[ties[rows]])
         return Detection(Verdict.isolating(scores, isolated, samples), history=given.history)

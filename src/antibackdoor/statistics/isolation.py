@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.special import expit
 
 from antibackdoor.data.samples import BoolArray, FloatArray, IntArray
+from antibackdoor.data.streams import Stream, stream
 from antibackdoor.training.history import LossHistory
 
 SMALLEST_GROUP = 5  # fewer samples than this are no evidence of a second group
@@ -75,6 +76,18 @@ def highest(scores: FloatArray, share: float, *, ties: Sequence[NDArray[Any]] = 
     chosen = np.zeros(n, dtype=bool)
     chosen[np.lexsort((np.arange(n), *reversed(ties), -scores))[:count]] = True
     return chosen
+
+
+def most_suspicious(suspicion: FloatArray, rate: float, seed: int) -> BoolArray:
+    """The `round(rate * N)` samples with the highest suspicion, `(N,)` bool; the seed decides between equal ones.
+
+    Rows are often sorted by class, so their order may not decide.
+
+    >>> most_suspicious(np.array([0.3, 0.9, 0.1, 0.5]), 0.5, seed=0).tolist()
+    [False, True, False, True]
+    """
+    order = stream(seed, Stream.ISOLATION_TIES).permutation(len(suspicion))
+    return highest(suspicion, rate, ties=[order])
 
 
 def sustained_drop(history: LossHistory) -> FloatArray:
