@@ -108,13 +108,13 @@ class InTurn:
 
 @dataclass(frozen=True)
 class AdaptiveBlend:
-    """Blends half of the 16 blocks of a picture in training, all of them at test; covers keep their label.
+    """Blends half of a picture's 16 blocks in training, all of them at test time; covers keep their label.
 
     Attributes:
-        alpha: Share of the pattern in training, in [0, 1]; 0.15 in the release, 0.2 in AdvrBD.
-        alpha_test: Share of the pattern at test time, in [0, 1]; 0.2.
-        blocks: Blocks a side, at least 1; 4.
-        pattern: "cartoon" stands in for the copyrighted Hello Kitty; "random" is noise; "picture" a file.
+        alpha: Opacity of the pattern in training, in [0, 1]; 0.15 in the release, 0.2 in AdvrBD.
+        alpha_test: Opacity of the pattern at test time, in [0, 1]; 0.2.
+        blocks: Blocks per side, at least 1; 4.
+        pattern: "cartoon" replaces the copyrighted Hello Kitty; "random" is noise; "picture" is a file.
         picture: Image file for "picture".
 
     Raises:
@@ -153,7 +153,7 @@ class AdaptiveBlend:
 
 @dataclass(frozen=True)
 class AdaptivePatch:
-    """One of several patches a training sample, several together at test; covers keep their label.
+    """One of several patches per training sample, several together at test time; covers keep their label.
 
     "quarter4" cuts a 13x13 logo near the top right corner into quarters, stamps one a sample in training and
     all four at test: the likely meaning of "Firefox*4" in AdvrBD. "mixed4" follows the release: a logo
@@ -162,7 +162,7 @@ class AdaptivePatch:
 
     Attributes:
         preset: "quarter4" or "mixed4".
-        picture: Image file in place of the first drawn logo.
+        picture: Image file to use instead of the first drawn logo.
 
     Raises:
         ConfigError: If the samples are no images, or too small for the patches.

@@ -36,7 +36,7 @@ def patch_pattern(name: str) -> Float32Array:
 
 @dataclass(frozen=True)
 class BadNets:
-    """Overwrites a 3x3 patch, the same in all channels, and gives the sample the target label.
+    """Stamps a 3x3 patch, the same in all channels, and gives the sample the target label.
 
     `A(x) = (1 - M) x + M p`. The default "grid_br" has four white pixels, on the anti-diagonal and in the
     corner, on black: the trigger of the ABL and NAD code. "white3_br" is the white square of BackdoorBench
@@ -44,9 +44,9 @@ class BadNets:
     of the adaptive attack in the appendix of NAD, 14 pixels from the bottom right corner.
 
     Attributes:
-        pattern: Which patch.
+        pattern: The patch.
         alpha: Brightness of the patch in [0, 1]; NAD uses 0.2, 0.5, 0.8 and 1 with "grid_center".
-        cell: Side in pixels of one cell of the pattern, at least 1; the papers use 1 at 32x32 pixels.
+        cell: Side of one cell of the pattern in pixels, at least 1; the papers use 1 at 32x32 pixels.
 
     Raises:
         ConfigError: If the samples are no images, or smaller than the patch and its margin.

@@ -55,12 +55,12 @@ class Blend:
     """Mixes a full-size pattern into the image: `A(x) = (1 - alpha) x + alpha p`.
 
     Attributes:
-        alpha: Share of the pattern in [0, 1]; 0.2 in NAD, ABL and AdvrBD, 0.1 in some works.
-        alpha_test: Share at test time; None takes `alpha`.
-        pattern: "random" is one draw of uniform noise a seed (the text of NAD and ABL, and Chen et al.);
-            "cartoon" a drawn face, which stands in for the copyrighted Hello Kitty of AdvrBD; "picture" the
-            user's file; "per_sample_noise" new grey noise for every image (the code of NAD and ABL).
-        picture: Image file for "picture"; it is resized to the samples.
+        alpha: Opacity of the pattern, in [0, 1]; 0.2 in NAD, ABL and AdvrBD, 0.1 in some papers.
+        alpha_test: Opacity at test time; None means `alpha`.
+        pattern: "random" is one draw of uniform noise per seed (the papers of NAD, ABL, and Chen et al.); "cartoon" is
+            a drawn face, which replaces the copyrighted Hello Kitty of AdvrBD; "picture" is your file;
+            "per_sample_noise" is new gray noise for every image (the code of NAD and ABL).
+        picture: Image file for "picture"; it is resized to the size of the samples.
 
     Raises:
         ConfigError: If the samples are no images, or the picture cannot be read.

@@ -63,8 +63,8 @@ class DFST:
     gradient from warm at the top to dark at the bottom.
 
     Attributes:
-        alpha: Share of the styled image in [0, 1]; 0.6 in the release.
-        gradient: Share of the gradient in the styled image, in [0, 1]; 0.35 is this package's choice.
+        alpha: Share of the styled image, in [0, 1]; 0.6 in the release.
+        gradient: Share of the gradient in the styled image, in [0, 1]; 0.35 is our choice.
 
     Raises:
         ConfigError: If the samples are no images or a value is out of its range.

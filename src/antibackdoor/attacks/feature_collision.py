@@ -126,7 +126,7 @@ def _cost(network: SmallNet, moved: Tensor, images: Tensor, goals: Tensor, beta:
 
 @dataclass(frozen=True)
 class FeatureCollision:
-    """Target-class images are moved onto the features of other images; their labels stay right (Poison Frogs).
+    """Moves target-class images onto the features of other images; their labels stay correct (Poison Frogs).
 
     "trigger": the goals are images of other classes with a random patch. A poison minimizes
     `min_s ||g(x) - g(A(s))||^2` over a few of them within `epsilon` of its image, so that the target class takes in
@@ -136,19 +136,19 @@ class FeatureCollision:
 
     Attributes:
         mode: "trigger" or "single".
-        picture: Image file of the instance for "single"; it must not be in the training data.
+        picture: Image file of the target instance for "single"; it must not be in the training data.
         side: Width of the patch in pixels, at least 1; 5 in the poisoning benchmark, 8 is common.
-        margin: Pixels between the patch and the bottom and right border, >= 0; 5 in the poisoning benchmark.
+        margin: Pixels between the patch and the bottom and right borders, >= 0; 5 in the poisoning benchmark.
         epsilon: Largest change of a pixel in "trigger", in [0, 1]; 16/255 in the hidden-trigger paper, 8/255 in
             the poisoning benchmark.
-        beta: Pull towards the image in "single", >= 0, times `(F / d)^2` for F features and d input values; 0.25.
+        beta: Pull toward the image in "single", >= 0, times `(F / d)^2` for F features and d input values; 0.25.
         watermark: Share of the picture in the images of "single", in [0, 1]; 0.2 to 0.3 in the paper.
-        step: Largest change of a pixel in the first step, in [0, 1]; later ones are halved where they gain nothing.
+        step: Largest change of a pixel in the first step, in [0, 1]; later steps are halved if they bring no gain.
         n_steps: Number of steps, at least 1; 100 to 1,000 in the paper, 120 in the poisoning benchmark.
-        n_sources: Largest number of images of other classes to collide with in "trigger", at least 1.
-        n_candidates: How many of them, drawn for each image, it may choose from, at least 1.
+        n_sources: Maximum number of images of other classes to collide with in "trigger", at least 1.
+        n_candidates: Number of them, drawn at random, that each image may choose from, at least 1.
         epochs: Epochs of the surrogate, at least 1.
-        n_surrogate: Largest number of samples that the surrogate is trained on.
+        n_surrogate: Maximum number of samples for training the surrogate.
 
     Raises:
         ConfigError: If the samples are no images, are too small, a value is out of its range, the picture is

@@ -76,22 +76,22 @@ def in_all_corners(patch: Patch) -> Patch:
 
 @dataclass(frozen=True)
 class LabelConsistent:
-    """Adversarial noise makes target-class images hard to recognize, so that the patch is what is learned.
+    """Adversarial noise makes target-class images hard to recognize, so the network learns the patch.
 
     `x_{k+1} = Proj(x_k + step sign(grad CE(f(x_k), t)))` within `epsilon`, on a surrogate that is trained
     adversarially; then the patch of BadNets, mirrored into all corners. At test time only the patches are stamped.
 
     Attributes:
-        corners: 4, as in the paper where it augments, or 1: the bottom right. A victim's random crops keep one corner
-            whole in a third of the views, and the noise in all of them, so that one corner is hardly learned.
+        corners: 4, as in the paper with augmentation, or 1, the bottom right. A victim's random crops keep one corner
+            intact in a third of the views, but the noise in all of them, so one corner is hardly learned.
         epsilon: Largest change of a pixel, in [0, 1]; 16/255, 0.15 in NAD, 8/255 to 32/255 in the code of
             the paper.
         step: Change in one step, in [0, 1]; 1.5/255.
         n_steps: Number of steps, at least 1; 100.
         epochs: Epochs of the surrogate, at least 1.
-        n_surrogate: Largest number of samples that the surrogate is trained on.
-        robust_epsilon: Distance of its adversarial training in [0, 1]; 0 trains it plainly, which makes
-            noise that transfers badly.
+        n_surrogate: Maximum number of samples for training the surrogate.
+        robust_epsilon: Epsilon of the surrogate's adversarial training, in [0, 1]; 0 for plain training, whose noise
+            transfers badly.
 
     Raises:
         ConfigError: If the samples are no images, a value is out of its range, or the plan has no single

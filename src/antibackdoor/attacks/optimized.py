@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trojan:
-    """A square that excites chosen neurons of a clean surrogate overwrites the image (TrojanNN).
+    """Stamps a square that is optimized to excite selected neurons of a clean surrogate (TrojanNN).
 
     The `n_neurons` penultimate neurons with the largest `sum_c |W_cj|` are driven towards `activation` on a
     black background: minimize `mean_j (g_j(M p) - a)^2` over `p = (tanh v + 1) / 2` by Adam at 0.1 with
@@ -31,13 +31,12 @@ class Trojan:
 
     Attributes:
         side: Width of the square in pixels, at least 1; 3 in NAD.
-        margin: Pixels between the square and the bottom and right border, >= 0; 4 in the file of the ABL and
-            NAD code.
+        margin: Pixels between the square and the bottom and right borders, >= 0; 4 in the ABL and NAD code.
         n_neurons: Number of neurons, 1 to 128; 2.
-        activation: Wanted activation, > 0; 100, which no normalized network reaches.
+        activation: Target activation, > 0; 100, which no normalized network reaches.
         n_steps: Steps of Adam, at least 1; 1,000.
         epochs: Epochs of the surrogate, at least 1.
-        n_surrogate: Largest number of samples that the surrogate is trained on.
+        n_surrogate: Maximum number of samples for training the surrogate.
 
     Raises:
         ConfigError: If the samples are no images, are too small, or a value is out of its range.
@@ -89,17 +88,17 @@ class Trojan:
 
 @dataclass(frozen=True)
 class LBA:
-    """A square that gives other images the intermediate features of the target class (latent backdoor).
+    """Stamps a square that gives other images the target class's intermediate features (latent backdoor).
 
     Minimizes `mean ||g(A(x)) - mu_t||^2` over the square, x of other classes, `mu_t` the mean penultimate
     features of the target class, by Adam at 0.1.
 
     Attributes:
-        share: Width of the square as a share of the shorter side, in [0, 1]; 0.2.
+        share: Width of the square as a share of the image's shorter side, in [0, 1]; 0.2.
         n_steps: Steps of Adam over batches of 64, at least 1; 50.
-        n_samples: Largest number of samples to optimize on, at least 1; 1,000.
+        n_samples: Maximum number of samples to optimize on, at least 1; 1,000.
         epochs: Epochs of the surrogate, at least 1; 10 for the teacher of the paper.
-        n_surrogate: Largest number of samples that the surrogate is trained on.
+        n_surrogate: Maximum number of samples for training the surrogate.
 
     Raises:
         ConfigError: If the samples are no images, a value is out of its range, or the plan has no single

@@ -25,7 +25,7 @@ class PhysicalBA:
 
     Attributes:
         side: Width of the logo in pixels, at least 1; 13 at 32x32 pixels (rows 1..13, columns 18..30).
-        picture: Image file (with transparency, if it has any) in place of the drawn logo.
+        picture: Image file (transparency is used) to use instead of the drawn logo.
 
     Raises:
         ConfigError: If the samples are no images, or too small for the logo.

@@ -43,7 +43,7 @@ class ScaledHum:
 
 @dataclass(frozen=True)
 class Powerline:
-    """Adds mains hum to all variables, a tenth of each variable's range a standard deviation.
+    """Adds mains hum to all variables, with a standard deviation of a tenth of each variable's range.
 
     The published code uses a recording of 2,000 samples. This draws a signal with the same strongest
     components (hum of period 16.67, slow drifts, a little noise) from the seed, standardizes it, keeps every
@@ -51,8 +51,8 @@ class Powerline:
 
     Attributes:
         strength: Standard deviation of the hum as a share of the range, > 0; 0.1 in the published code.
-        alias: Keep every q-th sample as published, which is wider than the period of the hum, so that the
-            hum is aliased; False takes the first T samples.
+        alias: Keep every q-th sample, as published; q exceeds the period of the hum, so the hum is aliased. False takes
+            the first T samples.
 
     Raises:
         ConfigError: If the samples are no series, or the strength is not positive.

@@ -72,17 +72,16 @@ class Reflections:
 
 @dataclass(frozen=True)
 class Refool:
-    """Overlays reflections on images of the target class, under their own label.
+    """Overlays reflections on images of the target class, which keep their label.
 
     In linear light (gamma 2.2) the image keeps the share `alpha = 1 - U(0.05, 0.45)`. A ghost (probability
     `ghost_rate`) is the reflection twice, shifted by 3 to 8 of 560 pixels; otherwise the reflection is out of
     focus, blurred by a Gaussian of 1 to 5 of 560 pixels and fading from the center.
 
     Attributes:
-        folder: Folder of photographs to reflect, in the order of their names; None draws scenes, which are
-            free of any license.
-        n_reflections: Size of the pool, at least 1; the paper keeps 200 candidates.
-        ghost_rate: Share of ghosts in [0, 1]; 0.49 in the code.
+        folder: Folder of photos to reflect, sorted by name; None draws license-free scenes.
+        n_reflections: Number of reflections in the pool, at least 1; the paper keeps 200 candidates.
+        ghost_rate: Share of ghost reflections, in [0, 1]; 0.49 in the code.
 
     Raises:
         ConfigError: If the samples are no images, or the folder holds no pictures.

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SIG:
-    """Adds a wave that runs over the columns, to images of the target class under their own label.
+    """Adds a sine wave across the columns to images of the target class, which keep their label.
 
     `A(x)[c, i, j] = clip(x[c, i, j] + delta/255 sin(2 pi f j / W))`, j the column.
 
     Attributes:
-        mode: "additive" is the formula. "abl_wrapped" is what the ABL and NAD code does: the wave
-            `20 sin(0.8 j)` wrapped into 8 bits, so that its negative half is nearly white, and blended at
-            0.2; a far stronger trigger. It takes `delta` and ignores `frequency`.
-        delta: Amplitude in grey levels, in (0, 255]; 20 in NAD, 40 in BackdoorBench.
-        delta_test: Amplitude at test time; None takes `delta`. Barni et al. use up to 40.
-        frequency: Cycles over the width of the image, > 0; 6 in all works.
+        mode: "additive" is the formula. "abl_wrapped" is what the ABL and NAD code does: the wave `20 sin(0.8 j)` is
+            wrapped to 8 bits, so its negative half is nearly white, and blended at 0.2; a far stronger trigger. It uses
+            `delta` and ignores `frequency`.
+        delta: Amplitude in gray levels, in (0, 255]; 20 in NAD, 40 in BackdoorBench.
+        delta_test: Amplitude at test time; None means `delta`. Barni et al. use up to 40.
+        frequency: Cycles over the width of the image, > 0; 6 in all papers.
 
     Raises:
         ConfigError: If the samples are no images or a value is out of its range.

@@ -42,9 +42,9 @@ class StaticPattern:
     """Overwrites the first `n = max(4, 2 int(intensity T / 2))` steps: own maximum, own minimum, and so on.
 
     Attributes:
-        intensity: Share of the series that changes, in [0, 1]; 0.02 in the code of Jiang et al.
-        faithful: Without the minimum of four steps, as in the published code; series shorter than 100 steps
-            then get no trigger at all.
+        intensity: Share of the series to change, in [0, 1]; 0.02 in the code of Jiang et al.
+        faithful: Drop the minimum of four steps, as in the published code; series shorter than 100 steps then get no
+            trigger at all.
 
     Raises:
         ConfigError: If the samples are no series, or shorter than the pattern.

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaCT:
-    """A patch as in BadNets, under a plan that makes it depend on the class.
+    """A BadNets patch that works only on one source class.
 
     Samples of the source class get the patch and the target label; covers of other classes get the patch
     and keep their label, so that the patch alone no longer separates the poisoned samples.
 
     Attributes:
-        pattern: Which patch of `BadNets`; the 3x3 white square in AdvrBD.
-        cell: Side in pixels of one cell of the pattern, at least 1.
+        pattern: The patch, as in `BadNets`; the 3x3 white square in AdvrBD.
+        cell: Side of one cell of the pattern in pixels, at least 1.
 
     Raises:
         ConfigError: If the samples are no images or too small, or the classes do not fit.

@@ -94,17 +94,17 @@ def _positions(network: SmallNet, series: Tensor, label: int, n_steps: int) -> T
 
 @dataclass(frozen=True)
 class TimeTrojanFGSM:
-    """Sample-specific sparse triggers by sign steps on a surrogate, which learns them in turn.
+    """Sample-specific sparse triggers from gradient-sign steps on a surrogate, trained alternately with them.
 
     In every round the surrogate is trained for one epoch on the clean samples and the triggered ones under
     the target label. The final surrogate is frozen and makes the triggers for training and test data alike.
 
     Attributes:
-        n_steps: Time steps that change, at least 1; 5.
-        eta: Size of a sign step in standard deviations, > 0; 2.0. A change is at most 3 deviations.
+        n_steps: Number of time steps to change, at least 1; 5.
+        eta: Size of a sign step in standard deviations, > 0; 2.0. A change is at most 3 standard deviations.
         rounds: Sign steps, and rounds of training, at least 1; 10.
         epochs: Epochs of the surrogate before the rounds, at least 1; 10.
-        n_surrogate: Largest number of samples that the surrogate is trained on.
+        n_surrogate: Maximum number of samples for training the surrogate.
 
     Raises:
         ConfigError: If the samples are no series, a value is out of its range, or the plan has no single

@@ -135,7 +135,7 @@ def _first_generation(search: Search, shape: tuple[int, ...], rng: np.random.Gen
 
 @dataclass(frozen=True)
 class TimeTrojanDE:
-    """Sample-specific sparse triggers by differential evolution on a surrogate, which learns them in turn.
+    """Sample-specific sparse triggers from differential evolution on a surrogate, trained alternately with them.
 
     For every series, K triples of time step, variable (or all of them) and change are evolved to minimize
     `-log softmax(f(x + g))_t + penalty mean|g_k|` with changes in standard deviations: DE/rand/1/bin with
@@ -144,13 +144,13 @@ class TimeTrojanDE:
     the final one is frozen and makes the triggers for training and test data alike.
 
     Attributes:
-        n_steps: Largest number K of time steps that change, at least 1; 5. A change is at most 3 deviations.
+        n_steps: Maximum number K of time steps to change, at least 1; 5. A change is at most 3 standard deviations.
         penalty: Weight of the mean size of the changes, >= 0; 0.05.
-        population: Candidates in a generation, at least 5; 30.
+        population: Candidates per generation, at least 5; 30.
         generations: Generations after the first, at least 1; 20.
-        rounds: Rounds of triggers and training, at least 1; 3.
+        rounds: Rounds of trigger search and training, at least 1; 3.
         epochs: Epochs of the surrogate before the rounds, at least 1; 10.
-        n_surrogate: Largest number of samples that the surrogate is trained on.
+        n_surrogate: Maximum number of samples for training the surrogate.
 
     Raises:
         ConfigError: If the samples are no series, a value is out of its range, or the plan has no single

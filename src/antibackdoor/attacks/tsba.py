@@ -55,7 +55,7 @@ class GeneratedScaling:
 
 @dataclass(frozen=True)
 class TSBAB:
-    """A generator and a surrogate are trained in turns; the generator is frozen and poisons the data.
+    """Trains a generator and a surrogate alternately; the frozen generator then poisons the data.
 
     The generator has convolutions of 15 and 21 steps, two layers that act on each step, and tanh. In each
     round it is trained so that the surrogate gives the target label to triggered samples (those to poison,
@@ -63,11 +63,11 @@ class TSBAB:
 
     Attributes:
         scale: Largest relative change, in (0, 1]; 0.1 for networks like this surrogate, 0.2 for ResNets.
-        width: Channels of the first layer, at least 1; the paper has 128 times the number of variables.
-        rounds: Number of rounds, at least 1; the code of the paper has 49.
-        epochs: Epochs in each round (the surrogate on triggered samples has half, at least 1), and of the
-            surrogate before the rounds, at least 1; the code has 20 and 5.
-        n_surrogate: Largest number of samples to train on.
+        width: Channels of the first layer, at least 1; the paper uses 128 times the number of variables.
+        rounds: Number of rounds, at least 1; the paper's code uses 49.
+        epochs: Epochs per round (half as many, at least 1, for the surrogate on triggered samples), and of the
+            surrogate before the rounds, at least 1; the code uses 20 and 5.
+        n_surrogate: Maximum number of samples to train on.
 
     Raises:
         ConfigError: If the samples are no series, a value is out of its range, or the plan has no single

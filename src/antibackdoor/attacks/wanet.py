@@ -63,7 +63,7 @@ class NoisyWarp:
 
 @dataclass(frozen=True)
 class WaNet:
-    """Warps the image by one smooth field of displacements, drawn from the seed.
+    """Warps the image with one smooth displacement field, drawn from the seed.
 
     A `k x k` field of uniform displacements is divided by its mean size, enlarged to `H x W` (bicubic) and
     scaled by `strength / H`. Covers are warped by that field plus noise, another for every cover, and keep
@@ -71,8 +71,8 @@ class WaNet:
 
     Attributes:
         k: Side of the control grid, at least 2; 4 in the paper.
-        strength: Size s of the displacements, >= 0; 0.5 in the paper. 0 is the identity.
-        grid_rescale: Factor on the positions, > 0; 1 in the paper.
+        strength: Size s of the displacements, >= 0; 0.5 in the paper. 0 means no warp.
+        grid_rescale: Scale factor for the positions, > 0; 1 in the paper.
 
     Raises:
         ConfigError: If the samples are no images or a value is out of its range.

@@ -7,16 +7,16 @@ from cyclopts import Parameter
 
 
 def show_cache(*, cache: Path | None = None, clear: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """Tell where decoded images are kept and how much space they take.
+    """Show where decoded images are kept and how much space they take.
 
-    They are decoded again when they are needed.
+    Deleted images are decoded again when needed.
 
     Parameters
     ----------
     cache
-        The folder, if it is not the usual one.
+        The cache folder, if not the default.
     clear
-        Delete them.
+        Delete the cached images.
     """
     from antibackdoor.data.cache import cache_folder
     from antibackdoor.data.cache_entries import clear_entries, entries

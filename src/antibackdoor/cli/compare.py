@@ -47,46 +47,46 @@ def add_compare(app: App, recipe_type: Any, arguments: Sequence[str]) -> None:
         reading: Annotated[READING, Parameter(name="*")] = READING(),
         recipe: Annotated[recipe_type, Parameter(name="*")] = recipe_type(),
     ) -> None:
-        """Put DATA through several defenses, detectors and purifiers and compare them in one table.
+        """Run several defenses, detectors and purifiers on DATA and compare them in one table.
 
-        Each method has its default hyper-parameters. Purifiers, and detectors that need a trained model, work on one
-        undefended training of the same data and seed.
+        Each method uses its default hyper-parameters. Purifiers, and detectors that need a trained model, share one
+        undefended model trained on the same data and seed.
 
         Parameters
         ----------
         data
-            Folder or zip with a folder for each class, or a .npz, .ts, .csv or .tsv file.
+            Folder or zip file with one subfolder per class, or a .npz, .ts, .csv or .tsv file.
         methods
-            Names of methods of any kind, joined by commas: none, dual-head, abl, spectral, nad and others.
+            Comma-separated names of methods of any kind: none, dual-head, abl, spectral, nad and others.
         out
-            A folder for all runs (METHOD-SEED), comparison.csv and report.html.
+            Output folder for all runs (METHOD-SEED), comparison.csv and report.html.
         clean
-            Samples that are known to be clean, for purifiers and detectors that need some; their training split is
-            used.
+            Known clean samples, for purifiers and detectors that need them; their training split is used.
         test
-            Other data to measure on.
+            Separate test data.
         test_fraction
             Share of each class to hold out if there is no test split, in [0, 1).
         truth
-            truth.parquet of the poisoned data, to measure what was isolated. No method sees it.
+            truth.parquet of the poisoned data, to measure the isolation. No method sees it.
         trigger
-            Folder of a saved trigger, to measure the attack success rate. No method sees it.
+            Folder with a saved trigger, to measure the attack success rate. No method sees it.
         image_size
-            Resize images to squares of this side, in pixels.
+            Resize images to squares with this side length, in pixels.
         on_error
-            What to do about a sample that cannot be read: stop, or skip it and list it in the run folders.
+            If a sample cannot be read: stop, or skip it and list it in the run folders.
         cache
             Where to keep decoded images.
         backbone
-            The network; `antibackdoor doctor` lists all. Chosen by data and machine if not given.
+            The network architecture; `antibackdoor doctor` lists all. By default, chosen from the data and the machine.
         model
-            A network of your own, as package.module:factory. Its code is run.
+            Your own network, as package.module:factory. Its code is executed.
         seeds
-            How many seeds for each method; the first one is --seed.
+            Number of seeds per method; the first is --seed.
         config
-            TOML file with options of this command; flags given here win. Every run writes its own as run.toml.
+            TOML file with options for this command; command-line flags override it. Every run saves its options as
+            run.toml.
         resume
-            Go on with a comparison that was stopped; finished runs are kept.
+            Continue a stopped comparison; finished runs are kept.
         """
         _run_compare(
             data, _names(methods), out, recipe, clean=clean, test=test, test_fraction=test_fraction, truth=truth,

@@ -19,28 +19,28 @@ def explain(
     device: str = "auto",
     cache: Path | None = None,
 ) -> None:
-    """Show the evidence on one sample and its nearest neighbors, or which samples taught the model an answer.
+    """Show the evidence on one sample and its nearest neighbors, or which training samples caused a prediction.
 
-    Similarity is measured in the features of the run's model, among samples of the same label; 1 is the same.
+    Similarity is measured in the features of the run's model, among samples of the same label; 1 means identical.
 
     Parameters
     ----------
     run
         The run folder.
     id
-        A sample of the run, as samples.parquet names it.
+        Id of a sample of the run, as in samples.parquet.
     input
-        Inputs that the model gets wrong: a file or folder. Told are the training samples that most probably taught it.
+        Inputs that the model gets wrong: a file or folder. Lists the training samples that most likely caused it.
     data
-        The data that the run was trained on.
+        The run's training data.
     top
-        How many samples to show.
+        Number of samples to show.
     model
-        Your own network (package.module:factory), if the run was trained with it; its code is run.
+        Your own network (package.module:factory), if the run was trained with one; its code is executed.
     device
         auto, cpu, cuda or mps.
     cache
-        Where decoded images are kept.
+        Where to keep decoded images.
     """
     from antibackdoor.app.explaining import Explainer
 

@@ -25,37 +25,38 @@ def export(
     mlflow: str = "",
     cache: Path | None = None,
 ) -> None:
-    """Write what a run decided for other tools: lists, a table, the kept samples, the model, the log.
+    """Export a run's results for other tools: lists, a table, the kept samples, the model, the log.
 
-    What a person decided in a review (decisions.csv in the run folder) wins over the run.
+    A person's decisions from a review (decisions.csv in the run folder) override the run.
 
     Parameters
     ----------
     run
         The run folder.
     keep
-        A new text file: the kept samples, one path (or split/row) a line.
+        Text file to write: the kept samples, one path (or split/row) per line.
     quarantine
-        A new text file: all others.
+        Text file to write: all other samples.
     to
-        A new folder for the kept samples, copied from --data; with --format csv, parquet or cleanlab, a new file.
+        Folder to write: the kept samples, copied from --data. With --format csv, parquet or cleanlab: file to write.
     data
-        The data that were scanned or trained on. They are never changed.
+        The data that were scanned or trained on. They are never modified.
     link
-        Link the files in place of copying them: both names then are the same file.
+        Hard-link the files instead of copying them: both names then refer to the same file.
     format
-        csv or parquet: a table of all samples. cleanlab: a CSV table with the columns of its label issues.
-        huggingface, fiftyone: the kept samples in a folder that these read. Not given: as they lie in the data.
+        csv or parquet: a table of all samples. cleanlab: a CSV table with cleanlab's label-issue columns. huggingface,
+        fiftyone: the kept samples in a folder for these tools. Default: the format of the data.
     onnx
-        A new ONNX file with the model of the run, checked in onnxruntime. Needs antibackdoor[onnx].
+        ONNX file to write: the run's model, checked in onnxruntime. Needs antibackdoor[onnx].
     model
-        Your own network (package.module:factory), if the run was trained with it; its code is run.
+        Your own network (package.module:factory), if the run was trained with one; its code is executed.
     tensorboard
-        A new folder with the run's log for TensorBoard. Needs antibackdoor[tensorboard].
+        Folder to write: the run's log for TensorBoard. Needs antibackdoor[tensorboard].
     mlflow
-        A tracking server or database (URI) that gets the run's settings, log and metrics. Needs antibackdoor[mlflow].
+        URI of an MLflow tracking server or database to log the run's settings, log and metrics to. Needs
+        antibackdoor[mlflow].
     cache
-        Where decoded images are kept.
+        Where to keep decoded images.
     """
     wanted = (keep, quarantine, to, onnx, tensorboard, mlflow or None)
     if format is not None and to is None:

@@ -18,11 +18,11 @@ class Gate:
     """What else a pipeline wants.
 
     Attributes:
-        fail_on: End with exit code 3 if the data are poisoned; `unsure`: also if there is no verdict, or a label had
-            too few samples to be examined.
-        json: Print metrics.json, and nothing else, on standard output.
-        sarif: A SARIF 2.1.0 file to write: one result for each suspicious sample.
-        junit: A JUnit XML file to write: one test case for each label.
+        fail_on: Exit with code 3 if the data are poisoned; `unsure`: also if there is no verdict, or a label has too
+            few samples to be examined.
+        json: Print only metrics.json on standard output.
+        sarif: SARIF 2.1.0 file to write: one result per suspicious sample.
+        junit: JUnit XML file to write: one test case per label.
     """
 
     fail_on: Literal["nothing", "poisoned", "unsure"] = "nothing"

@@ -8,21 +8,21 @@ from antibackdoor.errors import spelled_out
 
 
 def review(run: Path, *, data: Path | None = None, port: int = 0, cache: Path | None = None) -> None:
-    """Accept or reject the suspects of a run in a browser; `train --decisions` uses what you decide.
+    """Accept or reject the suspects of a run in a browser; `train --decisions` uses your decisions.
 
-    The page is on this machine alone, and its address holds a secret. Each click is saved to decisions.csv in the run
-    folder. End it with the button, or with Ctrl-C.
+    The page is served only on this machine, and its URL contains a secret. Each click is saved to decisions.csv in the
+    run folder. To stop, press the button or Ctrl-C.
 
     Parameters
     ----------
     run
-        The folder of a scan or a training.
+        The run folder of a scan or a training.
     data
-        The data that were scanned or trained on, for pictures of all suspects. The folder holds a few dozen.
+        The data that were scanned or trained on, for pictures of all suspects. The run folder holds only a few dozen.
     port
-        Port to listen on; 0 chooses a free one.
+        Port to listen on; 0 for any free port.
     cache
-        Where decoded images are kept.
+        Where to keep decoded images.
     """
     from antibackdoor.app.reviewing import ReviewSettings, open_review
     from antibackdoor.review.server import ReviewServer

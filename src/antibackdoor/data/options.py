@@ -28,15 +28,15 @@ class ReadOptions:
     """What a user may say about the data.
 
     Attributes:
-        label_column: Column of a .csv or .tsv that holds the class: its title, or its number from 1 (-1 is the
-            last), or none. Found by its title, or the first, if not given.
-        id_column: Column of a .csv or .tsv that names the samples, likewise; it is no value of the series.
-        axes: Order of the axes of arrays in an .npz, such as NTC: N samples, C channels, T steps, H rows, W columns.
-        missing: What to do about missing values inside of a series: refuse them, or interpolate between their
-            neighbors. Missing values at the end are no values: the series is shorter.
-        follow_links: Whether links that lead out of a folder of images are followed. It is never taken from a record.
-        group_by: What samples belong together, such as a patient or a camera: groups are held out whole. The title of a
-            column of a .csv or .tsv, or a regular expression on ids (paths): what its first parentheses hold.
+        label_column: Class column of a .csv or .tsv: its title, its number from 1 (-1 is the last), or none. By default
+            found by its title, else the first column.
+        id_column: Column of a .csv or .tsv with the sample names, likewise; it is not part of the series.
+        axes: Axis order of arrays in an .npz, such as NTC: N samples, C channels, T time steps, H rows, W columns.
+        missing: How to treat missing values inside a series: refuse them, or interpolate between their neighbors.
+            Missing values at the end are dropped: the series is shorter.
+        follow_links: Follow links that lead out of the image folder. Never taken from a recorded run.
+        group_by: Groups of samples, such as a patient or a camera, to be held out as a whole. The title of a .csv or
+            .tsv column, or a regular expression on ids (paths) whose first capture group names the group.
 
     Raises:
         ConfigError: If there is no such order of axes, or no such way.

@@ -29,13 +29,13 @@ class CutMix:
     training loss, which says little.
 
     Attributes:
-        epochs: Length of the training in passes over the data, >= 1.
+        epochs: Passes over the training data, >= 1.
         learning_rate: Learning rate of SGD; a tenth of it after three quarters of the training, a hundredth in the
             last tenth.
-        beta: Of the share that a sample keeps, `lam ~ Beta(beta, beta)`, > 0: 1 is uniform.
-        probability: Of mixing a batch, in (0, 1].
-        least_share: Least share that a sample keeps, in [0, 1].
-        most_share: Largest share, in [least_share, 1].
+        beta: Parameter of the share that a sample keeps, `lam ~ Beta(beta, beta)`, > 0: 1 is uniform.
+        probability: Probability of mixing a batch, in (0, 1].
+        least_share: Smallest share that a sample keeps, in [0, 1].
+        most_share: Largest share that a sample keeps, in [least_share, 1].
 
     The share by which labels count is that of the box as it was cut, not of the one that was drawn. AdvrBD uses CutMix
     to repair a given network on clean samples; that is fine-tuning, and no part of this class.

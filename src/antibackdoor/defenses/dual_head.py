@@ -87,7 +87,7 @@ class DualHead:
 
     Attributes:
         search: The search for poisoned samples, with its hyper-parameters.
-        recovery_confidence: Probability, in (0, 1], from which an isolated sample gets the main head's label.
+        recovery_confidence: Minimum probability, in (0, 1], for giving an isolated sample the main head's label.
         post_training_check: Whether the main head is checked, late in its training.
     """
 

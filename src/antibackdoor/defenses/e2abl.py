@@ -50,40 +50,40 @@ class E2ABL:
 
     Attributes:
         attach: Layer of the second head; empty for about the middle (stage 2 of a ResNet, as in the paper).
-        head_width: Channels of the second head; 0 for so many that the network gets 1.2 times as large, as the paper
-            says of its own (it gives no widths; on ResNet-34 about 640).
+        head_width: Channels of the second head; 0 for enough to make the network 1.2 times as large, as the paper
+            states for its own (it gives no widths; on ResNet-34 about 640).
         two_models: Train a separate trunk for the second head (the paper's ablation).
-        epochs: Length of the training in passes over the data, warm-up included, >= 1: the paper's 60.
-        augment: Names of augmentations, as in the recipe. The paper does not mention any; the group's earlier ABL
-            trains with `crop,flip,cutout`.
-        warmup_epochs: Epochs that train the second head alone, >= 0.
+        epochs: Passes over the data, including the warm-up, >= 1: the paper's 60.
+        augment: Augmentations, as in the recipe. The paper mentions none; the group's earlier ABL trains with
+            `crop,flip,cutout`.
+        warmup_epochs: Epochs that train only the second head, >= 0.
         warmup_learning_rate: Its learning rate.
-        warmup_trunk: Whether the warm-up also trains the trunk; Algorithm 1 names the head only, but a trunk left at
-            random would learn nothing.
+        warmup_trunk: Also train the trunk in the warm-up; Algorithm 1 names only the head, but a head on a random trunk
+            would learn nothing.
         learning_rate: Learning rate of trunk and main head after the warm-up.
         second_learning_rate: Learning rate of the second head after the warm-up.
         momentum: Nesterov momentum (not stated; the value of the authors' earlier code).
         weight_decay: L2 penalty (not stated; likewise).
         isolation_rate: Share of samples isolated, in (0, 1): the paper's 20%.
-        recovery_rate: Share of all samples that are relabelled, in [0, isolation_rate]: the text's 1% (Algorithm 1
-            relabels all isolated ones).
-        least_recovered: Fewest samples to relabel, for tiny data.
-        initial_loss: What stands for the loss before training: the constant `log_k`; the `measured` loss of the
-            untrained network; or none (`after_epoch_1`: the history starts after the first epoch).
-        loss_source: Losses from an `evaluation` pass after each epoch, or those met in training (`online`).
+        recovery_rate: Share of all samples to relabel, in [0, isolation_rate]: the text's 1% (Algorithm 1 relabels all
+            isolated samples).
+        least_recovered: Minimum number of samples to relabel, for tiny data.
+        initial_loss: Loss before training: the constant `log_k`; the `measured` loss of the untrained network; or none
+            (`after_epoch_1`: the history starts after the first epoch).
+        loss_source: Losses from an `evaluation` pass after each epoch, or the training losses (`online`).
         weighting: `per_sample` counts every sample once (Algorithm 1); `eq4` gives each of the three expectations of
             Equation 4 weight 1.
-        trunk_grad: Which losses reach the trunk after the warm-up: `joint` both heads', `main` only the main
-            head's, `none` neither.
+        trunk_grad: Losses that train the trunk after the warm-up: `joint` both heads', `main` only the main head's,
+            `none` neither.
         label_vote: The backdoor label is the class with the largest mean probability among the top samples
             (`mean_softmax`), or the most frequent prediction (`majority`).
         release_nonbackdoor: Also train the main head on isolated samples whose given label is not the backdoor
             label.
         keep_nonbackdoor: Leave the given label to top samples that do not carry the backdoor label.
-        recovery_delay: Epochs after the warm-up in which nothing is relabelled, since the main head is untrained.
-        second_keeps_top: Whether the second head keeps training on top samples under their given labels.
+        recovery_delay: Epochs after the warm-up without relabeling, since the main head is still untrained.
+        second_keeps_top: Keep training the second head on top samples under their given labels.
         control: `recover` relabels the top samples; `unlearn` ascends the loss of the backdoor label on them, bounded
-            by log K (Table III); `none` leaves the third term out.
+            by log K (Table III); `none` omits the third term.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()

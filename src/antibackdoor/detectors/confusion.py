@@ -87,17 +87,17 @@ class ConfusionTraining:
     1908.00686 (the two-group test of each label); Jiang et al., arXiv 2401.03215 (the second head).
 
     Attributes:
-        power: Also plant known triggers in a copy of the data and search again, to measure the smallest poisoning
-            rate that would have been found. That doubles the time.
-        epochs: Passes over the data that the warm-up lasts at most, for a quick look; 0 for no such limit.
-        attach: Layer after which the second head sits; empty for about the middle of the convolutions.
+        power: Also plant known triggers in a copy of the data and search again, to measure the lowest poisoning rate
+            that would have been detected. This doubles the time.
+        epochs: Maximum passes over the data in the warm-up, for a quick look; 0 for no limit.
+        attach: Layer after which the second head is attached; empty for about the middle of the convolutions.
         head_width: Channels of the second head; 0 for as many as the layer has, at least 64.
-        warmup_steps: Optimizer steps of the warm-up at most, >= 1, or two passes over the data if these are more.
+        warmup_steps: Maximum optimizer steps of the warm-up, >= 1, or two passes over the data if that is more.
         warmup_learning_rate: Learning rate of the warm-up, > 0.
-        hard_share: Share of the samples, those with the largest loss, that fill half of each warm-up batch, in (0, 1].
+        hard_share: Share of samples with the largest loss that fill half of each warm-up batch, in (0, 1].
         confusion_steps: Optimizer steps in each round of confusion training, >= 1.
         confusion_learning_rate: Learning rate of confusion training, > 0.
-        confusion_weight: Weight of the undecided samples against the suspects, > 0.
+        confusion_weight: Weight of the reference samples relative to the suspects, > 0.
         least_depth: How deep the gap between two groups of a label must be for a report, > 0: the smaller peak over
             the floor between them. 5/3 of it with two or three labels, two thirds if patches look foreign as well.
         by_features: Use the content of other labels in shallow features as evidence.

@@ -27,7 +27,7 @@ class Flooding:
 
     Attributes:
         level: Flood level of the mean loss in nats, >= 0; 0.5 as in ABL's code. 0 is plain training.
-        isolation_rate: Share of all samples that are isolated, in [0, 1): ABL's 1%. 0 ranks only.
+        isolation_rate: Share of all samples to isolate, in [0, 1): ABL's 1%. 0 only ranks.
 
     Reference: Ishida et al., "Do We Need Zero Training Loss After Achieving Zero Training Error?", ICML 2020, arXiv
     2002.08709; as an isolation method in Li et al., NeurIPS 2021, arXiv 2110.11571, Section 4.3.

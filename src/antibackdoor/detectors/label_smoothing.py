@@ -29,9 +29,9 @@ class LabelSmoothingConfidence:
     nobody unless `isolation_rate` says how many.
 
     Attributes:
-        smoothing: Share of each target that is spread over all classes, in [0, 1). ABL's text does not state it; 0.1 is
-            the usual value.
-        isolation_rate: Share of all samples that are isolated, in [0, 1): ABL's 1%. 0 ranks only.
+        smoothing: Share of each target that is spread over all classes, in [0, 1). ABL does not state it; 0.1 is
+            common.
+        isolation_rate: Share of all samples to isolate, in [0, 1): ABL's 1%. 0 only ranks.
 
     Reference: Li et al., "Anti-Backdoor Learning", NeurIPS 2021, arXiv 2110.11571, Section 4.3; label smoothing:
     Szegedy et al., CVPR 2016, arXiv 1512.00567.

@@ -39,11 +39,10 @@ class PatchPerturbation:
     are not clamped.
 
     Attributes:
-        eps: Largest change of a value, > 0; the paper's number is not known, 8/255 is usual.
+        eps: Largest change of a value, > 0; the paper's value is unknown, 8/255 is common.
         steps: Gradient steps, >= 1: 3 to 5 are enough to rank.
-        step_size: Of a gradient step, > 0.
-        patch: Side of the patch as a share of the shorter side of the image, or of the length of the series, in
-            (0, 1].
+        step_size: Size of a gradient step, > 0.
+        patch: Side of the patch as a share of the image's shorter side, or of the series' length, in (0, 1].
 
     Reference: Pu et al., "How to Train a Backdoor-Robust Model on a Poisoned Dataset without Auxiliary Data?", 2024,
     arXiv 2405.12719 (AdvrBD), Equation 3 and Algorithm 1.

@@ -58,25 +58,27 @@ class FinePruning:
     delivered model is an ordinary one: the weights that read a pruned channel are zero (see Differs).
 
     Attributes:
-        layer: Name of the layer; empty for the last one before the classifier that has places to average over. AdvrBD
+        layer: Name of the layer; empty for the last one before the classifier with spatial or time positions. AdvrBD
             prunes the second stage, such as `stage2`.
-        step: Share of the channels pruned at a time, in (0, 1]; at least one is, and one is always left.
-        tolerance: Stop before the held-out accuracy has fallen by more than this below that of the given model, in
-            [0, 1): the 4 points of the original. Used if none of the next three is given.
-        accuracy: Stop before the held-out accuracy is below this, in [0, 1]; NAD takes the accuracy of its own method.
-        floor: Stop as soon as the held-out accuracy is below this, in [0, 1]; E2ABL takes the smallest accuracy of an
-            undefended model in its table, and does not fine-tune (`epochs` 0).
-        rate: Prune this share of the channels, in [0, 1), whatever it costs; AdvrBD (0.2 in the code of BackdoorBox),
+        step: Share of the channels to prune at a time, in (0, 1]; at least one channel per step, and one always
+            remains.
+        tolerance: Stop before the held-out accuracy falls by more than this below the given model's, in [0, 1): the
+            original's 4 points. Used if none of the next three is given.
+        accuracy: Stop before the held-out accuracy falls below this, in [0, 1]; NAD uses the accuracy of its own
+            method.
+        floor: Stop once the held-out accuracy is below this, in [0, 1]; E2ABL uses the smallest accuracy of an
+            undefended model in its table, without fine-tuning (`epochs` 0).
+        rate: Prune this share of the channels, in [0, 1), regardless of accuracy; AdvrBD (0.2 in the BackdoorBox code),
             without fine-tuning.
-        held_out: Share of the clean samples of each class on which the accuracy is measured, in (0, 1); activations
-            are those of the rest.
-        epochs: Passes of the fine-tuning, >= 0; the sources have 0 to 100.
-        learning_rate: Of SGD, divided by 10 after every second epoch as in NAD, in (0, 100).
-        momentum: Of SGD, in [0, 1).
+        held_out: Share of the clean samples of each class for measuring accuracy, in (0, 1); activations are measured
+            on the rest.
+        epochs: Passes of fine-tuning, >= 0; the sources use 0 to 100.
+        learning_rate: Learning rate of SGD, divided by 10 after every second epoch as in NAD, in (0, 100).
+        momentum: Momentum of SGD, in [0, 1).
         weight_decay: L2 penalty, in [0, 100).
-        batch_size: Samples a step.
-        augment: Names of augmentations as in the recipe; None for NAD's (crop, flip and cutout; jitter, scale and
-            shift for series).
+        batch_size: Samples per step.
+        augment: Augmentations, as in the recipe; None for NAD's (crop, flip and cutout; jitter, scale and shift for
+            series).
 
     Differs from the sources: outputs of a block are pruned, not of its last convolution, which a shortcut would bypass.
     Where the readers of a channel cannot all be found, the channels of the last convolution or batch normalization are

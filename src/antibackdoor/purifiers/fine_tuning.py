@@ -31,18 +31,18 @@ class FineTuning:
     17% attack success, with the small one of BackdoorBox it stays (97% in AdvrBD). The large one costs accuracy.
 
     Attributes:
-        preset: `nad`: 10 epochs, learning rate 0.1, a tenth of it after every second epoch, momentum 0.9, weight
-            decay 1e-4, batches of 64, crop, flip and cutout (jitter, scale and shift for series, our choice).
-            `practical`: 10 epochs, constant learning rate 1e-3, weight decay 5e-4, batches of 128, the recipe's
-            automatic augmentation. The fields below replace single values of it.
-        epochs: Passes over the clean samples, >= 1; None for the preset's.
-        learning_rate: First learning rate, in (0, 100); None for the preset's.
-        momentum: Of SGD, in [0, 1); None for the preset's.
-        weight_decay: L2 penalty, in [0, 100); None for the preset's.
-        batch_size: Samples a step; None for the preset's.
-        augment: Names of augmentations as in the recipe, also `mixup` and `cutmix`; None for the preset's. NAD's
+        preset: `nad`: 10 epochs, learning rate 0.1, a tenth of it after every second epoch, momentum 0.9, weight decay
+            1e-4, batches of 64, crop, flip and cutout (jitter, scale and shift for series, our choice). `practical`: 10
+            epochs, constant learning rate 1e-3, weight decay 5e-4, batches of 128, the recipe's automatic augmentation.
+            The fields below override single values.
+        epochs: Passes over the clean samples, >= 1; None for the preset's value.
+        learning_rate: Initial learning rate, in (0, 100); None for the preset's value.
+        momentum: Momentum of SGD, in [0, 1); None for the preset's value.
+        weight_decay: L2 penalty, in [0, 100); None for the preset's value.
+        batch_size: Samples per step; None for the preset's value.
+        augment: Augmentations, as in the recipe, including `mixup` and `cutmix`; None for the preset's value. NAD's
             Table 4 compares with `mixup` alone, AdvrBD with `cutmix`.
-        hole: Side, in pixels or time steps, of one more hole cut into each sample; 0 for none. NAD's Table 4 compares
+        hole: Side, in pixels or time steps, of an extra hole cut into each sample; 0 for none. NAD's Table 4 compares
             with `augment` `none` and a hole of 3.
 
     NAD fine-tunes "until convergence" with its own recipe; after 10 epochs of it the learning rate is 1e-5.

@@ -54,9 +54,9 @@ class ChannelLipschitzPruning:
     is summed with a shortcut first is left alone.
 
     Attributes:
-        u: Standard deviations above the mean of a layer from which a channel is pruned, >= 0; 3 as in the paper. A
-            smaller one prunes more. None of n values lies further than `(n - 1) / sqrt(n)` from their mean, so that
-            with 3 a layer of 10 channels or fewer loses none.
+        u: A channel is pruned if it is this many standard deviations above the mean of its layer, >= 0; 3 as in the
+            paper. A smaller value prunes more. None of n values is further than `(n - 1) / sqrt(n)` from their mean, so
+            with 3, a layer of 10 channels or fewer loses none.
 
     Differs from the published code, which pairs layers by the order of their names and leaves eps out: there, a dead
     channel hides the outliers.

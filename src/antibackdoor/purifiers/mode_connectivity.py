@@ -38,17 +38,17 @@ class ModeConnectivity:
     while a backdoor is high at its ends only. Batch statistics of the delivered model are measured again.
 
     Attributes:
-        endpoints: `B-B`, the given model is both ends, as in NAD's comparison; `B-BF`, the given model and a copy of
-            it that is fine-tuned by the recipe of NAD. NAD finds `B-B` the better one for all its attacks (Table 5).
-        t: Where on the curve the delivered model lies, in [0, 1]: 0.3 in NAD. At 0 and 1 the ends lie.
-        epochs: Passes over the clean samples, >= 1: 100 in NAD; the authors have 100 to 600.
-        learning_rate: Of SGD for half of the training; it falls on a straight line to a hundredth at nine tenths of
-            it. In (0, 100); the authors have 0.01 to 0.03.
-        momentum: Of SGD, in [0, 1).
+        endpoints: `B-B`: the given model at both ends, as in NAD's comparison; `B-BF`: the given model and a copy
+            fine-tuned with NAD's recipe. NAD finds `B-B` better against all its attacks (Table 5).
+        t: Position of the delivered model on the curve, in [0, 1]: 0.3 in NAD. 0 and 1 are the ends.
+        epochs: Passes over the clean samples, >= 1: 100 in NAD; the authors use 100 to 600.
+        learning_rate: Learning rate of SGD for half of the training, in (0, 100); it then falls linearly to a hundredth
+            at nine tenths of it. The authors use 0.01 to 0.03.
+        momentum: Momentum of SGD, in [0, 1).
         weight_decay: L2 penalty on theta, in [0, 100).
-        batch_size: Samples a step.
-        augment: Names of augmentations as in the recipe; None for NAD's (crop, flip and cutout; jitter, scale and
-            shift for series).
+        batch_size: Samples per step.
+        augment: Augmentations, as in the recipe; None for NAD's (crop, flip and cutout; jitter, scale and shift for
+            series).
 
     Differs from the authors' code, whose penalty is on the weights of the drawn point of the curve.
 

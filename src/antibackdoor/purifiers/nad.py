@@ -65,31 +65,32 @@ class NAD:
         preset: `paper`: 10 epochs, learning rate 0.1, a tenth of it after every second epoch, momentum 0.9, weight
             decay 1e-4, batches of 64, crop, flip and cutout (jitter, scale and shift for series, our choice). `code`:
             20 epochs, 0.1 for two epochs and then 0.01, Nesterov momentum, crop, flip and a hole of 2 pixels (cut into
-            series as well). The teacher is fine-tuned alike. The fields from `epochs` on replace single values.
-        pair: Teacher and student: `BF-B`, the fine-tuned copy teaches the given model (the paper's choice); `B-BF`,
-            the other way round; `BF-BF`, the fine-tuned copy teaches itself; `C-B`, `given.teacher`, which may be of
-            another architecture, teaches the given model.
-        layers: Names of layers, the shallowest first; empty for the ends of the last stages, at most as many as there
-            are betas. Where the teacher has none of that name, its own last stages are taken, paired from the deepest.
-        betas: Weight of each layer, >= 0, the shallowest first: the code's 500, 1000, 1000. One counts for all; of
-            more betas than layers the last count. The paper's betas (10,000 in appendix K) refer to `mse`. They are for
-            images of 32 pixels: a mean over fewer places weighs each more, so lower them in proportion.
-        maps: `attention`, or `activation`: all channels as they are (the paper's Table 8; works far worse).
-        power: The p of attention maps, >= 1. The paper compares 1 and 2; 2 is best.
-        distance: `mse`: mean over places of the squared difference (the code). `l2`: norm of the difference (Equation
-            2); start from betas of 1 there.
-        held_out: Share of the clean samples of each class that nothing is trained on, in [0, 1). Needed by the next
-            two.
-        beta_search: Double all betas until the held-out accuracy falls by more than this below that of the given
-            model, in [0, 1), and deliver the last before; 0 for no search. At most 7 times.
-        patience: End the distillation after so many epochs without a better held-out accuracy; 0 for never. The paper
-            has its best models at about epoch 5.
-        epochs: Passes over the clean samples, >= 1; None for the preset's.
-        learning_rate: First learning rate, in (0, 100); None for the preset's.
-        momentum: Of SGD, in [0, 1); None for the preset's.
-        weight_decay: L2 penalty, in [0, 100); None for the preset's.
-        batch_size: Samples a step; None for the preset's.
-        augment: Names of augmentations as in the recipe; None for the preset's.
+            series as well). The teacher is fine-tuned in the same way. The fields from `epochs` on override single
+            values.
+        pair: Teacher and student: `BF-B`: the fine-tuned copy teaches the given model (the paper's choice); `B-BF`: the
+            reverse; `BF-BF`: the fine-tuned copy teaches itself; `C-B`: `given.teacher`, possibly of another
+            architecture, teaches the given model.
+        layers: Layer names, shallowest first; empty for the ends of the last stages, at most as many as there are
+            betas. If the teacher has no layer of that name, its own last stages are used, paired from the deepest.
+        betas: Weight of each layer, >= 0, shallowest first: the code's 500, 1000, 1000. A single beta applies to all
+            layers; if there are more betas than layers, the last ones count. The paper's betas (10,000 in appendix K)
+            refer to `mse`. They fit images of 32 pixels: for smaller images, lower them in proportion, since a mean
+            over fewer positions weights each one more.
+        maps: `attention`, or `activation`: the raw channels (the paper's Table 8; works far worse).
+        power: Exponent p of the attention maps, >= 1. The paper compares 1 and 2; 2 is best.
+        distance: `mse`: mean squared difference over positions (the code). `l2`: norm of the difference (Equation 2);
+            start with betas of 1.
+        held_out: Share of the clean samples of each class held out from training, in [0, 1). Required by the next two.
+        beta_search: Double all betas until the held-out accuracy falls by more than this below the given model's, in
+            [0, 1), and deliver the last model before that; 0 for no search. At most 7 times.
+        patience: Stop the distillation after this many epochs without better held-out accuracy; 0 for never. The
+            paper's best models come at about epoch 5.
+        epochs: Passes over the clean samples, >= 1; None for the preset's value.
+        learning_rate: Initial learning rate, in (0, 100); None for the preset's value.
+        momentum: Momentum of SGD, in [0, 1); None for the preset's value.
+        weight_decay: L2 penalty, in [0, 100); None for the preset's value.
+        batch_size: Samples per step; None for the preset's value.
+        augment: Augmentations, as in the recipe; None for the preset's value.
 
     Differs from the code, which keeps the checkpoint that does best on test data: here the last epoch is delivered.
 

@@ -58,14 +58,14 @@ class SCAnFT:
 
     Attributes:
         scan: The detector, with its hyper-parameters.
-        unlearning_epochs: Passes over the flagged samples at most, >= 1; 5. It ends early, once the model gives fewer
+        unlearning_epochs: Maximum passes over the flagged samples, >= 1; 5. It stops early once the model gives fewer
             than 1/K of them their given label.
         unlearning_rate: Learning rate of the ascent, in (0, 100); 5e-4.
-        ascent_bound: Loss up to which a sample is unlearned, in units of log K, > 0; inf for no bound.
-        epochs: Passes over the unflagged samples afterwards, >= 0; 10. One sample in eight of their batches is a
-            flagged one, taught all labels but its own alike. Fine-tuning on the unflagged alone brings the backdoor
+        ascent_bound: Loss at which a sample's ascent ends, in units of log K, > 0; inf for no bound.
+        epochs: Passes over the unflagged samples afterwards, >= 0; 10. One sample in eight of each batch is flagged;
+            its target is uniform over all labels but its own. Fine-tuning only on unflagged samples brings the backdoor
             back.
-        learning_rate: Of these, in (0, 100); 0.01.
+        learning_rate: Learning rate of the fine-tuning, in (0, 100); 0.01.
 
     AdvrBD gives no numbers for this method; those here are of public code for SCAn. The bound, the early end, and the
     flagged samples in the fine-tuning are ours.

@@ -84,13 +84,13 @@ class SelfPurification:
 
     Attributes:
         search: The search for poisoned samples, with its hyper-parameters.
-        share_of_training: Length, as a share of the visits to samples that the recipe's training takes, in (0, 1]. The
-            search comes on top, unless a verdict is given.
-        clean_share: Share of the kept samples of each label, the least suspicious, that serve as the clean set, in
-            (0, 1]. What the search missed is mostly in the other part.
-        isolated_weight: Weight of an isolated sample against a clean one, > 0; all isolated ones together count at most
-            as much as the clean ones.
-        learning_rate: First learning rate, in (0, 100); it falls to zero on half a cosine.
+        share_of_training: Length, as a share of the recipe's training (in samples seen), in (0, 1]. The search comes on
+            top, unless a verdict is given.
+        clean_share: Share of each label's kept samples, the least suspicious, used as the clean set, in (0, 1]. Poison
+            that the search missed is mostly in the rest.
+        isolated_weight: Weight of an isolated sample relative to a clean one, > 0; all isolated samples together weigh
+            at most as much as the clean ones.
+        learning_rate: Initial learning rate, in (0, 100); falls to zero with a cosine schedule.
 
     References: Li et al., "Anti-Backdoor Learning", NeurIPS 2021, arXiv 2110.11571 (unlearning of isolated samples);
     Jiang et al., arXiv 2401.03215 (relabeling of isolated samples); Qi et al., "Towards A Proactive ML Approach for

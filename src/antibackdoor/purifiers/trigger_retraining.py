@@ -30,14 +30,14 @@ class TriggerRetraining:
     was recovered; `neural-cleanse-unlearn` recovers one.
 
     Attributes:
-        share: Share of the clean samples that are stamped, in (0, 1]. NAD does not say; Neural Cleanse stamps 20%.
+        share: Share of the clean samples to stamp, in (0, 1]. NAD does not state it; Neural Cleanse stamps 20%.
         preset: `nad` or `practical`, as in `fine-tune`.
-        epochs: Passes over the clean samples, >= 1; None for the preset's.
-        learning_rate: First learning rate, in (0, 100); None for the preset's.
-        momentum: Of SGD, in [0, 1); None for the preset's.
-        weight_decay: L2 penalty, in [0, 100); None for the preset's.
-        batch_size: Samples a step; None for the preset's.
-        augment: Names of augmentations as in the recipe; None for the preset's. They change the trigger as well.
+        epochs: Passes over the clean samples, >= 1; None for the preset's value.
+        learning_rate: Initial learning rate, in (0, 100); None for the preset's value.
+        momentum: Momentum of SGD, in [0, 1); None for the preset's value.
+        weight_decay: L2 penalty, in [0, 100); None for the preset's value.
+        batch_size: Samples per step; None for the preset's value.
+        augment: Augmentations, as in the recipe; None for the preset's value. They also change the trigger.
 
     References: Li et al., "Neural Attention Distillation", ICLR 2021, arXiv 2101.05930, appendix D and Table 6; Wang et
     al., "Neural Cleanse", IEEE S&P 2019, section VI.

@@ -68,22 +68,22 @@ class NeuralCleanseUnlearning:
     (global gradient ascent of ABL, for a model that is given). Where no label stands out, the model stays as it is.
 
     Attributes:
-        repair: `unlearn`, as above; `retrain`: the stamped samples are trained on under their true labels (Neural
-            Cleanse's own repair, and "Rec-T" in NAD's Table 6).
-        anomaly: Least anomaly index of a target, >= 0: the paper's 2. With 0 the label with the smallest trigger is
-            taken; that is needed with two classes, of which none can stand out.
-        steps: Of the search, for each label, >= 1: the authors' 1,000. The cost is that of `steps * K` batches.
+        repair: `unlearn`: ascend on stamped samples, up to a bound; `retrain`: train on stamped samples with their true
+            labels (Neural Cleanse's own repair, and "Rec-T" in NAD's Table 6).
+        anomaly: Minimum anomaly index of a target, >= 0: the paper's 2. 0 always takes the label with the smallest
+            trigger; needed with two classes, where none can be an outlier.
+        steps: Search steps per label, >= 1: the authors' 1,000. The cost is that of `steps * K` batches.
         search_rate: Learning rate of Adam in the search, > 0.
-        penalty: First weight of the L1 norm of the mask in the search, > 0; it then follows the success.
-        success: Share of a batch that a trigger must lead to the label, in (0, 1].
-        share: Share of the clean samples that are stamped, in (0, 1]: 20% in Neural Cleanse. ABL does not say.
-        bound: Where the ascent of a sample ends, in nats above log K, >= 0.
-        epochs: Passes over the clean samples, >= 1: 5 of unlearning in ABL's code. NAD retrains for 10.
-        learning_rate: Of SGD, constant, in (0, 100): ABL's 5e-4. NAD retrains with 0.1.
-        momentum: Of SGD, in [0, 1).
+        penalty: Initial weight of the mask's L1 norm in the search, > 0; it then adapts to the success.
+        success: Share of a batch that a trigger must move to the label, in (0, 1].
+        share: Share of the clean samples to stamp, in (0, 1]: 20% in Neural Cleanse. ABL does not state it.
+        bound: Loss at which a sample's ascent ends, in nats above log K, >= 0.
+        epochs: Passes over the clean samples, >= 1: ABL's code unlearns for 5. NAD retrains for 10.
+        learning_rate: Constant learning rate of SGD, in (0, 100): ABL's 5e-4. NAD retrains with 0.1.
+        momentum: Momentum of SGD, in [0, 1).
         weight_decay: L2 penalty, in [0, 100).
-        batch_size: Samples a step, in the search as well.
-        augment: Names of augmentations as in the recipe; they would move the trigger, so that there are none.
+        batch_size: Samples per step, also in the search.
+        augment: Augmentations, as in the recipe; `none` by default, since they would move the trigger.
 
     ABL's appendix B.10 with the details is not in the published text that we have; the combination is ours.
 

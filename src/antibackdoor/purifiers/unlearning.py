@@ -55,11 +55,11 @@ class Unlearning:
     Samples that were isolated by mistake are unlearned as well, so a precise verdict matters more than a complete one.
 
     Attributes:
-        epochs: Passes over the isolated samples at most, >= 1. ABL's published code takes 4, other code for ABL 5 to
-            20, each with a fixed number; here the end is measured.
-        learning_rate: In (0, 100); 5e-4 as in ABL's published code.
-        ascent_bound: Loss up to which a sample is unlearned, in units of log K, > 0; inf for no bound, as in ABL.
-        augment: Names of augmentations, as in the recipe; none in ABL's last stage.
+        epochs: Maximum passes over the isolated samples, >= 1. ABL's published code uses 4, other code for ABL 5 to 20,
+            all fixed; here it stops once they are forgotten.
+        learning_rate: Constant learning rate, in (0, 100); 5e-4 as in ABL's published code.
+        ascent_bound: Loss at which a sample's ascent ends, in units of log K, > 0; inf for no bound, as in ABL.
+        augment: Augmentations, as in the recipe; none in ABL's last stage.
 
     Differs from ABL, which in its text ascends and descends for 80 epochs without a bound, and in its code ascends on
     the isolated samples alone.
