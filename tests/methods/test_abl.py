@@ -24,6 +24,7 @@ from antibackdoor.defenses.abl_unlearning import (
     Stage,
     before_last_stage,
     by_gradient,
+    frozen_norms,
     noisy,
     noisy_gradients,
 )
@@ -251,9 +252,19 @@ def test_the_last_stage_alone_is_fine_tuned(waves40: Samples) -> None:
     tuned, _ = ALTERNATIVES["finetune-all"](dataclasses.replace(kept, epochs=0))
     assert all(not before[name].equal(value) for name, value in tuned.named_parameters())
     kept = stage(waves40, np.arange(40) < 4)
+    before = {name: value.clone() for name, value in kept.model.state_dict().items()}
     tuned, _ = ALTERNATIVES["finetune-last"](dataclasses.replace(kept, epochs=0))
-    changed = {name.split(".")[0] for name, value in tuned.named_parameters() if not before[name].equal(value)}
-    assert changed == {"second", "classifier"}
+    changed = {name.split(".")[0] for name, value in tuned.state_dict().items() if not before[name].equal(value)}
+    assert changed == {"second", "classifier"}, "the statistics of frozen layers stay as well"
+
+
+def test_norms_without_weights_are_frozen_with_their_stage() -> None:
+    model = Tiny((1, 24), 4)
+    model.first[1], model.second[1] = nn.BatchNorm1d(8, affine=False), nn.BatchNorm1d(16, affine=False)
+    example = torch.zeros(2, 1, 24)
+    assert frozen_norms(model, example) == [model.first[1]]
+    with_weights = Tiny((1, 24), 4)
+    assert frozen_norms(with_weights, example) == []  # nothing is frozen
 
 
 def test_what_lies_before_the_last_stage() -> None:
@@ -299,8 +310,22 @@ def test_noise_falls_on_the_isolated_alone() -> None:
 
 
 def test_noise_by_gradient_is_where_the_loss_depends_on_the_inputs() -> None:
-    batch, _, model = shown(torch.randn(5, 1, 12, generator=torch.Generator().manual_seed(0)))
-    weights_ = by_gradient(lambda x: model(x * (torch.arange(12) < 3)))(batch)  # type: ignore[arg-type]
+    batch, _, _ = shown(torch.randn(5, 1, 12, generator=torch.Generator().manual_seed(0)))
+
+    class Beginning(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.layer = nn.BatchNorm1d(1), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.layer((self.norm(x) * (torch.arange(12) < 3)).flatten(1))
+            return logits
+
+    model = Beginning().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    weights_ = by_gradient(model)(batch)
+    assert model.training and model.norm.training
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items()), "statistics are left alone"
     assert (weights_[..., 3:] == 0).all()
     assert weights_.square().flatten(1).mean(1).tolist() == pytest.approx([1.0] * 5, rel=1e-5)
 

@@ -7,21 +7,24 @@ the readings here are ours, after those names. The tenth, an ImageNet model, nee
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from antibackdoor.data.samples import BoolArray, IntArray
 from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import ModelError
 from antibackdoor.models.features import last_layer, maps, stages
+from antibackdoor.models.hooks import evaluation_mode, hooked
 from antibackdoor.models.normalization import channel_statistics
 from antibackdoor.protocols import Build
 from antibackdoor.training.loop import Objective, classify, cross_entropy
-from antibackdoor.training.objectives import label_smoothing, with_hole
+from antibackdoor.training.objectives import Forward, label_smoothing, with_hole
 from antibackdoor.training.schedules import Schedule, constant
 from antibackdoor.training.session import Batch
 from antibackdoor.training.trainer import Phase, Trainer
@@ -177,13 +180,13 @@ def _finetune_all(stage: Stage) -> tuple[nn.Module, int]:
 
 
 def _finetune_last(stage: Stage) -> tuple[nn.Module, int]:
-    """The isolated are discarded; the last stage and the classifier train on the rest."""
+    """The isolated are discarded; the last stage and the classifier train on the rest, behind layers that stay."""
     tune(stage)
-    device = stage.trainer.session.device
-    early = before_last_stage(stage.model, torch.zeros(2, *stage.trainer.samples.shape, device=device))
-    for parameter in early:
+    model, device = stage.model, stage.trainer.session.device
+    example = torch.zeros(2, *stage.trainer.samples.shape, device=device)
+    for parameter in before_last_stage(model, example):
         parameter.requires_grad_(False)
-    return _go_on(stage, rows=stage.rest)
+    return _go_on(stage, classify(with_fixed_norms(model, frozen_norms(model, example))), rows=stage.rest)
 
 
 def _retrain(stage: Stage) -> tuple[nn.Module, int]:
@@ -245,11 +248,16 @@ def noisy(
 
 
 def by_gradient(model: nn.Module) -> Callable[[Batch], Tensor]:
-    """Weights of noise: the size of the loss's gradient at each value, over its root mean square in the sample."""
+    """Weights of noise: the size of the loss's gradient at each value, over its root mean square in the sample.
+
+    In eval mode: one step may update the statistics of batch norm but once, and a sample's gradient is its own.
+    """
 
     def weights(batch: Batch) -> Tensor:
         inputs = batch.inputs.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(cross_entropy(model(inputs), batch.labels).sum(), inputs)
+        with evaluation_mode(model):
+            losses = cross_entropy(model(inputs), batch.labels)
+        (gradient,) = torch.autograd.grad(losses.sum(), inputs)
         size = gradient.float().square().flatten(1).mean(1).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
         return gradient.abs() / size.view(-1, *[1] * (inputs.ndim - 1))
 
@@ -299,11 +307,7 @@ def before_last_stage(model: nn.Module, example: Tensor) -> list[nn.Parameter]:
         model: The network.
         example: `(B, *shape)`, on its device.
     """
-    try:
-        ends = stages(model, example)
-    except ModelError:  # a network without convolutions
-        ends = (last_layer(model, example),)
-    layer = ends[-2] if len(ends) > 1 else ends[-1]
+    layer = _last_but_one(model, example)
     parameters = [p for p in model.parameters() if p.requires_grad]
     was_training = model.training
     with torch.enable_grad():
@@ -311,3 +315,36 @@ def before_last_stage(model: nn.Module, example: Tensor) -> list[nn.Parameter]:
         gradients = torch.autograd.grad(output.sum(), parameters, allow_unused=True)
     model.train(was_training)
     return [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+
+
+def frozen_norms(model: nn.Module, example: Tensor) -> list[nn.Module]:
+    """Batch norms that run before the end of the last stage but one and have no weight in training."""
+    met: list[nn.Module] = []
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    with ExitStack() as stack, evaluation_mode(model), torch.no_grad():
+        layer = _last_but_one(model, example)
+        for norm in norms:
+            stack.enter_context(hooked(norm, lambda module, _inputs, _output: met.append(module)))
+        maps(model, example, [layer])
+    return [norm for norm in dict.fromkeys(met) if not any(p.requires_grad for p in norm.parameters())]
+
+
+def with_fixed_norms(model: nn.Module, norms: list[nn.Module]) -> Forward:
+    """The network, whatever its mode, with the running statistics of these batch norms, which stay as they are."""
+
+    def forward(inputs: Tensor) -> Tensor:
+        for norm in norms:
+            norm.eval()
+        logits: Tensor = model(inputs)
+        return logits
+
+    return forward
+
+
+def _last_but_one(model: nn.Module, example: Tensor) -> str:
+    """The layer that ends the last stage but one; the only stage, where there is one."""
+    try:
+        ends = stages(model, example)
+    except ModelError:  # a network without convolutions
+        ends = (last_layer(model, example),)
+    return ends[-2] if len(ends) > 1 else ends[-1]
