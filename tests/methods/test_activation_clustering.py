@@ -69,7 +69,10 @@ def test_small_labels_are_skipped_and_counted() -> None:
     rows = np.flatnonzero((here.samples.labels != 2) | (np.arange(len(here.samples)) < 40))
     few = here.samples.take(rows)
     detection = ActivationClustering().detect(few, Given(model=here.model), RECIPE)
-    assert detection.verdict.unexamined == (2,) and not detection.verdict.suspicion[few.labels == 2].any()
+    skipped = few.labels == 2
+    assert detection.verdict.unexamined == (2,)
+    suspicion = detection.verdict.suspicion
+    assert suspicion[~skipped].min() < 0 and (suspicion[skipped] == suspicion[~skipped].min()).all(), "they rank last"
     tiny = here.samples.take(np.arange(12))
     assert ActivationClustering().detect(tiny, Given(model=here.model), RECIPE).verdict.poisoned is None
 

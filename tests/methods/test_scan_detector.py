@@ -136,6 +136,18 @@ def test_two_labels_cannot_be_judged() -> None:
     assert not detection.verdict.isolated.any() and detection.verdict.suspicion.any()
 
 
+def test_samples_of_small_labels_rank_last() -> None:
+    here = scene("image")
+    small = here.samples.labels == 2
+    rows = np.flatnonzero(~small | (np.cumsum(small) <= 4))
+    given = Given(model=here.model, clean=here.clean.take(np.flatnonzero(here.clean.labels != 2)))
+    samples = here.samples.take(rows)
+    verdict = SCAn().detect(samples, given, RECIPE).verdict
+    skipped = samples.labels == 2
+    assert verdict.unexamined == (2,) and skipped.sum() == 4 and verdict.suspicion[~skipped].min() < 0
+    assert (verdict.suspicion[skipped] == verdict.suspicion[~skipped].min()).all()
+
+
 def test_the_group_with_fewer_clean_samples_is_the_suspected_one() -> None:
     """Even where it is the larger one: three quarters of the label are poisoned."""
     here = scene("image")

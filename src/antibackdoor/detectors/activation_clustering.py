@@ -14,7 +14,7 @@ from antibackdoor.data.streams import Stream, stream
 from antibackdoor.models.features import features, last_layer
 from antibackdoor.protocols import Detection, Given, Verdict, check_given
 from antibackdoor.statistics.activation_clusters import two_clusters
-from antibackdoor.statistics.isolation import SMALLEST_LABEL, label_rows
+from antibackdoor.statistics.isolation import SMALLEST_LABEL, label_rows, unexamined_last
 from antibackdoor.training.journal import Journal
 from antibackdoor.training.ranges import check_ranges
 from antibackdoor.training.recipe import Recipe
@@ -42,12 +42,13 @@ class ActivationClustering:
 
     The features are reduced to a few principal components, k-means makes two clusters, and a label is flagged if the
     smaller one is small and the two lie apart. The suspicion of a sample is `silhouette * (distance to the larger
-    center - distance to the smaller center)`, so that labels without two clusters rank low. It needs a model that was
-    trained on the data, and is blind where more than half of a label is poisoned.
+    center - distance to the smaller center)`, so that labels without two clusters rank low; samples of labels that are
+    skipped rank last. It needs a model that was trained on the data, and is blind where more than half of a label is
+    poisoned.
 
     Attributes:
-        n_components: Principal components that are kept, >= 1; 10 as in the paper, which has independent components.
-        largest_share: Share of a label, in (0, 0.5], below which its smaller cluster is suspected; 0.35 as in common
+        n_components: Principal components to keep, >= 1; 10 as in the paper, which uses independent components.
+        largest_share: Share of a label, in (0, 0.5], below which its smaller cluster is suspected; 0.35 as in public
             code for this method.
         least_silhouette: Mean silhouette of the two clusters, in [-1, 1], above which a label is suspected.
         layer: Name of the layer whose features are used; empty for the last one before the classifier.
@@ -109,4 +110,5 @@ class ActivationClustering:
             "target_labels": tuple(flagged),
             "unexamined": tuple(unexamined),
         }
+        scores = unexamined_last(scores, ~np.isin(samples.labels, unexamined))
         return Detection(Verdict.isolating(scores, isolated, samples, **about), facts, given.history)

@@ -16,7 +16,7 @@ from antibackdoor.data.streams import Stream, stream
 from antibackdoor.errors import DataError
 from antibackdoor.models.features import features, last_layer
 from antibackdoor.protocols import Detection, Given, Verdict, check_given
-from antibackdoor.statistics.isolation import SMALLEST_LABEL, label_rows
+from antibackdoor.statistics.isolation import SMALLEST_LABEL, label_rows, unexamined_last
 from antibackdoor.statistics.scan_model import LabelSplit, SharedVariation, anomalies, fit_shared_variation, split_label
 from antibackdoor.training.journal import Journal
 from antibackdoor.training.ranges import check_ranges
@@ -48,14 +48,14 @@ class SCAn:
     tells both covariances (an EM algorithm). Each label, its clean samples included, is split into two groups by
     Mahalanobis distance. A label is flagged if what two groups explain lies above the median of all labels by more than
     `threshold` robust standard deviations. The group with fewer of the clean samples is isolated. The suspicion of a
-    sample is the log-likelihood ratio of that group times what two groups explain. It needs a model that was trained
-    on the data, and at least three labels.
+    sample is the log-likelihood ratio of that group times what two groups explain; samples of labels that are too small
+    rank last. It needs a model that was trained on the data, and at least three labels.
 
     Attributes:
-        threshold: Anomaly, > 0, above which a label is flagged; e^2 = 7.389 as in the paper (a common reimplementation
-            takes e).
-        n_components: Principal components that are kept, >= 1; at most one for five clean samples. The paper keeps all
-            features, whose covariance 1,000 clean samples do not tell.
+        threshold: Anomaly above which a label is flagged, > 0; e^2 = 7.389 as in the paper (a common reimplementation
+            uses e).
+        n_components: Principal components to keep, >= 1; at most one per five clean samples. The paper keeps all
+            features, but 1,000 clean samples cannot determine their covariance.
         layer: Name of the layer whose features are used; empty for the last one before the classifier.
 
     Differs from the published code: the mean of one group is the posterior mean of the paper's EM step; only labels
@@ -113,6 +113,7 @@ class SCAn:
         isolated = suspected & np.isin(samples.labels, flagged)
         unexamined = tuple(label for label, gain in zip(groups, gains, strict=True) if np.isnan(gain))
         about = {"poisoned": bool(flagged) if is_judged else None, "target_labels": flagged, "unexamined": unexamined}
+        scores = unexamined_last(scores, ~np.isin(samples.labels, unexamined))
         return Detection(Verdict.isolating(scores, isolated, samples, **about), facts, given.history)
 
 

@@ -125,6 +125,15 @@ def rank_within(values: NDArray[np.floating], labels: IntArray) -> FloatArray:
     return ranks
 
 
+def unexamined_last(scores: FloatArray, examined: BoolArray) -> FloatArray:
+    """Scores `(N,)` in which what was not examined has the least of what was: nothing is known against it.
+
+    >>> unexamined_last(np.array([0.0, -3.0, 2.0]), np.array([False, True, True])).tolist()
+    [-3.0, -3.0, 2.0]
+    """
+    return np.where(examined, scores, scores[examined].min() if examined.any() else 0.0)
+
+
 def label_rows(labels: IntArray) -> dict[int, IntArray]:
     """The rows of each label that occurs."""
     order = np.argsort(labels, kind="stable")
