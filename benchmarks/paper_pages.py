@@ -135,6 +135,7 @@ def brief(m: dict[str, Any]) -> str:
 
 
 BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
+MOST_ROWS = 12  # of a card
 
 
 def with_measured(card: str, key: str, lines: Sequence[dict[str, Any]]) -> str:
@@ -146,14 +147,27 @@ def with_measured(card: str, key: str, lines: Sequence[dict[str, Any]]) -> str:
         lines: All measured cells.
     """
     text = card.split(BEGIN)[0].rstrip() + "\n"
-    rows = _rows_of(key, lines)
-    if not rows:
+    rows, tables = _rows_of(key, lines), _tables_of(key)
+    if not tables:
         return text
-    head = "| table, attack | paper | ours | no defense, ours |\n| --- | ---: | ---: | ---: |"
+    if not rows:
+        first = f"[{tables[0]}](../results/{tables[0]}.md)"
+        return f"{text}\n{BEGIN}\n\nNot measured here yet: {first} has the paper's numbers, and the cost.\n\n{END}\n"
+    head = "| table, attack | paper | ours | no defense, ours |\n| --- | ---: | ---: | ---: |\n"
     about = "Attack success / clean accuracy in percent; 10,000 training images unless it says otherwise."
-    return (
-        f"{text}\n{BEGIN}\n\nMeasured by `benchmarks/papers.py`. {about}\n\n{head}\n" + "\n".join(rows) + f"\n\n{END}\n"
-    )
+    more = "" if len(rows) <= MOST_ROWS else f"\n\nThe [tables](../results/index.md) have {len(rows) - MOST_ROWS} more."
+    table = head + "\n".join(rows[:MOST_ROWS]) + more
+    return f"{text}\n{BEGIN}\n\nMeasured by `benchmarks/papers.py`. {about}\n\n{table}\n\n{END}\n"
+
+
+def _tables_of(key: str) -> list[str]:
+    """Tables that have a column of the method."""
+    return [name for name, table in TABLES.items() if any(_is_plain(m, key) for m in table.methods)]
+
+
+def _is_plain(method: Method, key: str) -> bool:
+    """Whether a column tells of this method; the controls among those without a defense tell nothing of it."""
+    return method.key == key and (key != "none" or method == Method("none"))
 
 
 def _rows_of(key: str, lines: Sequence[dict[str, Any]]) -> list[str]:
@@ -165,7 +179,7 @@ def _rows_of(key: str, lines: Sequence[dict[str, Any]]) -> list[str]:
             for row in table.rows:
                 for method in table.methods:
                     told = found.get((row.label, method.name))
-                    if told is not None and method.key == key:
+                    if told is not None and _is_plain(method, key):
                         before = found.get((row.label, "none"))
                         rows.append(_row_of_card(name, scale, row, method, told, before))
     return rows
