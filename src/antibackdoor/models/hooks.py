@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from antibackdoor.errors import ModelError
+from antibackdoor.models.tokens import channels_first
 
 
 class _Done(BaseException):
@@ -34,9 +35,17 @@ def maps(network: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Tens
         x: `(B, *shape)`.
         layers: Names as in `network.named_modules()`, each called once in a pass.
 
+    Returns:
+        Layer to `(B, C, *places)`, also where the layer keeps its channels last, as transformers do.
+
     Raises:
         ModelError: If no layer has one of the names, or the network does not use it.
     """
+    return {name: channels_first(network, name, output) for name, output in _outputs(network, x, layers).items()}
+
+
+def _outputs(network: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Outputs of the named layers as they are."""
     kept: dict[str, Tensor] = {}
 
     def keeper(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -60,7 +69,7 @@ def maps(network: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Tens
 
 
 def outputs_and_maps(network: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The network's own output as well as those of the named layers."""
+    """The network's own output, and those of the named layers as `maps` gives them."""
     kept: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for name in layers:
@@ -73,16 +82,16 @@ def outputs_and_maps(network: nn.Module, x: Tensor, layers: Sequence[str]) -> tu
     missing = [name for name in layers if name not in kept]
     if missing:
         raise ModelError(f"the network never calls its layer '{missing[0]}': name another layer")
-    return logits, kept
+    return logits, {name: channels_first(network, name, output) for name, output in kept.items()}
 
 
 def trunk_features(network: nn.Module, attach: str, x: Tensor) -> Tensor:
-    """Output of the layer `attach` for `x`; nothing behind that layer is computed.
+    """Output of the layer `attach` for `x`, as it is; nothing behind that layer is computed.
 
     Raises:
         ModelError: If no layer has that name, or the network does not use it.
     """
-    return maps(network, x, [attach])[attach]
+    return _outputs(network, x, [attach])[attach]
 
 
 def find_layer(network: nn.Module, name: str) -> nn.Module:

@@ -15,6 +15,7 @@ from antibackdoor.models.batch_norm import CrossProcessBatchNorm
 from antibackdoor.models.hooks import evaluation_mode, find_layer, hooked, trunk_features
 from antibackdoor.models.layers import CONV, NORM, global_pool, initialize_he
 from antibackdoor.models.splitting import check_attach, find_attach
+from antibackdoor.models.tokens import channels_are_last
 
 HeadWidth = int | Literal["light", "published"]
 TrunkGrad = Literal["joint", "main", "none"]
@@ -216,19 +217,9 @@ def split_network(
     with evaluation_mode(network), torch.no_grad():
         shape = trunk_features(network, name, example[:1]).shape[1:]
     size = sum(parameter.numel() for parameter in network.parameters())
-    if _channels_are_last(find_layer(network, name), shape):
+    if channels_are_last(network, name, shape):
         turned = (shape[-1], *shape[:-1])
         head = second_head(turned, n_outputs, head_width, n_parameters=size).insert(0, _ChannelsFirst())
     else:
         head = second_head(shape, n_outputs, head_width, n_parameters=size)
     return TwoHead(network, head.to(example.device), name)
-
-
-def _channels_are_last(layer: nn.Module, shape: Sequence[int]) -> bool:
-    # Transformers and mixers keep (B, tokens, width): convolving and pooling over the width would destroy it.
-    modules = list(layer.modules())
-    if len(shape) < 2 or any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in modules):
-        return False
-    widths = {m.out_features for m in modules if isinstance(m, nn.Linear)}
-    widths |= {m.normalized_shape[-1] for m in modules if isinstance(m, nn.LayerNorm)}
-    return shape[-1] in widths

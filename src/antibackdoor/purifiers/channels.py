@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from antibackdoor.errors import ModelError
 from antibackdoor.models.features import last_layer
 from antibackdoor.models.hooks import evaluation_mode, find_layer, hooked
+from antibackdoor.models.tokens import channels_are_last
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ROWS = 32  # noise of which a rectifier swallows half, so that 2^-32 of it passes unseen
@@ -96,6 +97,8 @@ def n_channels(network: nn.Module, layer: str, example: Tensor) -> int:
     output = seen[0] if seen else None
     if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[1] < 2:
         raise ModelError(f"layer '{layer}' has no channels to switch off: name one with an output of (B, C, ...)")
+    if channels_are_last(network, layer, output.shape[1:]):
+        raise ModelError(f"layer '{layer}' keeps its channels last: name one with an output of (B, C, ...)")
     return int(output.shape[1])
 
 

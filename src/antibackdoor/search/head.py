@@ -11,6 +11,7 @@ from antibackdoor.data.samples import FloatArray, IntArray
 from antibackdoor.data.streams import Stream
 from antibackdoor.models.features import coarse, n_parts, pooled_parts
 from antibackdoor.models.hooks import trunk_features
+from antibackdoor.models.tokens import channels_first
 from antibackdoor.models.two_head import TwoHead
 from antibackdoor.search.confusion import confusion, margin
 from antibackdoor.search.warm_up import draw
@@ -90,7 +91,8 @@ class SecondHead:
 
         def forward(inputs: Tensor) -> Tensor:
             features = trunk_features(self.net.network, self.net.attach, inputs)
-            return torch.cat([self.net.second(features).float(), coarse(features.float())], dim=1)
+            turned = channels_first(self.net.network, self.net.attach, features)
+            return torch.cat([self.net.second(features).float(), coarse(turned.float())], dim=1)
 
         def reduce(values: Tensor, labels: Tensor) -> Tensor:
             return torch.cat([margin(values[:, :n_outputs], labels)[:, None], values[:, n_outputs:]], dim=1)
