@@ -37,7 +37,7 @@ SCALES = {
     "paper": Scale(0, 60, {}),
 }
 # Images a second on one core of the machine that the results were measured on, to estimate costs.
-SPEED = {"wrn-16-1": 700, "resnet18-thin": 650, "fcn": 2500, "resnet34": 26, "mobilenetv2": 150}
+SPEED = {"wrn-16-1": 700, "resnet18-thin": 650, "fcn": 2500, "resnet34": 26, "mobilenetv2": 40}
 # Core-seconds of a method in those of the attack model's training, as measured; e2abl has 60 epochs at each scale.
 COST = {
     **{"none": 1.0, "abl": 1.3, "advrbd": 2.5, "dbr": 1.7, "e2abl": 3.0, "dual-head": 1.2, "self-clean": 0.7},
