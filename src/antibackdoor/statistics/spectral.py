@@ -23,7 +23,12 @@ def spectral_scores(features: NDArray[Any]) -> FloatArray:
     [0.5, 0.5, 2.0]
     """
     centered = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
-    _, vectors = np.linalg.eigh(centered.T @ centered)  # ascending; D x D is small where N is large
-    scores = (centered @ vectors[:, -1]) ** 2
+    n, width = centered.shape
+    if n < width:  # the smaller matrix of the two, whose vectors are the projections but for their length
+        values, vectors = np.linalg.eigh(centered @ centered.T)  # ascending
+        scores = max(float(values[-1]), 0.0) * vectors[:, -1] ** 2
+    else:
+        _, vectors = np.linalg.eigh(centered.T @ centered)
+        scores = (centered @ vectors[:, -1]) ** 2
     mean = float(scores.mean())
     return scores / mean if mean > 0 else np.zeros(len(features))
