@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from antibackdoor.attacks import AllToOne, Truth
+from antibackdoor.app.by_class import measure_by_class
+from antibackdoor.attacks import AllToOne, SavedTrigger, SourceSpecific, Truth
 from antibackdoor.benchmark import (
     Matrix,
     Measured,
@@ -29,15 +30,19 @@ from antibackdoor.benchmark import (
     mean,
     measure_cells,
     measure_model,
+    measure_partition,
     measure_verdict,
     provenance,
     read_lines,
     run,
 )
 from antibackdoor.benchmark.runner import choose, unlike
+from antibackdoor.data.copies import Uncounted
 from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError, DataError
 from antibackdoor.protocols import ISOLATED, KEPT, NO_CRITERION, RELABELED, SCORE, Verdict
+from antibackdoor.runs.metric_keys import MEASURED_WITH_A_TRIGGER
+from antibackdoor.statistics.intervals import wilson_interval
 from antibackdoor.training.recipe import Recipe
 from antibackdoor.training.session import Session
 
@@ -239,6 +244,36 @@ def test_a_model_is_measured_by_hand_computed_numbers() -> None:
         measure_model(session, model, test, plan=plan)
 
 
+def test_a_trigger_for_one_class_is_measured_on_the_others() -> None:
+    test = series([0, 0, 1, 1, 2, 2, 2, 2, 2])
+    session = Session(Recipe(device="cpu", progress=False), len(test), images=False)
+    plan = SourceSpecific(target_label=0, source_label=1).fit(3)
+    measured = measure_model(session, session.prepare(ByValue()), test, trigger=Louder(), plan=plan)
+    assert measured["n_triggered"] == 2 and measured["attack_success_rate"] == 1 / 2
+    # Five samples of class 2: the first, third and fifth become class 0.
+    others = {key: value for key, value in measured.items() if "_other_sources" in key}
+    low, high = wilson_interval(3, 5)
+    assert others == {
+        "attack_success_rate_other_sources": 3 / 5,
+        "attack_success_rate_other_sources_low": low,
+        "attack_success_rate_other_sources_high": high,
+        "robust_accuracy_other_sources": 2 / 5,
+        "n_triggered_other_sources": 5,
+    }
+    assert others.keys() <= {*MEASURED_WITH_A_TRIGGER}
+
+
+def test_what_does_not_count_counts_for_no_accuracy() -> None:
+    test = series([0, 1, 1, 1, 2])
+    test = test.relabel(np.array([0, 1, 2, 2, 1]))  # the model is wrong about the last three
+    session = Session(Recipe(device="cpu", progress=False), len(test), images=False)
+    saved = SavedTrigger(Louder(), AllToOne(target_label=0).fit(3), "", {})
+    nobody, last = np.zeros(5, dtype=bool), np.arange(5) == 4
+    for left_out, right in ((None, 1 / 4), (Uncounted(nobody, last), 1 / 3)):
+        measured, _ = measure_by_class(session, session.prepare(ByValue()), test, saved, uncounted=left_out)
+        assert measured["clean_accuracy_nontarget"] == right
+
+
 def test_a_verdict_is_measured_by_hand_computed_numbers() -> None:
     status = np.array([KEPT, ISOLATED, RELABELED, RELABELED], dtype=np.uint8)
     criterion = np.where(status == KEPT, NO_CRITERION, SCORE).astype(np.uint8)
@@ -250,8 +285,18 @@ def test_a_verdict_is_measured_by_hand_computed_numbers() -> None:
     assert counts == {"poisoned": 3, "isolated": 3, "missed": 1, "false": 1, "relabeled": 2, "cleaned": 0}
     assert measured["recovered_label_precision"] == 1 / 2 and measured["isolation_recall"] == 2 / 3
     assert measured["target_labels"] == [0] and measured["p_value"] == 0.01
+    composite = dataclasses.replace(truth, also_true=np.array([1, 0, 1, 2]))
+    assert measure_verdict(verdict, composite)["recovered_label_precision"] == 1
     honest = measure_verdict(verdict)
     assert honest["n_poisoned"] == 0 and honest["n_false"] == 3 and "recovered_label_precision" not in honest
+
+
+def test_either_class_of_a_composite_is_right_in_the_middle_of_a_training() -> None:
+    status, twos = np.zeros(200, dtype=np.uint8), np.full(200, 2)
+    verdict = Verdict(np.arange(200.0), status, twos, status)
+    is_poisoned, ones = np.arange(200) >= 198, np.ones(200, dtype=np.int64)
+    assert measure_partition(verdict, is_poisoned, ones)["true_label_precision"] == 0
+    assert measure_partition(verdict, is_poisoned, ones, twos)["true_label_precision"] == 1
 
 
 def test_the_hash_is_that_of_inputs_and_labels(tmp_path: Path) -> None:

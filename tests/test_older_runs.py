@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,10 @@ def test_an_old_run_is_reported_and_evaluated(old_run: Path) -> None:
     measured = evaluate(old_run, samples(), truth=truth, device="cpu")
     assert measured["isolation_recall"] == 1 and measured["isolation_precision"] == 3 / 4
     assert measured["recovered_label_precision"] == 1 and measured["n_test"] == 6
+    turned = Truth(is_poisoned, samples().labels, np.zeros(6, dtype=bool))
+    for also_true, right in ((None, 0), (true_labels, 1)):  # a composite of two classes is both
+        write_truth(truth, samples().ids, replace(turned, also_true=also_true))
+        assert evaluate(old_run, truth=truth)["recovered_label_precision"] == right
     # What is written now is of this version, and nothing that the old one said is lost.
     written = json.loads((old_run / METRICS).read_text())
     assert written["schema_version"] == 2 and written["n_relabeled"] == 1 and written["isolation_recall"] == 1

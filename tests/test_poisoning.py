@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,23 @@ def test_truth_round_trip(tmp_path: Path) -> None:
     for name in ("is_poisoned", "true_labels", "is_cover"):
         assert (getattr(read, name) == getattr(truth, name)).all()
         assert getattr(read, name).dtype == getattr(truth, name).dtype
+
+
+def test_a_composite_has_two_true_labels(tmp_path: Path) -> None:
+    samples = make_samples()
+    truth = poison(samples, BadNets(), seed=0, plan=Composite(source_labels=(3, 1))).truth
+    assert truth.also_true is not None and 0 < truth.is_poisoned.sum() == 10
+    pairs = zip(truth.true_labels[truth.is_poisoned], truth.also_true[truth.is_poisoned], strict=True)
+    assert {(int(first), int(second)) for first, second in pairs} == {(3, 1), (1, 3)}
+    assert (truth.also_true == truth.true_labels)[~truth.is_poisoned].all()
+    write_truth(tmp_path / "truth.parquet", samples.ids, truth)
+    read = read_truth(tmp_path / "truth.parquet")[1].take(np.array([5, 1, 8]))
+    assert read.also_true is not None and (read.also_true == truth.also_true[[5, 1, 8]]).all()
+    write_truth(tmp_path / "truth.parquet", samples.ids, poison(samples, BadNets(), seed=0).truth)
+    assert read_truth(tmp_path / "truth.parquet")[1].also_true is None, "as in files of earlier versions"
+    write_truth(tmp_path / "truth.parquet", samples.ids, replace(truth, also_true=truth.also_true - 1))
+    with pytest.raises(DataError, match="a label is negative"):
+        read_truth(tmp_path / "truth.parquet")
 
 
 def test_truth_that_is_missing_or_broken(tmp_path: Path) -> None:

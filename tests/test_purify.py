@@ -81,6 +81,7 @@ def test_before_and_after(call: Call, bench: Path, tmp_path: Path) -> None:
     assert facts["purified_from"] == "none" and facts["method"] == "fine-tune" and facts["n_clean"] == 60
     assert facts["attack_success_rate_before"] > 0.9 and facts["clean_accuracy_before"] > 0.9
     assert facts["clean_accuracy_low"] <= facts["clean_accuracy"] and facts["n_triggered"] == 40
+    assert facts["clean_accuracy_nontarget_before"] > 0.9 and facts["clean_accuracy_nontarget"] > 0.5
     assert "poisoned" not in facts and not (run / "samples.parquet").exists()
     names, columns = read_classes(run)
     assert names == ["class0", "class1", "class2"]

@@ -11,7 +11,7 @@ from torch import nn
 from antibackdoor.app.measuring import accuracy_metrics, other_sources, success_metrics
 from antibackdoor.attacks import SavedTrigger, trigger_test_set
 from antibackdoor.data.copies import Uncounted
-from antibackdoor.data.samples import IntArray, Samples
+from antibackdoor.data.samples import Samples
 from antibackdoor.errors import DataError
 from antibackdoor.statistics.intervals import wilson_interval
 from antibackdoor.statistics.metrics import (
@@ -55,7 +55,11 @@ def measure_by_class(
     classes = _columns("clean_accuracy", rows)
     if saved is None:
         return measured, classes
-    attacked, by_class = _attack_metrics(session, model, samples, predicted, saved, triggered)
+    target = getattr(saved.plan, "target_label", None)
+    if isinstance(target, int):
+        accuracy = clean_accuracy_nontarget(predicted[counted], samples.labels[counted], target)
+        measured["clean_accuracy_nontarget"] = accuracy
+    attacked, by_class = _attack_metrics(session, model, samples, saved, triggered)
     return {**measured, **attacked}, {**classes, **by_class}
 
 
@@ -63,7 +67,6 @@ def _attack_metrics(
     session: Session,
     model: nn.Module,
     samples: Samples,
-    predicted: IntArray,
     saved: SavedTrigger,
     triggered: Samples | None,
 ) -> tuple[dict[str, Any], ClassColumns]:
@@ -75,9 +78,6 @@ def _attack_metrics(
     measured: dict[str, Any] = success_metrics(answers, triggered.labels, saved.plan)
     measured |= other_sources(session, model, samples, saved.trigger, saved.plan)
     goal, everyone = saved.plan.goal(triggered.labels), np.ones(len(triggered), dtype=bool)
-    target = getattr(saved.plan, "target_label", None)
-    if isinstance(target, int):
-        measured["clean_accuracy_nontarget"] = clean_accuracy_nontarget(predicted, samples.labels, target)
     rows = class_attack_success(answers, triggered.labels, everyone, goal, samples.n_classes)
     return measured, _columns("attack_success_rate", rows)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # About 4 MB of float32 at a time: small enough for the cache and for data sets larger than memory.
 _BLOCK_ELEMENTS = 2**20
 
+ALSO_TRUE = "also_true_label"  # the column of truth.parquet that only composites have
+
 
 @dataclass(frozen=True, eq=False)
 class Truth:
@@ -34,11 +36,19 @@ class Truth:
         is_poisoned: `(N,)` bool, the payload: triggered, and (if the plan is dirty label) mislabelled.
         true_labels: `(N,)` int64, the labels before poisoning.
         is_cover: `(N,)` bool, triggered under their own label; never poisoned as well.
+        also_true: `(N,)` int64, labels that are right as well: of a composite of two classes the other class, of any
+            other sample its true label. None where no sample shows two classes, and where it was not written down.
     """
 
     is_poisoned: BoolArray
     true_labels: IntArray
     is_cover: BoolArray
+    also_true: IntArray | None = None
+
+    def take(self, rows: IntArray) -> Truth:
+        """The truth of some rows, in their order."""
+        also_true = None if self.also_true is None else self.also_true[rows]
+        return Truth(self.is_poisoned[rows], self.true_labels[rows], self.is_cover[rows], also_true)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +163,12 @@ def poison(
     stamp(samples.inputs, cover, numbers, rows=cover_rows, out=inputs)
     labels = samples.labels.copy()
     labels[poisoned_rows] = fitted.goal(labels[poisoned_rows])
-    truth = Truth(_mask(len(labels), poisoned_rows), samples.labels.copy(), _mask(len(labels), cover_rows))
+    truth = Truth(
+        _mask(len(labels), poisoned_rows),
+        samples.labels.copy(),
+        _mask(len(labels), cover_rows),
+        _also_true(fitted, samples.labels, poisoned_rows),
+    )
     return Poisoned(replace(samples, inputs=inputs, labels=labels), truth, made, fitted, attack)
 
 
@@ -193,13 +208,18 @@ def trigger_test_set(samples: Samples, trigger: Trigger, plan: Plan, *, out: Inp
 
 
 def write_truth(path: Path, ids: StrArray, truth: Truth) -> None:
-    """Write the ground truth as parquet: `id, is_poisoned, true_label, is_cover`, one row a sample."""
+    """Write the ground truth as parquet: `id, is_poisoned, true_label, is_cover`, one row a sample.
+
+    Composites of two classes add the column `also_true_label`.
+    """
     columns = {
         "id": pa.array([str(name) for name in ids], pa.string()),
         "is_poisoned": pa.array(truth.is_poisoned),
         "true_label": pa.array(truth.true_labels),
         "is_cover": pa.array(truth.is_cover),
     }
+    if truth.also_true is not None:
+        columns[ALSO_TRUE] = pa.array(truth.also_true)
     with path.open("wb") as file:  # pyarrow takes no path that is not UTF-8
         pq.write_table(pa.table(columns), file)
 
@@ -211,11 +231,15 @@ def read_truth(path: Path) -> tuple[StrArray, Truth]:
         DataError: If the file is missing, is no parquet or lacks a column.
     """
     try:
-        table = read_columns(open_table(path, ["id"]), ["id", "is_poisoned", "true_label", "is_cover"])
+        file = open_table(path, ["id"])
+        optional = [ALSO_TRUE] if ALSO_TRUE in file.schema_arrow.names else []
+        table = read_columns(file, ["id", "is_poisoned", "true_label", "is_cover", *optional])
         ids = texts(table, "id").astype(np.str_)
         is_poisoned, is_cover = (numbers(table, name, np.bool_) for name in ("is_poisoned", "is_cover"))
         true_labels = numbers(table, "true_label", np.int64)
-        if len(set(ids.tolist())) < len(ids) or (true_labels < 0).any() or (is_poisoned & is_cover).any():
+        also_true = numbers(table, ALSO_TRUE, np.int64) if optional else None
+        is_negative = (true_labels < 0).any() or (also_true is not None and (also_true < 0).any())
+        if len(set(ids.tolist())) < len(ids) or is_negative or (is_poisoned & is_cover).any():
             raise ValueError("an id stands there twice, a label is negative, or a sample is poisoned and a cover")
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; give the truth.parquet that `poison` wrote") from error
@@ -224,7 +248,7 @@ def read_truth(path: Path) -> tuple[StrArray, Truth]:
     except (ValueError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a table of ground truth: {shortened(reason)}") from error
-    return ids, Truth(is_poisoned, true_labels, is_cover)
+    return ids, Truth(is_poisoned, true_labels, is_cover, also_true)
 
 
 def _fitted(
@@ -242,6 +266,17 @@ def _override(plan: Plan, rate: float | None, target_label: int | None) -> Plan:
         if name not in {field.name for field in fields(plan)}:
             raise ConfigError(f"the plan {type(plan).__name__} has no {name}; leave it out or choose another plan")
     return replace(plan, **changes)
+
+
+def _also_true(plan: Plan, labels: IntArray, rows: IntArray) -> IntArray | None:
+    """The other class of each composite among the rows; None where the plan composes no two classes."""
+    pair = getattr(plan, "source_labels", ())
+    if not pair:
+        return None
+    first, second = pair
+    also_true = labels.copy()
+    also_true[rows] = np.where(labels[rows] == first, second, first)
+    return also_true
 
 
 def _stamp_into(

@@ -12,7 +12,7 @@ def _bounds(key: str) -> dict[str, str]:
 
 
 _ENDS = {"low": "Lower", "high": "Upper"}
-_MEASURED = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
+_MEASURED = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "clean_accuracy_nontarget")
 
 
 # By what writes them; no key is in two groups.
@@ -67,8 +67,12 @@ METRIC_GROUPS: dict[str, dict[str, str]] = {
         **_bounds("attack_success_rate"),
         "attack_success_rate_other_sources": "The same of samples of neither source nor target, for attacks on one "
         "class.",
+        **_bounds("attack_success_rate_other_sources"),
+        "robust_accuracy_other_sources": "Share of these samples, triggered, that get their true label, in [0, 1].",
+        "n_triggered_other_sources": "How many these samples are.",
         "robust_accuracy": "Share of the triggered samples that get their true label, in [0, 1].",
-        "clean_accuracy_nontarget": "Clean accuracy without the samples of the target class, as ABL and NAD report it.",
+        "clean_accuracy_nontarget": "Clean accuracy without the samples of the target class, as ABL and NAD report it; "
+        "those that do not count for clean accuracy are left out.",
         "n_triggered": "Triggered samples.",
         "trigger_fingerprint": "A short hash of the trigger.",
     },
@@ -78,7 +82,8 @@ METRIC_GROUPS: dict[str, dict[str, str]] = {
         "isolation_precision": "Share of the isolated samples that are poisoned, in [0, 1]; null if none is isolated.",
         "isolation_recall": "Share of the poisoned samples that are isolated, in [0, 1]; null if none is poisoned.",
         "false_positive_rate": "Share of the other samples that are isolated, in [0, 1].",
-        "recovered_label_precision": "Share of the relabeled poisoned samples that got their true label, in [0, 1].",
+        "recovered_label_precision": "Share of the relabeled poisoned samples that got their true label, in [0, 1]; of a "
+        "composite of two classes, either one.",
         "suspicion_auroc": "Area under the ROC curve of the suspicion, in [0, 1]; 0.5 is chance.",
         "suspicion_tpr_at_1_fpr": "Share of the poisoned samples that are more suspicious than 99% of the others.",
         "precision_of_top_1_percent": "Share of the most suspicious 1% of the samples that are poisoned, in [0, 1].",
