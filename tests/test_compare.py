@@ -105,7 +105,7 @@ def test_one_table_for_methods_of_every_kind(call: Call, bench: Path) -> None:
     assert lines[3].split()[:2] == ["series-only", "0"] and "works on series only" in lines[3]
     assert re.search(r"fine-tune +0 +[\d.]+% \[", said) and "–" in lines[2]
     text = " ".join(" ".join(audit(out / "report.html").text).split())
-    assert "5 methods on the same data. 2 of them could not work" in text and "works on series only" in text
+    assert "5 methods on the same data. 2 of them could not run" in text and "works on series only" in text
     assert str(bench) not in (out / "report.html").read_text()
 
 

@@ -127,7 +127,8 @@ def test_without_test_data_nothing_is_claimed(call: Call, bench: Path, tmp_path:
     run = tmp_path / "tuned"
     assert call("purify", bench / "attacked", "--out", run, *TUNE, "--clean", bench / "clean.npz")[0] == 0
     text = (run / "report.html").read_text()
-    assert "is not judged" in text and "no test data were given" in text and not (run / ATTENTION).exists()
+    assert "whether it had a backdoor is unknown" in text and "no test data were given" in text
+    assert not (run / ATTENTION).exists()
     assert "clean_accuracy" not in facts_of(run)
     assert call("evaluate", run, "--data", bench / "test.npz", "--trigger", bench / "dirty", "--device", "cpu")[0] == 0
     assert "after the purification" in (run / "report.html").read_text()
@@ -297,7 +298,7 @@ def test_mistakes_end_in_one_line(call: Call, bench: Path, tmp_path: Path) -> No
 
 def test_words_of_a_purification() -> None:
     facts = {"purified_from": "none", "method": "nad", "clean_accuracy": 0.9, "n_clean": 5, "layers": ["a", "b"]}
-    assert purified_verdict(facts).title == "A model was purified; whether it was backdoored is not judged."
+    assert purified_verdict(facts).title == "A model was purified; whether it had a backdoor is unknown."
     measured = {**facts, "attack_success_rate_before": 0.998, "attack_success_rate": 0.031, "n_triggered": 9000}
     assert purified_verdict(measured).title == "Attack success 99.8% before, 3.1% after."
     assert purified_numbers({**measured, "clean_accuracy_before": 1})[0].value == "100% → 90.0%"

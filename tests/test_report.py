@@ -270,7 +270,7 @@ def test_history_of_other_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="its checksum is not the one"):
         write_report(run)
     (run / "checksums.json").unlink()
-    with pytest.raises(RunError, match="about 3 samples, but"):
+    with pytest.raises(RunError, match="losses of 3 samples, but"):
         write_report(run)
 
 
@@ -282,7 +282,7 @@ def test_comparison_puts_runs_side_by_side(tmp_path: Path) -> None:
     out = tmp_path / "comparison.html"
     write_comparison(out, [("Undefended", plain), ("DualHead", defended)])
     text = " ".join(" ".join(audit(out).text).split())
-    assert "99.9% of the test samples with ‘\u2068Undefended\u2069’ and 1.2%" in text
+    assert "attack success rate is 99.9% with ‘\u2068Undefended\u2069’ and 1.2%" in text
     assert text.index("Undefended") < text.index("very probably poisoned")
     with pytest.raises(RunError, match="no run to compare"):
         write_comparison(out, [])
@@ -347,13 +347,13 @@ def test_verdict_words() -> None:
     assert found.status == "poisoned"
     assert found.sentences == (
         "5,003 of 50,000 samples (10.0%) carry a shortcut to the label ‘\u2068airplane\u2069’.",
-        "They were kept from the model.",
-        "4,000 of them came back under the label that the rest of the data suggests.",
+        "They were kept out of training.",
+        "4,000 of them returned under the label that the rest of the data suggests.",
     )
     cleaned = verdict({**metrics, "n_relabeled": 0, "n_cleaned": 1200}).sentences[-1]
-    assert cleaned.startswith("1,200 of them belong to their label")
+    assert cleaned.startswith("1,200 of them fit their label")
     assert verdict({**metrics, "poisoned": False}).status == "quiet"
-    assert "no proof of cleanliness" in verdict({"poisoned": False}).sentences[0]
+    assert "not prove that the data are clean" in verdict({"poisoned": False}).sentences[0]
     assert verdict({}).status == verdict(None).status == "open"
     many = verdict({"poisoned": True, "target_labels": list("abcdefg")}).sentences[0]
     assert many.startswith("Some samples carry a shortcut to the labels") and many.endswith("and 2 more.")
@@ -366,30 +366,32 @@ def test_verdict_words_of_older_metrics(tmp_path: Path) -> None:
     for old, said in (
         ({"backdoor_label": "airplane"}, "carry a shortcut to the label ‘\u2068airplane\u2069’."),
         ({"backdoor_labels": ["a", "b"], "backdoor_label": "a"}, "to the labels ‘\u2068a\u2069’ and ‘\u2068b\u2069’."),
-        ({"backdoor_label": None}, "no proof of cleanliness"),
+        ({"backdoor_label": None}, "not prove that the data are clean"),
     ):
         (tmp_path / "metrics.json").write_text(json.dumps({**facts, **old}))
         found = verdict(read_metrics(tmp_path))
         assert said in found.sentences[0]
     (tmp_path / "metrics.json").write_text(json.dumps({**facts, "backdoor_label": "airplane"}))
-    assert "4,000 of them came back" in verdict(read_metrics(tmp_path)).sentences[-1]
+    assert "4,000 of them returned" in verdict(read_metrics(tmp_path)).sentences[-1]
 
 
 def test_what_the_late_look_found_is_no_shortcut() -> None:
     facts = {"poisoned": True, "target_labels": ["cat"], "n_samples": 1000, "n_isolated": 50}
     late = " ".join(verdict({**facts, "n_found_late": 50}).sentences)
     assert late.startswith(
-        "50 of 1,000 samples (5.0%) with the label ‘\u2068cat\u2069’ look like samples of the other labels"
+        "50 of 1,000 samples (5.0%) with the label ‘\u2068cat\u2069’ look like samples of other labels"
     )
-    assert "shortcut" not in late and "mislabelled" in late
+    assert "shortcut" not in late and "mislabeled" in late
     both = " ".join(verdict({**facts, "n_found_late": 20}).sentences)
-    assert both.startswith("50 of 1,000 samples (5.0%) stand out of the label ‘\u2068cat\u2069’. 20 of them look like")
+    out, late = both.split(". ")[:2]
+    assert out == "50 of 1,000 samples (5.0%) stand out within the label ‘\u2068cat\u2069’"
+    assert late.startswith("20 of them look like")
     assert "look like" not in " ".join(verdict({**facts, "n_found_late": 0}).sentences)
 
 
 def test_the_verdict_tells_of_copies() -> None:
     facts = {"poisoned": False, "n_samples": 1000, "n_isolated": 0}
-    assert "1,150 here, share the verdict" in verdict({**facts, "n_copies": 1150}).sentences[-1]
+    assert "(1,150 here) get the same verdict" in verdict({**facts, "n_copies": 1150}).sentences[-1]
     assert "copies" not in " ".join(verdict({**facts, "n_copies": 0}).sentences)
 
 
@@ -466,12 +468,13 @@ def test_losses_of_the_isolated_stand_beside_those_of_their_label() -> None:
         "others of the suspected labels (10)",
         "others (20)",
     ]
-    assert "From step 200 on, half of the isolated lie below nine tenths of the others of their" in figure.caption
-    assert ">apart</text>" in figure.svg and "beside 1" in figure.svg
+    said = "From step 200 on, half of the isolated samples have a smaller loss than nine tenths of the others"
+    assert f"{said} of their label." in figure.caption
+    assert ">apart</text>" in figure.svg and "same label 1" in figure.svg
     without = loss_figure(moments, isolated)
     assert without is not None
     assert [name for _, name in without.legend] == ["isolated (10)", "others (30)"]
-    assert "From step 200 on, half of the isolated lie below nine tenths of the others." in without.caption
+    assert f"{said}." in without.caption
     again_together = loss_figure([*moments, (400, moments[0][1])], isolated, suspected)
     assert again_together is not None
     assert ">apart</text>" not in again_together.svg and "nine tenths" not in again_together.caption

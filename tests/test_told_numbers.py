@@ -100,8 +100,8 @@ def test_the_interval_says_what_it_is_conditional_on() -> None:
         f"estimated_poisoning_rate_{end}": value for end, value in (("low", 0.03), ("high", 0.05))
     }
     (rate,) = [number for number in key_numbers(facts) if number.name == "Poisoning rate"]
-    assert rate.note.endswith("if what was found is all there is")
-    assert "count only what was found" in remarks(facts)[0]
+    assert rate.note.endswith("if no poison was missed")
+    assert "cover only the poison that was found" in remarks(facts)[0]
     assert not remarks({"poisoned": False, "estimated_poisoning_rate_high": None})
 
 

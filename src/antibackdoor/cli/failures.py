@@ -63,7 +63,7 @@ def failing_in_words() -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             why = "the disk is full" if disk_is_full(error) else error.strerror
-            fail(f"{error.filename!s}: {why}; check the path and its permissions, or give another")
+            fail(f"{error.filename!s}: {why}; check the path and its permissions, or use another path")
         if not disk_is_full(error):
             raise
         _drop_output()
@@ -73,8 +73,8 @@ def failing_in_words() -> Iterator[None]:
             os._exit(USER_ERROR)
         if not isinstance(error, MemoryError) and not _MEMORY.search(str(error)):
             raise
-        said = str(error).strip().splitlines() or ["no more can be had"]
-        fail(f"there is not enough memory ({shortened(said[0])}); give smaller numbers, such as of --batch-size")
+        said = str(error).strip().splitlines() or ["allocation failed"]
+        fail(f"there is not enough memory ({shortened(said[0])}); use smaller values, such as a smaller --batch-size")
 
 
 @contextmanager

@@ -240,7 +240,7 @@ def _summary(runs: Sequence[ComparedRun]) -> str:
     failed = len({run.method for run in runs if run.reason})
     said = [f"{methods} methods on the same data" + (f", {seeds} seeds each." if seeds > 1 else ".")]
     if failed:
-        said.append(f"{failed} of them could not work; the table says why.")
+        said.append(f"{failed} of them could not run; the table says why.")
     plain = [
         value
         for run in runs
@@ -248,6 +248,6 @@ def _summary(runs: Sequence[ComparedRun]) -> str:
     ]
     if plain:
         said.append(
-            f"Without a defense the trigger turns {percent(float(np.mean(plain)))} of the triggered test samples."
+            f"Without a defense, the attack succeeds on {percent(float(np.mean(plain)))} of the triggered test samples."
         )
     return " ".join(said)

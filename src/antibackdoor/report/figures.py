@@ -99,17 +99,21 @@ def loss_figure(
     marks += [Line(across, table[:, 1], style) for style, table in tables.items()]
     edges = _edges(across)
     for i, step in enumerate(steps):
-        told = ", ".join(f"{name} {table[i, 1]:.3g}" for name, table in tables.items() if np.isfinite(table[i, 1]))
+        medians = {name.replace("beside", "same label"): table[i, 1] for name, table in tables.items()}
+        told = ", ".join(f"{name} {median:.3g}" for name, median in medians.items() if np.isfinite(median))
         marks.append(Hover(edges[i], edges[i + 1], f"step {step:,}: median loss {told}"))
     caption = (
-        "Lines are medians, bands hold 80% of the samples. A shortcut is learned early, or remains at the end of the "
-        "search, when E2ABL's default form unlearns what the classes look like."
+        "Lines are medians; bands hold 80% of the samples. A shortcut is learned early, or it remains at the end of "
+        "the search, when the classes are unlearned."
     )
     change = _change_point(tables["isolated"], tables.get("beside", tables["other"]))
     if change is not None:
         marks.append(Rule(float(across[change]), "apart"))
         others = "the others of their label" if "beside" in tables else "the others"
-        caption += f" From step {steps[change]:,} on, half of the isolated lie below nine tenths of {others}."
+        caption += (
+            f" From step {steps[change]:,} on, half of the isolated samples have a smaller loss than nine tenths of "
+            f"{others}."
+        )
     axes = (
         step_axis("Optimizer steps (log scale)", where),
         linear_axis("Loss (cross-entropy, nats)", 0, highest * 1.03),
@@ -146,7 +150,7 @@ def score_figure(score: FloatArray, isolated: BoolArray, name: str) -> Figure | 
         marks.append(Hover(float(left), float(right), text))
     return Figure(
         "How suspicious the samples are",
-        "Two separate hills speak for a backdoor; the tail of one hill does only if it carries other labels' content.",
+        "Two separate peaks suggest a backdoor. The tail of one peak does so only if it has other labels' content.",
         _legend(isolated),
         chart(f"Histogram of the {name} of all samples", x, y, marks),
     )

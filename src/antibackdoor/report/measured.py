@@ -60,7 +60,7 @@ def _row(measurement: Measurement) -> MeasuredRow:
 def _samples(measurement: Measurement) -> str:
     n_test = int(measurement.numbers.get("n_test") or 0)
     parts = [count(n_test)]
-    for key, why in (("n_test_copies", "trained on"), ("n_test_conflicting", "under two labels")):
+    for key, why in (("n_test_copies", "trained on"), ("n_test_conflicting", "with two labels")):
         some = int(measurement.numbers.get(key) or 0)
         if some:
             parts.append(f"{count(some) if some < n_test else 'all'} {why}")

@@ -33,7 +33,7 @@ def next_steps(metrics: Facts | None, run: str, data: str = "DATA") -> list[Step
     poisoned = metrics.get("poisoned")
     if poisoned:
         steps = [
-            Step("Look at the suspects. A watermark that only one class has looks the same as a trigger."),
+            Step("Look at the suspects. A watermark on a single class looks just like a trigger."),
             Step("Accept or reject them in a browser.", f"antibackdoor review {run}"),
         ]
         if is_scan:
@@ -42,19 +42,19 @@ def next_steps(metrics: Facts | None, run: str, data: str = "DATA") -> list[Step
         return [*steps, _export(run), _measure(run, data)]
     if poisoned is None:
         scan = f"antibackdoor scan {data} --out scanned"
-        return [Step("This method ranks samples or trains, but does not judge. The default scan does.", scan)]
-    steps = [Step("Poison a copy, and see whether that would have been found. All attacks:", "antibackdoor attacks")]
+        return [Step("This method gives no verdict on the data. The default scan does.", scan)]
+    steps = [Step("Poison a copy of the data and check whether that is found. All attacks:", "antibackdoor attacks")]
     if is_scan:
         return [
             *steps,
-            Step("Train; this also looks for what is learned late.", f"antibackdoor train {data} --out trained"),
+            Step("Train. This also looks for poison that is learned late.", f"antibackdoor train {data} --out trained"),
         ]
     return steps
 
 
 def _export(run: str) -> Step:
     return Step(
-        "Write lists of what to keep and what not.", f"antibackdoor export {run} --keep keep.txt --quarantine bad.txt"
+        "List the samples to keep and to quarantine.", f"antibackdoor export {run} --keep keep.txt --quarantine bad.txt"
     )
 
 

@@ -234,7 +234,7 @@ def _fitting(run: Path, n_samples: int) -> Iterator[tuple[int, Losses]]:
     """The moments of the history, which must be about the samples of the table."""
     for step, losses in iterate_history(run, _MOMENTS):
         if len(losses) != n_samples:
-            raise RunError(f"{run / HISTORY} is about {len(losses)} samples, but {SAMPLES} has {n_samples}")
+            raise RunError(f"{run / HISTORY} has the losses of {len(losses)} samples, but {SAMPLES} has {n_samples}")
         yield step, losses
 
 

@@ -17,7 +17,7 @@ SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 MOST_RESULTS = 25_000  # GitHub's limit for one run of a SARIF file
 RULES = {
     "poisoned-data": "The data set is very probably poisoned.",
-    "suspicious-sample": "The sample looks poisoned, and is kept from the model under its label.",
+    "suspicious-sample": "The sample looks poisoned and is not trained on under its given label.",
 }
 
 

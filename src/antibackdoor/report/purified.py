@@ -58,16 +58,16 @@ def is_purified(metrics: Facts | None) -> bool:
 def purified_verdict(metrics: Facts) -> Verdict:
     """What was done to which model; whether it was backdoored is judged by a known trigger only."""
     source = str(metrics.get("purified_from"))
-    came = "a file of weights" if source == "given" else f"a run of {quoted(source)}"
-    sentences = [f"The given model, from {came}, was changed by the method {quoted(metrics.get('method'))}."]
+    came = "a weights file" if source == "given" else f"a run of {quoted(source)}"
+    sentences = [f"The given model, from {came}, was purified with {quoted(metrics.get('method'))}."]
     before, after = _number(metrics, "clean_accuracy_before"), _number(metrics, "clean_accuracy")
     if after is None:
-        sentences.append("What this cost in accuracy is not known: no test data were given.")
+        sentences.append("The cost in accuracy is unknown: no test data were given.")
     elif before is None:
         sentences.append(f"It classifies {percent(after)} of {_how_many(metrics, 'n_test')} test samples correctly.")
     else:
         sentences.append(
-            f"Of {_how_many(metrics, 'n_test')} test samples it classified {percent(before)} correctly before and "
+            f"Of {_how_many(metrics, 'n_test')} test samples, it classified {percent(before)} correctly before and "
             f"{percent(after)} after."
         )
     return Verdict("open", _title(metrics), (*sentences, _about_poison(metrics), *remarks(metrics)))
@@ -79,24 +79,24 @@ def _title(metrics: Facts) -> str:
         return f"Attack success {percent(before)} before, {percent(after)} after."
     if after is not None:
         return f"Attack success {percent(after)} after the purification."
-    return "A model was purified; whether it was backdoored is not judged."
+    return "A model was purified; whether it had a backdoor is unknown."
 
 
 def _about_poison(metrics: Facts) -> str:
     before, after = _number(metrics, "attack_success_rate_before"), _number(metrics, "attack_success_rate")
     if after is None:
         return (
-            "Whether it had a backdoor, and whether one is left, was not judged: no trigger is known. The method "
-            "changes any model that it is given."
+            "Whether it had a backdoor, and whether one is left, is unknown: no trigger was given. The method "
+            "changes every model, with or without a backdoor."
         )
     right = _number(metrics, "robust_accuracy")
-    turned = (
-        f"turns {percent(after)}"
+    obeyed = (
+        f"{percent(after)} get the attacker's label"
         if before is None
-        else f"turned {percent(before)} before and turns {percent(after)} after"
+        else f"{percent(before)} got the attacker's label before and {percent(after)} get it after"
     )
-    regained = "" if right is None else f"; {percent(right)} of them get their true label"
-    return f"Of {_how_many(metrics, 'n_triggered')} triggered test samples the trigger {turned}{regained}."
+    regained = "" if right is None else f"; {percent(right)} get their true label"
+    return f"Of {_how_many(metrics, 'n_triggered')} triggered test samples, {obeyed}{regained}."
 
 
 def purified_numbers(metrics: Facts) -> list[KeyNumber]:
@@ -105,8 +105,8 @@ def purified_numbers(metrics: Facts) -> list[KeyNumber]:
     numbers = []
     for key, name, note in (
         ("clean_accuracy", "Clean accuracy", f"of {tested} test samples"),
-        ("attack_success_rate", "Attack success rate", f"of {triggered} triggered ones; low is good"),
-        ("robust_accuracy", "Robust accuracy", "triggered ones that get their true label"),
+        ("attack_success_rate", "Attack success rate", f"of {triggered} triggered samples; lower is better"),
+        ("robust_accuracy", "Robust accuracy", "triggered samples that get their true label"),
     ):
         before, after = _number(metrics, f"{key}_before"), _number(metrics, key)
         if after is None:
@@ -144,7 +144,7 @@ def class_tables(run: Path) -> list[ClassTable]:
         (
             "attack_success_rate",
             "Attack success by true class",
-            "Triggered samples of the class that the trigger turns.",
+            "Triggered samples of the class that get the attacker's label.",
         ),
     ):
         if key not in columns:

@@ -107,7 +107,7 @@ def verdict(metrics: Facts | None) -> Verdict:
         "quiet",
         "Nothing found.",
         (
-            "This is no proof of cleanliness: an attack that touches very few samples, or that the network "
+            "This does not prove that the data are clean: poison in very few samples, or poison that the network "
             "learns no faster than the rest, leaves no trace that this method can see.",
             *remarks(metrics),
             *_what_it_is_worth(metrics),
@@ -156,8 +156,8 @@ def _about_small_labels(metrics: Facts) -> list[str]:
     if _is_every_label_small(metrics):
         who = f"None of the {count(n_labels)} labels was examined"
     return [
-        f"{who}, since fewer than 20 distinct samples tell too little ({count(n_samples)} samples){listed}. "
-        "Silence about such labels means nothing."
+        f"{who}, because fewer than 20 distinct samples are too few ({count(n_samples)} samples){listed}. "
+        f"{'This label' if n_labels == 1 else 'These labels'} may still be poisoned."
     ]
 
 
@@ -169,8 +169,8 @@ def _about_the_rate(metrics: Facts) -> list[str]:
     if _number(metrics, "estimated_poisoning_rate_high") is None:
         return []
     return [
-        "The poisoning rate and its interval count only what was found: poison of another trigger that left no trace "
-        "is in neither, so the true rate may lie above the interval."
+        "The poisoning rate and its interval cover only the poison that was found. If another trigger was missed, the "
+        "true rate may be above the interval."
     ]
 
 
@@ -179,7 +179,7 @@ def _about_copies(metrics: Facts) -> list[str]:
     conflicting = _number(metrics, "n_conflicting_copies")
     if conflicting:
         sentences.append(
-            f"{count(conflicting)} training samples are exact copies of samples under another label, so some of their "
+            f"{count(conflicting)} training samples are exact copies of samples with another label, so some of these "
             "labels are wrong."
         )
     n_test, copies = _number(metrics, "n_test"), _number(metrics, "n_test_copies") or 0
@@ -187,15 +187,16 @@ def _about_copies(metrics: Facts) -> list[str]:
     if n_test is None or not copies + both:
         return sentences
     is_test = metrics.get("test_split", "test") in ("test", "held out")
-    of = f"of {count(n_test)} {'test samples' if is_test else 'samples measured'}"
+    what = "test samples" if is_test else "measured samples"
+    of = f"of {count(n_test)} {what}"
     if copies:
         sentences.append(f"{count(copies)} {of} are exact copies of samples that the model was trained on.")
     if both:
-        sentences.append(f"{count(both)} {of} are exact copies of others of them under another label.")
+        sentences.append(f"{count(both)} {of} are exact copies of other {what} with another label.")
     clean, everything = _number(metrics, "clean_accuracy"), _number(metrics, "clean_accuracy_with_copies")
-    known = "cannot be told" if clean is None else f"is {percent(clean)}"
-    with_them = "" if everything is None else f"; with them it would be {percent(everything)}"
-    sentences.append(f"They count for no accuracy: without them it {known}{with_them}.")
+    known = "cannot be measured" if clean is None else f"is {percent(clean)}"
+    with_them = "" if everything is None else f", and would be {percent(everything)} with them"
+    sentences.append(f"They are not counted: accuracy {known} without them{with_them}.")
     return sentences
 
 
@@ -212,7 +213,7 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
     n_samples = _number(metrics, "n_samples")
     formats: list[tuple[str, str, Callable[[float], str], str]] = [
         ("n_samples", "Samples", count, ""),
-        ("n_isolated", "Isolated", count, "kept from the model under their label"),
+        ("n_isolated", "Isolated", count, "not trained on under their given label"),
         ("n_relabeled", "Relabeled", count, "isolated, but used under another label"),
         ("estimated_poisoning_rate", "Poisoning rate", percent, ""),
         ("false_alarm_probability", "False alarm", percent, "probability of such evidence in clean data"),
@@ -222,15 +223,15 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
             percent,
             "of the delivered model, without knowing the trigger",
         ),
-        ("smallest_visible_rate", "Smallest visible rate", percent, "of a planted patch that the scan found"),
+        ("smallest_visible_rate", "Smallest visible rate", percent, "planted patches were found from this rate up"),
         ("clean_accuracy", "Clean accuracy", percent, _tested_on(metrics)),
-        ("clean_accuracy_with_copies", "With copies", percent, "accuracy with the samples that should not count"),
+        ("clean_accuracy_with_copies", "With copies", percent, "accuracy with the copies counted"),
         ("balanced_accuracy", "Balanced accuracy", percent, "mean over the classes"),
         (
             "attack_success_rate",
             "Attack success rate",
             percent,
-            "test samples that the trigger turns; low is good",
+            "of the triggered test samples get the attacker's label; lower is better",
         ),
         ("isolation_precision", "Isolation precision", percent, "of the isolated samples are poisoned"),
         ("isolation_recall", "Isolation recall", percent, "of the poisoned samples are isolated"),
@@ -249,7 +250,7 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
             low, high = (_number(metrics, f"{key}_{end}") for end in ("low", "high"))
             if low is None or high is None:
                 continue
-            note = f"95% interval {percent(low)} to {percent(high)}, if what was found is all there is"
+            note = f"95% interval {percent(low)} to {percent(high)}, if no poison was missed"
         if key == "false_alarm_probability" and not metrics.get("poisoned"):
             continue
         numbers.append(KeyNumber(name, show(value), note))
@@ -257,7 +258,7 @@ def key_numbers(metrics: Facts) -> list[KeyNumber]:
     if labels:
         name = "Target labels" if len(labels) > 1 else "Target label"
         shown = ", ".join(printable(label, 40) for label in labels[:3]) + (" …" if len(labels) > 3 else "")
-        numbers.insert(min(3, len(numbers)), KeyNumber(name, shown, "what the shortcut leads to"))
+        numbers.insert(min(3, len(numbers)), KeyNumber(name, shown, "what the suspected trigger leads to"))
     return numbers
 
 
@@ -267,7 +268,7 @@ def _tested_on(metrics: Facts) -> str:
     n_test = _number(metrics, "n_test")
     if split in ("train", "all") and _number(metrics, "n_test_copies") == 0:
         which = "the training split" if split == "train" else "all"
-        return f"on {which} of the data given; whether the model was trained on them is not known"
+        return f"on {which} of the given data; the model may have been trained on them"
     left_out = sum(_number(metrics, key) or 0 for key in ("n_test_copies", "n_test_conflicting"))
     size = "" if n_test is None else f"{count(n_test - left_out)} "
     return f"on {size}test samples that the model was not trained on"
@@ -279,12 +280,11 @@ def comparison_headline(runs: Sequence[tuple[str, Facts]]) -> str:
         return ""
     (first, before), (last, after) = runs[0], runs[-1]
     sentences = []
-    for key, what in (("attack_success_rate", "The trigger turns"), ("clean_accuracy", "Clean accuracy is")):
+    for key, what in (("attack_success_rate", "The attack success rate"), ("clean_accuracy", "Clean accuracy")):
         old, new = _number(before, key), _number(after, key)
         if old is None or new is None:
             continue
-        of = " of the test samples" if key == "attack_success_rate" else ""
-        sentences.append(f"{what} {percent(old)}{of} with {quoted(first)} and {percent(new)} with {quoted(last)}.")
+        sentences.append(f"{what} is {percent(old)} with {quoted(first)} and {percent(new)} with {quoted(last)}.")
     return " ".join(sentences)
 
 
@@ -319,12 +319,12 @@ def _what_was_found(metrics: Facts, labels: Sequence[str]) -> list[str]:
         return [f"{_how_many(metrics)} carry a shortcut{' to the' + named if named else ''}."]
     everyone = late >= (_number(metrics, "n_isolated") or 0)
     who = _how_many(metrics) if everyone else f"{count(late)} of them"
-    found = [] if everyone else [f"{_how_many(metrics)} stand out of the{named}."]
+    found = [] if everyone else [f"{_how_many(metrics)} stand out{' within the' + named if named else ''}."]
     return [
         *found,
-        f"{who}{' with the' + named if everyone and named else ''} look like samples of the other labels to a network "
-        "that had learned the classes: poisoned with a trigger that is hard to see, or mislabelled. "
-        "The training started over without them.",
+        f"{who}{' with the' + named if everyone and named else ''} look like samples of other labels to a network "
+        "that knows the classes: poisoned with a trigger that is hard to see, or mislabeled. "
+        "Training was restarted without them.",
     ]
 
 
@@ -333,21 +333,21 @@ def _what_it_is_worth(metrics: Facts) -> list[str]:
     sentences = []
     chance = _number(metrics, "false_alarm_probability")
     if chance is not None and metrics.get("poisoned"):
-        sentences.append(f"Clean data would show evidence as strong as this with a probability of {percent(chance)}.")
+        sentences.append(f"The probability of evidence this strong in clean data is {percent(chance)}.")
     if _number(metrics, "n_planted_rates"):
         visible = _number(metrics, "smallest_visible_rate")
         sentences.append(
-            "Of the patches that were planted in a copy of these data to test the scan itself, not even the most "
-            "frequent was found: its silence means nothing here."
+            "To test the scan itself, patches were planted in a copy of these data. Not even the most frequent one was "
+            "found, so a scan without findings means nothing here."
             if visible is None
-            else f"Patches that were planted in a copy of these data to test the scan itself were found from "
-            f"{percent(visible)} of the samples on; rarer or softer triggers may have been missed."
+            else "To test the scan itself, patches were planted in a copy of these data. They were found from "
+            f"{percent(visible)} of the samples up; rarer or softer triggers may have been missed."
         )
     copies = _number(metrics, "n_copies")
     if copies:
         sentences.append(
-            f"Exact copies of other samples with the same label, {count(copies)} here, share the verdict on these and "
-            "count as no evidence of their own."
+            f"Exact copies of other samples with the same label ({count(copies)} here) get the same verdict and add no "
+            "evidence."
         )
     return sentences
 
@@ -359,17 +359,17 @@ def _what_was_done(metrics: Facts, who: str = "") -> list[str]:
     if not isolated:
         return []
     done = [
-        f"{who} were kept from the model."
+        f"{who} were kept out of training."
         if who
-        else f"As a precaution the most suspicious ones, {_how_many(metrics)}, were kept from the model."
+        else f"As a precaution, the most suspicious ones, {_how_many(metrics)}, were kept out of training."
     ]
     if relabeled:
-        done.append(f"{count(relabeled)} of them came back under the label that the rest of the data suggests.")
+        done.append(f"{count(relabeled)} of them returned under the label that the rest of the data suggests.")
     cleaned = _number(metrics, "n_cleaned")
     if cleaned:
         done.append(
-            f"{count(cleaned)} of them belong to their label, as far as the model can tell, and came back "
-            "with what sets them apart taken off."
+            f"{count(cleaned)} of them fit their label, as far as the model can tell, and returned with the suspected "
+            "trigger removed."
         )
     return done
 
