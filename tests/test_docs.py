@@ -23,6 +23,7 @@ from antibackdoor.cli.app import build_app
 from antibackdoor.defenses import DEFENSES, E2ABL, DualHead
 from antibackdoor.detectors import DETECTORS
 from antibackdoor.purifiers import PURIFIERS
+from antibackdoor.training.recipe import PRESETS, Recipe
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -63,21 +64,49 @@ def test_commands_parse(path: Path) -> None:
         build_app(words).parse_args(words, exit_on_error=False, print_error=False)
 
 
+TABLES = (("train", "--defense", DEFENSES), ("scan", "--detector", DETECTORS), ("purify", "--method", PURIFIERS))
+OF_METHODS = {name: (command, flag, name) for command, flag, table in TABLES for name in table}
+CARDS = [path for path in DOCUMENTS if path.parent.name == "methods" and path.stem in OF_METHODS]
+
+
+@cache
+def flags_of(*words: str) -> set[str]:
+    """The flags that the help of a command shows."""
+    shown = io.StringIO()
+    with redirect_stdout(shown):
+        call([*words, "--help"])
+    return set(re.findall(r"--[a-z][a-z0-9-]*", shown.getvalue())) | {"--help", "--memory"}
+
+
 @cache
 def known_flags() -> set[str]:
     """Every flag that a command has, with any method."""
-    methods = (("train", "--defense", DEFENSES), ("scan", "--detector", DETECTORS), ("purify", "--method", PURIFIERS))
-    calls = [[command, flag, name] for command, flag, table in methods for name in table]
-    shown = io.StringIO()
-    with redirect_stdout(shown):
-        for words in [*calls, *([name] for name in ("poison", "evaluate", "predict", "compare", "review", "export"))]:
-            call([*words, "--help"])
-    return set(re.findall(r"--[a-z][a-z0-9-]*", shown.getvalue())) | {"--help", "--memory"}
+    others = [(name,) for name in ("poison", "evaluate", "predict", "compare", "review", "export")]
+    return set[str]().union(*(flags_of(*words) for words in [*OF_METHODS.values(), *others]))
+
+
+def test_every_method_has_a_card_of_at_most_80_lines() -> None:
+    assert {path.stem for path in CARDS} == set(OF_METHODS)
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in CARDS}
+    assert {name: length for name, length in lengths.items() if length > 80} == {}
+
+
+def test_the_recipes_are_those_of_the_table() -> None:
+    text = (REPOSITORY / "docs" / "methods" / "index.md").read_text(encoding="utf-8")
+    table = text.partition("## Training recipes")[2]
+    columns = re.findall(r"`(\w+)`", next(line for line in table.splitlines() if line.startswith("| recipe |")))
+    lines = re.findall(r"^\| `(\w+)` \| (.*) \| [^|]* \|$", table, flags=re.MULTILINE)
+    rows = {name: cells.split(" | ") for name, cells in lines}
+    assert rows == {name: [str(getattr(recipe, column)) for column in columns] for name, recipe in PRESETS.items()}
+    usual, alike = Recipe(), {part.name for part in fields(Recipe)} - {*columns}
+    assert all(getattr(recipe, name) == getattr(usual, name) for recipe in PRESETS.values() for name in alike)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
 def test_commands_and_flags_in_the_text_exist(path: Path) -> None:
-    text, known = path.read_text(encoding="utf-8"), known_flags()
+    """On the card of a method, those of its own command; a flag of another one is written with its command."""
+    text = path.read_text(encoding="utf-8")
+    known = flags_of(*OF_METHODS[path.stem]) if path in CARDS else known_flags()
     for flag in re.findall(r"`(--[a-z][a-z0-9-]*)", text):
         assert flag in known, f"{path.name} names {flag}"
     names = {name for name in build_app([]) if not name.startswith("-")}

@@ -103,8 +103,9 @@ def train(
     defense: Any = "dual-head",
     test_fraction: float | None = None,
     verdict: str | Path | None = None,
+    clean: Any = None,
     given: Given | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | None = None,
     backbone: str = "",
     model: str | Factory = "",
     epochs: int | None = None,
@@ -132,8 +133,9 @@ def train(
         defense: A key of `DEFENSES`, or a defense with its settings.
         test_fraction: Part of each class that is held out where `data` have no test split; 0.2 by default.
         verdict: Run folder of a scan of the same data, in place of a new search.
+        clean: Samples that are known to be clean, as in `scan`, for `retrain` with a detector that needs some.
         given: What else the defense may know beside the data.
-        recipe: How to train; the settings below win over its fields.
+        recipe: How to train, or a name: `practical`, `nad`, `abl`, `e2abl`; the settings below win over its fields.
         backbone: A key of `BACKBONES`; empty chooses by data and machine.
         model: A network of your own in place of a backbone: a factory, or `package.module:factory`.
         epochs: Passes over the data, a field of the defense where it has one; 0 chooses.
@@ -159,10 +161,11 @@ def train(
         method, recipe = applied(chosen_method(defense, DEFENSES, "defense"), recipe, settings, "defense")
         job = Job(method, recipe, backbone, model)
     whole = as_data_set(data, y, test_fraction=test_fraction)
-    if verdict is not None:
+    if verdict is not None or clean is not None:
         if given is not None:
-            raise ConfigError("verdict and given exclude each other; put the verdict into given")
-        given = Given(verdict=verdict_of(verdict, whole.train))
+            raise ConfigError("given excludes verdict and clean; put them into given")
+        given = _known(whole, None, clean, job.network, job.recipe)
+        given = given if verdict is None else replace(given, verdict=verdict_of(verdict, whole.train))
     folder = _folder(out, "run", resume)
     outcome = pipeline.train(whole, job, folder, given=given, resume=resume)
     if outcome is None and not pipeline.is_helper():
@@ -180,7 +183,7 @@ def scan(
     checkpoint: str | Path | None = None,
     clean: Any = None,
     given: Given | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | None = None,
     backbone: str = "",
     model: str | Factory = "",
     epochs: int | None = None,
@@ -207,7 +210,7 @@ def scan(
         checkpoint: Run folder of a trained model, for detectors that look at one; else one is trained.
         clean: Samples that are known to be clean, for detectors that need some: `DataSet`, `Samples` or `(X, y)`.
         given: What else the detector may know beside the data.
-        recipe: How to train what the detector needs; the settings below win over its fields.
+        recipe: How to train what the detector needs, as in `train`; the settings below win over its fields.
         backbone: As in `train`; also `model` and the settings that follow.
         job: Detector, recipe and network in one, in place of all these.
         resume: Go on with the scan in `out`.
@@ -251,7 +254,7 @@ def purify(
     test: Any = None,
     measure_trigger: str | Path | None = None,
     given: Given | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | None = None,
     model: str | Factory = "",
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -278,7 +281,7 @@ def purify(
         test: Clean samples to measure on, likewise.
         measure_trigger: Folder of a saved trigger, to measure on `test` how often it works before and after.
         given: What else the method may know.
-        recipe: How to train; the settings below win over its fields.
+        recipe: How to train, or a name: `practical`, `nad`, `abl`, `e2abl`; the settings below win over its fields.
         model: The factory of the run's network, if it is one of your own.
         epochs: As in `train`; also the settings that follow.
         resume: Go on with the purification in `out`.

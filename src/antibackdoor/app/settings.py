@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from antibackdoor.errors import ConfigError
-from antibackdoor.training.recipe import Recipe
+from antibackdoor.training.recipe import Recipe, named_recipe
 
 _WORDS = {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}
 
@@ -36,20 +36,22 @@ def chosen_method(method: Any, table: Mapping[str, Any], argument: str) -> Any:
     )
 
 
-def applied(method: Any, recipe: Recipe | None, given: Mapping[str, Any], argument: str) -> tuple[Any, Recipe]:
+def applied(method: Any, recipe: Recipe | str | None, given: Mapping[str, Any], argument: str) -> tuple[Any, Recipe]:
     """The method and the recipe with the settings that were given.
 
     Args:
         method: Its own fields of these names come first.
-        recipe: Where the others go; the default recipe if None.
+        recipe: Where the others go, or its name; the default recipe if None.
         given: Names to values; None stands for what was not given.
         argument: What the method is called, for messages.
 
     Raises:
         ConfigError: If a value is of the wrong type or out of range, or changes nothing with this method.
     """
+    if isinstance(recipe, str):
+        recipe = named_recipe(recipe)
     if recipe is not None and not isinstance(recipe, Recipe):
-        raise ConfigError(f"recipe is of type {type(recipe).__name__}; give an antibackdoor.Recipe")
+        raise ConfigError(f"recipe is of type {type(recipe).__name__}; give a name or an antibackdoor.Recipe")
     hints = get_type_hints(Recipe)
     own = {part.name for part in fields(method)}
     of_method: dict[str, Any] = {}

@@ -48,6 +48,7 @@ from antibackdoor.cli.telling import print_facts, tell_reading
 Flat = Parameter(name="*")
 InData, InTraining = Parameter(group=DATA), Parameter(group=TRAINING)
 InMethod, InOutput = Parameter(group=METHOD), Parameter(group=OUTPUT)
+RecipeName = Annotated[str, Parameter(name="--recipe", group=TRAINING)]
 OnError = Annotated[Literal["raise", "skip"], InData]
 
 _NOTHING = parsed("Nothing", [])
@@ -60,6 +61,7 @@ class _Chosen:
         self.kind: Any = None
         self.recipe: Any = _NOTHING
         self.method: Any = _NOTHING
+        self.preset: Any = None
         command = arguments[0] if arguments else ""
         if command == "poison":
             from antibackdoor.app.methods import look_up
@@ -71,7 +73,7 @@ class _Chosen:
         elif command in ("train", "scan", "purify"):
             self._of_a_method(command, arguments)
         elif command == "compare":
-            self.recipe = shared_recipe()
+            self.recipe = shared_recipe(_named(arguments, "--recipe", "practical"))
 
     def _of_a_method(self, command: str, arguments: Sequence[str]) -> None:
         # Only the command that is called needs its settings, and torch, which they import, is slow to load.
@@ -79,7 +81,7 @@ class _Chosen:
         from antibackdoor.defenses import DEFENSES
         from antibackdoor.detectors import DETECTORS
         from antibackdoor.purifiers import PURIFIERS
-        from antibackdoor.training.recipe import Recipe
+        from antibackdoor.training.recipe import Recipe, named_recipe
 
         of_command: dict[str, tuple[str, dict[str, Any], str]] = {
             "train": ("--defense", DEFENSES, "dual-head"),
@@ -91,7 +93,8 @@ class _Chosen:
         self.kind = look_up(name, table, flag)
         refuse_unused(list(arguments), self.kind, f"{flag} {name}")
         self.method = settings_type(self.kind, METHOD)
-        self.recipe = settings_type(Recipe, TRAINING, without=recipe_without(self.kind))
+        self.preset = named_recipe(_named(arguments, "--recipe", "practical"))
+        self.recipe = settings_type(Recipe, TRAINING, without=recipe_without(self.kind), defaults=self.preset)
 
     def uses(self, *names: str, group: Group = METHOD) -> Parameter:
         """A flag for something that a method may be given: shown only if this one can use it."""
@@ -102,12 +105,11 @@ class _Chosen:
         """The method with the values of its flags."""
         return made(self.kind, settings)
 
-    @staticmethod
-    def recipe_of(settings: Any) -> Any:
+    def recipe_of(self, settings: Any) -> Any:
         """The recipe with the values of its flags."""
         from antibackdoor.training.recipe import Recipe
 
-        return made(Recipe, settings)
+        return made(Recipe, settings, self.preset)
 
 
 def _named(arguments: Sequence[str], flag: str, default: str) -> str:
@@ -126,7 +128,7 @@ def build_app(arguments: Sequence[str]) -> App:
     chosen = _Chosen(arguments)
     app = App(
         name="antibackdoor",
-        help="Train a clean classifier on data that may be poisoned, and learn which samples to distrust.",
+        help="Train a clean classifier on data that may be poisoned, and find the suspicious samples.",
         version=version("antibackdoor"),
         version_flags=["--version"],
         suppress_keyboard_interrupt=False,  # its status would tell nothing of SIGTERM, and no advice be given
@@ -152,10 +154,12 @@ def _add_train(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         *,
         out: Annotated[Path, InOutput],
         test: Annotated[Path | None, InData] = None,
+        clean: Annotated[Path | None, chosen.uses("clean", group=DATA)] = None,
         test_fraction: Annotated[float, InData] = 0.2,
         image_size: Annotated[int | None, InData] = None,
         on_error: OnError = "raise",
         cache: Annotated[Path | None, InData] = None,
+        recipe_name: RecipeName = "practical",
         backbone: Annotated[str, InTraining] = "",
         model: Annotated[str, InTraining] = "",
         defense: Annotated[str, InMethod] = "dual-head",
@@ -167,45 +171,50 @@ def _add_train(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         recipe: Annotated[recipe_type, Flat] = recipe_type(),
         hyper: Annotated[method_type, Flat] = method_type(),
     ) -> None:
-        """Train a clean model on DATA and write model, verdicts and report.
+        """Train a clean model on DATA; write the model, verdicts and a report.
 
         Parameters
         ----------
         data
-            Folder or zip with a folder for each class, or a .npz, .ts, .csv or .tsv file.
+            Folder or zip file with one subfolder per class, or a .npz, .ts, .csv or .tsv file.
         out
             The run folder to write.
         test
-            Other data to measure the accuracy on.
+            Separate test data for measuring accuracy.
+        clean
+            Known clean samples of the same classes, for `retrain` with a detector that needs them.
         test_fraction
             Share of each class to hold out if there is no test split, in [0, 1).
         image_size
-            Resize images to squares of this side, in pixels.
+            Resize images to squares with this side length, in pixels.
         on_error
-            What to do about a sample that cannot be read: stop, or skip it and list it in the run folder.
+            If a sample cannot be read: stop, or skip it and list it in the run folder.
         cache
             Where to keep decoded images.
+        recipe_name
+            Training recipe: practical (the default), nad, abl or e2abl, as in these papers; other flags override it.
         backbone
-            The network; `antibackdoor doctor` lists all. Chosen by data and machine if not given.
+            The network architecture; `antibackdoor doctor` lists all. By default, chosen from the data and the machine.
         model
-            A network of your own, as package.module:factory. Its code is run.
+            Your own network, as package.module:factory. Its code is executed.
         defense
-            How to train: dual-head, e2abl, none and others; each shows its own flags with --help.
+            Training method: dual-head, e2abl, none and others; add --help to see its flags.
         verdict
-            A scan of the same data: train on what it kept, without a second search.
+            Run folder of a scan of the same data: train on the samples it kept, without a second search.
         decisions
-            decisions.csv of a review of the same data: what you accepted is trained on, what you rejected never under
-            its label, and for the rest the verdict of the reviewed run holds, without a second search.
+            decisions.csv from a review of the same data: accepted samples are used, rejected ones never under their
+            label, and for the rest the reviewed run's verdict holds. There is no second search.
         config
-            TOML file with options of this command; flags given here win. Every run writes its own as run.toml.
+            TOML file with options for this command; command-line flags override it. Every run saves its options as
+            run.toml.
         resume
-            Go on with a run that was stopped.
+            Continue a stopped run.
         """
         run_train(
-            data, out, chosen.made(hyper), chosen.recipe_of(recipe), test=test, test_fraction=test_fraction,
-            backbone=backbone, model=model, image_size=image_size, on_error=on_error, cache=cache,
-            reading=read_options(reading), verdict=verdict,
-            decisions=decisions, resume=resume, command=arguments,
+            data, out, chosen.made(hyper), chosen.recipe_of(recipe), test=test, clean=clean,
+            test_fraction=test_fraction, backbone=backbone, model=model, image_size=image_size, on_error=on_error,
+            cache=cache, reading=read_options(reading), verdict=verdict, decisions=decisions, resume=resume,
+            command=arguments,
         )  # fmt: skip
 
 
@@ -222,6 +231,7 @@ def _add_scan(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         image_size: Annotated[int | None, InData] = None,
         on_error: OnError = "raise",
         cache: Annotated[Path | None, InData] = None,
+        recipe_name: RecipeName = "practical",
         backbone: Annotated[str, InTraining] = "",
         model: Annotated[str, InTraining] = "",
         detector: Annotated[str, InMethod] = "confusion",
@@ -233,35 +243,39 @@ def _add_scan(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         recipe: Annotated[recipe_type, Flat] = recipe_type(),
         hyper: Annotated[method_type, Flat] = method_type(),
     ) -> None:
-        """Say whether DATA is poisoned, and which samples are suspicious. No model is delivered.
+        """Check whether DATA is poisoned and which samples are suspicious. Delivers no model.
 
         Parameters
         ----------
         data
-            Folder or zip with a folder for each class, or a .npz, .ts, .csv or .tsv file. The training split is used.
+            Folder or zip file with one subfolder per class, or a .npz, .ts, .csv or .tsv file. The training split is
+            used.
         out
             The run folder to write.
         clean
-            Samples of the same classes that are known to be clean, for detectors that need some.
+            Known clean samples of the same classes, for detectors that need them.
         image_size
-            Resize images to squares of this side, in pixels.
+            Resize images to squares with this side length, in pixels.
         on_error
-            What to do about a sample that cannot be read: stop, or skip it and list it in the run folder.
+            If a sample cannot be read: stop, or skip it and list it in the run folder.
         cache
             Where to keep decoded images.
+        recipe_name
+            Training recipe: practical (the default), nad, abl or e2abl, as in these papers; other flags override it.
         backbone
-            The network; `antibackdoor doctor` lists all. Chosen by data and machine if not given.
+            The network architecture; `antibackdoor doctor` lists all. By default, chosen from the data and the machine.
         model
-            A network of your own, as package.module:factory. Its code is run.
+            Your own network, as package.module:factory. Its code is executed.
         detector
-            How to look: confusion (the default), spectral, loss-drop and others; each shows its own flags with --help.
+            Detector: confusion (the default), spectral, loss-drop and others; add --help to see its flags.
         checkpoint
-            A model that was trained on DATA: a run folder, or a file of weights (say with --backbone or --model of
-            what network). Detectors that need one train it without a defense if it is not given.
+            A model trained on DATA: a run folder, or a weights file (name its network with --backbone or --model). If
+            not given, detectors that need a model train an undefended one.
         config
-            TOML file with options of this command; flags given here win. Every run writes its own as run.toml.
+            TOML file with options for this command; command-line flags override it. Every run saves its options as
+            run.toml.
         resume
-            Go on with a scan that was stopped.
+            Continue a stopped scan.
         """
         run_scan(
             data, out, chosen.made(hyper), chosen.recipe_of(recipe), clean=clean, checkpoint=checkpoint,
@@ -288,6 +302,7 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         measure_trigger: Annotated[Path | None, InData] = None,
         on_error: OnError = "raise",
         cache: Annotated[Path | None, InData] = None,
+        recipe_name: RecipeName = "practical",
         backbone: Annotated[str, InTraining] = "",
         model: Annotated[str, InTraining] = "",
         mean: Annotated[tuple[float, ...], InData] = (),
@@ -305,44 +320,48 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         Parameters
         ----------
         checkpoint
-            The model: a run folder, or a .safetensors, .pt, .pth or .tar file of weights.
+            The model: a run folder, or a .safetensors, .pt, .pth or .tar weights file.
         out
             The run folder to write.
         clean
-            Samples that are known to be clean; their training split is used.
+            Known clean samples; their training split is used.
         suspicious
-            The data that the model was trained on, for methods that use them.
+            The model's training data, for methods that use them.
         test
-            Clean data to measure the accuracy on, before and after. Nothing is trained on them.
+            Clean data for measuring accuracy before and after. They are not used for training.
         verdict
-            A scan of the suspicious data: which of them are poisoned.
+            Run folder of a scan of the suspicious data, which says which samples are poisoned.
         teacher
-            Another model, a run folder, for methods that distill.
+            Run folder of a teacher model, for methods that distill.
         trigger
-            Folder of a known trigger, for methods that unlearn it.
+            Folder with a known trigger, for methods that unlearn it.
         measure_trigger
-            Folder of a known trigger (as `poison` writes it), to measure on the test data how often it works before
-            and after. The method never sees it.
+            Folder with a known trigger (as written by `poison`), to measure its success on the test data before and
+            after. The method never sees it.
         on_error
-            What to do about a sample that cannot be read: stop, or skip it.
+            If a sample cannot be read: stop, or skip it.
         cache
             Where to keep decoded images.
+        recipe_name
+            Training recipe: practical (the default), nad, abl or e2abl, as in these papers; other flags override it.
         backbone
-            The network that a bare file holds; `antibackdoor doctor` lists all.
+            Architecture of a bare weights file; `antibackdoor doctor` lists all.
         model
-            A network of your own, as package.module:factory. Its code is run.
+            Your own network, as package.module:factory. Its code is executed.
         mean
-            Mean of each channel that a bare file's model expects, images in [0, 1]. Found on the data if not given.
+            Per-channel mean with which a bare file's model was normalized (images in [0, 1]). Inferred from the data if
+            not given.
         std
-            Standard deviation of each channel, likewise.
+            Per-channel standard deviation, likewise.
         classes
-            Text file with one class a line, in the order of a bare file's outputs. Matched on the data if not given.
+            Text file with one class per line, in the order of a bare file's outputs. Matched on the data if not given.
         method
-            How to purify: fine-tune, fine-prune, nad, mcr and others; each shows its own flags with --help.
+            Purifier: fine-tune, fine-prune, nad, mcr and others; add --help to see its flags.
         config
-            TOML file with options of this command; flags given here win. Every run writes its own as run.toml.
+            TOML file with options for this command; command-line flags override it. Every run saves its options as
+            run.toml.
         resume
-            Go on with a run that was stopped.
+            Continue a stopped run.
         """
         run_purify(
             checkpoint, out, chosen.made(hyper), chosen.recipe_of(recipe), clean=clean, suspicious=suspicious,
@@ -372,18 +391,18 @@ def _add_poison(app: App, chosen: _Chosen) -> None:
         reading: Annotated[READING, Flat] = READING(),
         hyper: Annotated[method_type, Flat] = method_type(),
     ) -> None:
-        """Write a poisoned copy of DATA in the same format, with truth.parquet and the trigger beside it.
+        """Write a poisoned copy of DATA in the same format, plus truth.parquet and the trigger.
 
         Parameters
         ----------
         data
-            Folder or zip with a folder for each class, or a .npz, .ts, .csv or .tsv file.
+            Folder or zip file with one subfolder per class, or a .npz, .ts, .csv or .tsv file.
         out
             A new folder.
         test_fraction
-            Share of each class that becomes the copy's clean test split if the data have none.
+            Share of each class to use as the copy's clean test split if the data have none.
         on_error
-            What to do about a sample that cannot be read: stop, or leave it out of the copy.
+            If a sample cannot be read: stop, or leave it out of the copy.
         cache
             Where to keep decoded images.
         attack
@@ -391,13 +410,13 @@ def _add_poison(app: App, chosen: _Chosen) -> None:
         rate
             Share of the training samples to poison, in [0, 1].
         target_label
-            Class (name or number) that the trigger is to lead to.
+            Class (name or number) that the trigger should produce.
         source_label
-            Class to attack, for attacks on one class.
+            Source class, for attacks on a single class.
         cover_rate
-            Share of samples that carry the trigger under their own label.
+            Share of samples that carry the trigger but keep their own label.
         seed
-            Chooses samples and trigger.
+            Random seed for the choice of samples and trigger.
         """
         from antibackdoor.app.red_team import Aim, poison_data_set
         from antibackdoor.data.reading import read

@@ -25,6 +25,7 @@ def run_train(
     recipe: Any,
     *,
     test: Path | None,
+    clean: Path | None,
     test_fraction: float,
     backbone: str,
     model: str,
@@ -51,7 +52,8 @@ def run_train(
         seed=recipe.seed, progress=recipe.progress and not is_helper(), **reading,
     )  # fmt: skip
     tell_reading(loaded)
-    given = Given(verdict=None if verdict is None else verdict_of(verdict, loaded.train))
+    known = None if clean is None else like(loaded.train, clean, "train", on_error, cache, reading, loaded.bits)
+    given = Given(clean=known, verdict=None if verdict is None else verdict_of(verdict, loaded.train))
     if decisions is not None:
         given, note = with_decisions(given, decisions, loaded.train, defense.takes)
         loaded = replace(loaded, notes={**loaded.notes, "decisions": note})
@@ -156,20 +158,20 @@ def portable(command: Sequence[str]) -> list[str]:
 def demo(
     out: Path = Path("demo"), *, seed: int = 0, epochs: int = 0, device: str = "auto", config: Path | None = None
 ) -> None:
-    """Poison a small real data set, train without and with a defense, and compare. About a minute on a laptop.
+    """Poison a small real data set, train with and without a defense, and compare. About a minute on a laptop.
 
     Parameters
     ----------
     out
-        Folder to write; the runs in it are resumed.
+        Output folder; runs already in it are resumed.
     seed
-        Chooses test samples, poisoned samples and the network's first weights.
+        Random seed for test samples, poisoned samples and the network's initial weights.
     epochs
-        Passes over the data; 0 chooses.
+        Passes over the data; 0 for automatic.
     device
         auto, cpu, cuda or mps.
     config
-        TOML file with options of this command; flags given here win.
+        TOML file with options for this command; command-line flags override it.
     """
     from antibackdoor.app.demo import run_demo
     from antibackdoor.training.recipe import Recipe
@@ -200,31 +202,31 @@ def evaluate(
     accept_unlike: bool = False,
     reading: Annotated[READING, Parameter(name="*")] = READING(),
 ) -> None:
-    """Measure a run and add the numbers to its metrics.json: its model on DATA, its verdict by the TRUTH.
+    """Evaluate a run's model on DATA and its verdict against TRUTH, and add the numbers to its metrics.json.
 
     Parameters
     ----------
     run
         The run folder.
     data
-        Labelled data: their test split, or what the run held out of them, or else all. Without data only the verdict
-        is measured.
+        Labeled data: their test split, else the samples that the run held out, else all. Without data, only the verdict
+        is evaluated.
     truth
         truth.parquet of the poisoned training data, to measure the isolation.
     trigger
-        Folder of a saved trigger (as `poison` writes it), to measure the attack success rate.
+        Folder with a saved trigger (as written by `poison`), to measure the attack success rate.
     split
         Which split of DATA to use.
     model
-        Your own network (package.module:factory), if the run was trained with it; its code is run.
+        Your own network (package.module:factory), if the run was trained with one; its code is executed.
     on_error
-        Whether an unreadable sample stops the evaluation, or is left out.
+        If a sample cannot be read: stop, or leave it out.
     device
         auto, cpu, cuda or mps.
     cache
-        Where decoded images are kept.
+        Where to keep decoded images.
     accept_unlike
-        Also measure on data whose channels, sizes or values are unlike those that the model was trained on.
+        Accept data whose channels, sizes or values differ from the training data.
     """
     from antibackdoor.app import evaluation
     from antibackdoor.app.read_as import as_trained
@@ -259,26 +261,26 @@ def predict(
     accept_unlike: bool = False,
     reading: Annotated[READING, Parameter(name="*")] = READING(),
 ) -> None:
-    """Classify DATA with the model of a run; labels are not needed.
+    """Classify DATA with a run's model; no labels are needed.
 
     Parameters
     ----------
     run
         The run folder.
     data
-        Images in a folder or zip, one image, .npz, .ts, .csv or .tsv.
+        A folder or zip file of images, a single image, or a .npz, .ts, .csv or .tsv file.
     out
-        A new table: .csv or .parquet with id, prediction, confidence.
+        The .csv or .parquet table to write, with id, prediction and confidence.
     model
-        Your own network (package.module:factory), if the run was trained with it; its code is run.
+        Your own network (package.module:factory), if the run was trained with one; its code is executed.
     on_error
-        Whether an unreadable sample stops the command, or is left out of the table.
+        If a sample cannot be read: stop, or leave it out of the table.
     device
         auto, cpu, cuda or mps.
     cache
-        Where decoded images are kept.
+        Where to keep decoded images.
     accept_unlike
-        Also classify data whose channels, sizes or values are unlike those that the model was trained on.
+        Accept data whose channels, sizes or values differ from the training data.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -313,7 +315,7 @@ def predict(
 
 
 def report(run: Path) -> None:
-    """Write report.html of a run again.
+    """Rebuild the report.html of a run.
 
     Parameters
     ----------
@@ -326,10 +328,10 @@ def report(run: Path) -> None:
 
 
 def attacks() -> None:
-    """List the attacks of the red team, each with its paper.
+    """List all attacks with their papers.
 
-    Threat: P, the attacker only poisons data; P+M, a model of their own helps. Evidence: A, paper and code agree; B,
-    the code differs from the paper; C, gaps of the paper are filled by choice; D, a reconstruction.
+    Threat: P, the attacker only poisons data; P+M, the attacker also uses a model. Evidence: A, paper and code agree;
+    B, the code differs from the paper; C, we filled gaps in the paper; D, a reconstruction.
     """
     from antibackdoor.attacks import ATTACKS
 
@@ -342,7 +344,7 @@ def attacks() -> None:
 
 
 def doctor() -> None:
-    """Show versions, devices and networks, and what is missing."""
+    """Show versions, devices, networks and missing packages."""
     import torch
 
     from antibackdoor.models.backbones import BACKBONES

@@ -15,11 +15,11 @@ InData, InTraining = Parameter(group=DATA), Parameter(group=TRAINING)
 InMethod, InOutput = Parameter(group=METHOD), Parameter(group=OUTPUT)
 
 
-def shared_recipe() -> type[Any]:
-    """The flags of the recipe that all compared methods share."""
-    from antibackdoor.training.recipe import Recipe
+def shared_recipe(name: str) -> type[Any]:
+    """The flags of the recipe that all compared methods share, with the defaults of the recipe of this name."""
+    from antibackdoor.training.recipe import Recipe, named_recipe
 
-    return settings_type(Recipe, TRAINING, without=("devices",))
+    return settings_type(Recipe, TRAINING, without=("devices",), defaults=named_recipe(name))
 
 
 def add_compare(app: App, recipe_type: Any, arguments: Sequence[str]) -> None:
@@ -39,6 +39,7 @@ def add_compare(app: App, recipe_type: Any, arguments: Sequence[str]) -> None:
         image_size: Annotated[int | None, InData] = None,
         on_error: Annotated[Literal["raise", "skip"], InData] = "raise",
         cache: Annotated[Path | None, InData] = None,
+        recipe_name: Annotated[str, Parameter(name="--recipe", group=TRAINING)] = "practical",
         backbone: Annotated[str, InTraining] = "",
         model: Annotated[str, InTraining] = "",
         seeds: Annotated[int, InTraining] = 1,
@@ -76,6 +77,8 @@ def add_compare(app: App, recipe_type: Any, arguments: Sequence[str]) -> None:
             If a sample cannot be read: stop, or skip it and list it in the run folders.
         cache
             Where to keep decoded images.
+        recipe_name
+            Training recipe: practical (the default), nad, abl or e2abl, as in these papers; other flags override it.
         backbone
             The network architecture; `antibackdoor doctor` lists all. By default, chosen from the data and the machine.
         model

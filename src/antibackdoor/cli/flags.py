@@ -74,15 +74,16 @@ def default_of(part: Field[Any]) -> Any:
     return part.default_factory() if part.default_factory is not MISSING else part.default
 
 
-def settings_type(kind: type[Any], group: Group, *, without: tuple[str, ...] = ()) -> type[Any]:
-    """A dataclass with the flags of a method (or of the recipe), described and grouped."""
+def settings_type(kind: type[Any], group: Group, *, without: tuple[str, ...] = (), defaults: Any = None) -> type[Any]:
+    """A dataclass with the flags of a method (or of the recipe), described and grouped; an instance gives defaults."""
     parts: list[tuple[str, Any, Any]] = []
     for name, (owner, part) in flat_fields(kind).items():
         if name in without:
             continue
         hint = get_type_hints(owner)[name]
         parameter = Parameter(group=group, help=descriptions(owner).get(name, ""))
-        parts.append((name, Annotated[hint, parameter], field(default=default_of(part))))
+        default = default_of(part) if defaults is None else getattr(defaults, name)
+        parts.append((name, Annotated[hint, parameter], field(default=default)))
     return parsed(f"{kind.__name__}Settings", parts)
 
 
@@ -93,8 +94,8 @@ def parsed(name: str, parts: list[tuple[str, Any, Any]]) -> type[Any]:
     return make_dataclass(name, parts or [hidden], frozen=True, namespace={"__module__": __name__})
 
 
-def made(kind: type[Any], settings: Any) -> Any:
-    """The method with the values of its flags."""
+def made(kind: type[Any], settings: Any, base: Any = None) -> Any:
+    """The method with the values of its flags; an instance gives what is no flag."""
     values = {part.name: getattr(settings, part.name) for part in fields(settings)}
     check_sizes(values)
     hints = get_type_hints(kind)
@@ -106,7 +107,7 @@ def made(kind: type[Any], settings: Any) -> Any:
             own[part.name] = replace(inner, **{name: values[name] for name in names})
         elif part.name in values:
             own[part.name] = values[part.name]
-    return kind(**own)
+    return kind(**own) if base is None else replace(base, **own)
 
 
 def recipe_without(kind: type[Any]) -> tuple[str, ...]:

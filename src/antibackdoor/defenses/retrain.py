@@ -55,12 +55,13 @@ class Retrain:
 
     Where the detector needs a model or its losses, a network is first trained on everything, with the same recipe. The
     detector has its default settings. Most detectors only rank, so a share is dropped, which is no test: clean data
-    lose as much. The defaults are the defense of Tran et al. for a poisoning rate of 10%.
+    lose as much. The defaults follow Tran et al. for a poisoning rate of 10%. But the share is one of all samples, by
+    scores relative to their label, where the paper drops as many of each label.
 
     Attributes:
-        detector: Name of any detector of the package, such as `activation-clustering`.
-        drop_rate: Share of the samples that is dropped, the most suspicious ones, in [0, 1): 1.5 times the expected
-            rate for Tran et al. 0 drops what the detector itself isolates.
+        detector: Name of any detector, such as `activation-clustering`.
+        drop_rate: Share of the most suspicious samples to drop, in [0, 1): 1.5 times the expected rate in Tran et al.;
+            0 drops the samples that the detector isolates.
 
     Reference: Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, arXiv 1811.00636, Algorithm 1.
     """

@@ -22,22 +22,22 @@ class Recipe:
     """How a network is trained, whatever the defense.
 
     Attributes:
-        epochs: Length of the training in passes over the data; 0 chooses by the size of the data (20 passes,
-            more for small data so that at least 3,000 steps are taken, at most 200 passes).
-        batch_size: Samples a step over all processes; 0 chooses 128, or 32 below 5,000 samples.
-        learning_rate: Largest learning rate of SGD with Nesterov momentum.
-        schedule: How it changes: `triangle` rises over the first fifth of the training and then falls to zero on a
-            straight line, `step` is divided by 10 at a half and at three quarters, `cosine` falls to zero, `constant`.
+        epochs: Passes over the training data; 0 chooses from the size of the data (20 passes, or more for small data to
+            reach 3,000 steps, at most 200 passes).
+        batch_size: Samples per step, summed over all processes; 0 chooses 128, or 32 below 5,000 samples.
+        learning_rate: Peak learning rate of SGD with Nesterov momentum.
+        schedule: Learning-rate schedule: `triangle` rises over the first fifth of the training, then falls linearly to
+            zero; `step` divides by 10 at one half and at three quarters; `cosine` falls to zero; `constant`.
         momentum: Momentum of SGD.
         weight_decay: L2 penalty on all weights.
-        augment: Names of augmentations, joined by commas: `crop`, `flip`, `cutout`, `physical` for images,
-            `jitter`, `scale`, `shift` for series, `mixup`, `cutmix` for both, `none`; `auto` is crop for images
-            from 16 pixels on, else none.
-        precision: `bf16` (autocast), `fp32`, or `auto`: bf16 where the processor has it.
+        augment: Comma-separated augmentations: `crop`, `flip`, `cutout`, `physical` for images, `jitter`, `scale`,
+            `shift` for series, `mixup`, `cutmix` for both, `none`; `auto` is crop for images of at least 16 pixels,
+            else none.
+        precision: `bf16` (autocast), `fp32`, or `auto`: bf16 if the hardware supports it.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        devices: Processes that share every batch.
-        seed: Seed of everything random.
-        progress: Show progress bars on standard error, if that is a terminal.
+        devices: Number of processes (devices) that share each batch.
+        seed: Random seed.
+        progress: Show progress bars on standard error, if it is a terminal.
     """
 
     epochs: int = 0
@@ -128,8 +128,8 @@ def _listed(setting: str) -> tuple[str, ...]:
     return tuple(name for name in setting.replace(" ", "").split(",") if name not in ("", "none"))
 
 
-# How the papers train attack models, and how we train; epochs and seed are the caller's. The papers leave much open. ABL
-# follows NAD: neither augments, since that hinders triggers; their defenses augment by fields of their own.
+# How the papers train attack models, and how we train; epochs and seed are the caller's. The papers leave much open.
+# ABL follows NAD: neither augments, since that hinders triggers; their defenses augment by fields of their own.
 _NAD = Recipe(batch_size=64, schedule="step", weight_decay=1e-4, augment="none")
 PRESETS: dict[str, Recipe] = {
     "practical": Recipe(),
@@ -137,3 +137,17 @@ PRESETS: dict[str, Recipe] = {
     "abl": _NAD,
     "e2abl": Recipe(batch_size=128, schedule="cosine", weight_decay=1e-4, augment="none"),
 }
+
+
+def named_recipe(name: str) -> Recipe:
+    """A key of `PRESETS` as a recipe.
+
+    >>> named_recipe("nad").batch_size
+    64
+
+    Raises:
+        ConfigError: If there is none of this name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"recipe is {name!r}; give one of {', '.join(PRESETS)}")
+    return PRESETS[name]
