@@ -24,9 +24,9 @@ PAGE = Path(__file__).with_name("metrics.md")
 INTRODUCTION = """\
 # Keys of metrics.json
 
-`metrics.json` holds the results of a run: one flat JSON object, of numbers, strings, booleans, null and lists of these.
+`metrics.json` holds the results of a run: one flat JSON object of numbers, strings, booleans, null, and lists of these.
 Rates are fractions in [0, 1], counts start with `n_`, times are in seconds. Values that are not finite are null. A key
-is there only if it was measured. `evaluate` adds keys and leaves the others as they are.
+is present only if it was measured. `evaluate` adds keys and leaves the others unchanged.
 
 This page is written by `python docs/write_metrics.py`.
 """
@@ -37,7 +37,7 @@ def page() -> str:
     parts = [INTRODUCTION]
     for title, keys in METRIC_GROUPS.items():
         parts.append(f"## {title}\n\n{table(keys)}")
-    parts.append("## Facts of single methods\n\nBeside the common keys, a method tells what only it knows.\n")
+    parts.append("## Facts of single methods\n\nBesides the common keys, a method reports facts of its own.\n")
     for facts, methods in told_by().items():
         about = descriptions(facts)
         named = ", ".join(f"`{name}`" for name in methods)

@@ -66,8 +66,8 @@ class ABLFacts:
 
     Attributes:
         isolated_accuracy: Share of the isolated samples that the delivered model gives their given label, in [0, 1];
-            None if nobody was isolated. Near 0 where a backdoor was unlearned.
-        unlearning_epochs: Epochs of unlearning that were taken.
+            None if none was isolated. Near 0 if a backdoor was unlearned.
+        unlearning_epochs: Epochs of unlearning that were run.
     """
 
     isolated_accuracy: float | None

@@ -39,7 +39,7 @@ class DBRFacts:
     """What D-BR says of the data.
 
     Attributes:
-        n_clean: Samples held to be clean, which the removal learns.
+        n_clean: Samples considered clean, which the removal learns.
         n_unlearned: Samples held to be poisoned, which the removal unlearns.
         clean_threshold: Largest change of features among the clean.
         poisoned_threshold: Smallest change of features among the poisoned.

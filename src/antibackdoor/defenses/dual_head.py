@@ -48,11 +48,11 @@ class DualHeadFacts:
         estimated_poisoning_rate_high: Upper end; it counts all isolated samples.
         false_alarm_probability: How probable such evidence is in clean data; None where nothing was found, or too few
             labels compare.
-        found_by: What the search began with where it found something, joined by `; `.
+        found_by: Suspect sources that found something, joined by `; `.
         n_found_late: Isolated samples that only the check of the trained network found.
         n_copies: Samples that repeat an earlier one.
         search_steps: Optimizer steps of the search.
-        n_main_trainings: 2 where the check found something and the training started over, else 1.
+        n_main_trainings: 2 if the check found something and the training was restarted, else 1.
     """
 
     estimated_poisoning_rate: float | None

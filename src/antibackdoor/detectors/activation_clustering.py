@@ -28,7 +28,7 @@ class ActivationClusteringFacts:
     Attributes:
         n_labels: Labels that were clustered.
         n_labels_flagged: Labels whose smaller cluster was isolated.
-        largest_silhouette: Of all labels, in [-1, 1].
+        largest_silhouette: Over all labels, in [-1, 1].
     """
 
     n_labels: int

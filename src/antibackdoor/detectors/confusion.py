@@ -54,7 +54,7 @@ class SearchFacts:
         estimated_poisoning_rate_high: Upper end; it counts all isolated samples.
         false_alarm_probability: How probable such evidence is in clean data; None where nothing was found, or too few
             labels compare.
-        found_by: What the search began with where it found something, joined by `; `.
+        found_by: Suspect sources that found something, joined by `; `.
         n_copies: Samples that repeat an earlier one.
         search_steps: Optimizer steps of the search.
         n_planted_rates: Rates at which triggers were planted to measure the search's power; 0 if it was not measured.

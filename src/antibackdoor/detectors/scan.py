@@ -30,8 +30,8 @@ class SCAnFacts:
 
     Attributes:
         n_dimensions: In which the shared variation was estimated; the clean set may allow fewer than wanted.
-        n_labels_flagged: Labels of which a group was isolated.
-        largest_anomaly: Of all labels, in robust standard deviations; None where fewer than three labels compare, or
+        n_labels_flagged: Labels in which a group was isolated.
+        largest_anomaly: Over all labels, in robust standard deviations; None where fewer than three labels compare, or
             most are alike. Nothing is isolated then.
     """
 

@@ -28,7 +28,7 @@ class PurifiedFacts:
     Attributes:
         n_clean: Clean samples that were given.
         accuracy_before: Share of them that the given model classifies correctly, in [0, 1].
-        accuracy_after: The same for the purified model; it was trained on them, so no estimate for new data.
+        accuracy_after: The same for the purified model; it was trained on them, so this is no estimate for new data.
     """
 
     n_clean: int

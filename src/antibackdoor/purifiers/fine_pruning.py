@@ -35,7 +35,7 @@ class PruningFacts:
         n_held_out: Those of them on which the accuracy was measured while channels were pruned.
         layer: The pruned layer.
         n_channels: Its channels.
-        n_pruned: Those of them that are off in the delivered model.
+        n_pruned: Pruned channels of the delivered model.
         accuracy_before: Share of the held-out samples that the given model classifies correctly, in [0, 1].
         accuracy_pruned: The same after pruning, before the fine-tuning.
     """

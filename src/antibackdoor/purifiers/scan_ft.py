@@ -36,7 +36,7 @@ class SCAnFTFacts:
     Attributes:
         n_isolated: Samples that SCAn flagged; 0 if the model is delivered unchanged.
         n_labels_flagged: Labels that they carry.
-        largest_anomaly: Of all labels, in robust standard deviations; None where SCAn cannot judge.
+        largest_anomaly: Over all labels, in robust standard deviations; None if SCAn gives no verdict.
         n_unlearning_epochs: Passes over the flagged samples.
         isolated_accuracy_before: Share of them that the given model gives their given label; None if there are none.
         isolated_accuracy_after: The same for the delivered model.

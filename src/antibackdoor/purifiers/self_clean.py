@@ -46,7 +46,7 @@ class SelfPurificationFacts:
 
     Attributes:
         n_isolated: Samples that the search (or the given verdict) isolates; 0 if the model is delivered unchanged.
-        found_by: What the search began with where it found something, joined by `; `.
+        found_by: Suspect sources that found something, joined by `; `.
         n_relabeled: Isolated samples that were taught another label: the one that the model gives them without their
             trigger, or that the given verdict suggests.
         n_left_out: Isolated samples that keep their label without a trigger that others lose: nothing is taught them.
