@@ -10,6 +10,8 @@ from paper_tables import ARABIC_DIGITS, CIFAR, ECG, JPEG, SIGNS, UWAVE, Method, 
 
 E2ABL, DEFAULT = Method("e2abl"), Method("dual-head", "default (dual-head)")
 _COLUMNS = ("none", "e2abl", "abl", "nad", "fine-prune")
+# At the small scale an epoch has a fifth of the steps; five times the rate goes about as far.
+FASTER = Method("e2abl", "e2abl, rate 0.05", (("learning_rate", 0.05), ("second_learning_rate", 0.025)))
 ABL = Method("abl", "abl", (("preset", "e2abl"),))  # as E2ABL runs this baseline
 NETWORK = f"{JPEG} The paper's network is ResNet-34. SIG and CL at 10% poison the whole target class. {CLEAN}"
 
@@ -22,6 +24,7 @@ E2ABL_1 = Table(
         NONE,
         AUGMENTED,
         E2ABL,
+        FASTER,
         Method("e2abl", "e2abl, augmented", (("augment", "crop,flip,cutout"),)),
         DEFAULT,
         ABL,
