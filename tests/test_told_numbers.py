@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import pictures, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,14 +21,17 @@ from antibackdoor.data.copies import uncounted
 from antibackdoor.data.reading import DataSet
 from antibackdoor.data.samples import Samples
 from antibackdoor.defenses import Undefended
+from antibackdoor.defenses.abl import ABLFacts
 from antibackdoor.errors import RunError
 from antibackdoor.protocols import ISOLATED, KEPT, RELABELED, Verdict
+from antibackdoor.report.facts import method_facts
 from antibackdoor.report.words import key_numbers, remarks, verdict
 from antibackdoor.runs.artifacts import read_classes, read_metrics
 from antibackdoor.runs.measurements import MEASUREMENTS, read_measurements
 from antibackdoor.search.evidence import unexamined_labels
 from antibackdoor.training.recipe import Recipe
 
+Call = Callable[..., tuple[int, str, str]]
 RECIPE = Recipe(epochs=1, batch_size=16, device="cpu", precision="fp32", augment="none")
 
 
@@ -113,6 +118,26 @@ def test_a_purification_that_spoils_the_model_says_so() -> None:
     tested = {"clean_accuracy_before": 0.9, "clean_accuracy": 0.89}
     assert not remarks({**given, **tested}), "what test samples say counts more"
     assert "on the test samples fell" in remarks({**tested, "clean_accuracy": 0.5})[0]
+
+
+def test_a_fallback_is_told() -> None:
+    """Samples are isolated, but not because anything was found."""
+    (said,) = remarks({"fell_back": True, "flagged_share": 0.62})
+    assert "still predicts the given label of 62.0% of the samples" in said and "lowest loss" in said
+    assert said in " ".join(verdict({"poisoned": None, "fell_back": True, "flagged_share": 0.62}).sentences)
+    assert not remarks({"fell_back": False, "flagged_share": 0.1}) and remarks({"fell_back": True})
+
+
+def test_the_facts_of_a_training_are_on_its_page(call: Call, tmp_path: Path) -> None:
+    data = write_folder(pictures(24), tmp_path / "data")
+    abl = ["--defense", "abl", "--isolation-rate", "0.2", "--isolation-epochs", "1", "--unlearning-epochs", "1"]
+    words = ["--epochs", "1", "--backbone", "wrn-10-1", "--device", "cpu"]
+    assert call("train", data, "--out", tmp_path / "run", *abl, *words)[0] == 0
+    page, metrics = (tmp_path / "run" / "report.html").read_text(), read_metrics(tmp_path / "run")
+    rows = dict(method_facts(metrics))
+    assert rows.keys() == {part.name for part in fields(ABLFacts)}
+    assert "What the method reports" in page and all(f"<bdi>{name}</bdi>" in page for name in rows)
+    assert method_facts({"method": "dual-head", "n_samples": 3, "found_by": "", "estimated_poisoning_rate": 0.1}) == []
 
 
 # --------------------------------------------------------------------------- copies, classes

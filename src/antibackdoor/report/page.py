@@ -14,6 +14,7 @@ import numpy as np
 from antibackdoor.errors import RunError
 from antibackdoor.protocols import KEPT
 from antibackdoor.report.attention import AttentionGrid, attention_grid, load_attention
+from antibackdoor.report.facts import method_facts
 from antibackdoor.report.figures import ClassBar, Figure, class_bars, loss_figure, score_figure, training_figures
 from antibackdoor.report.gallery import Card, Gallery, cards, difference_picture, load_gallery
 from antibackdoor.report.html import write_page
@@ -23,7 +24,6 @@ from antibackdoor.report.purified import (
     ClassTable,
     class_tables,
     is_purified,
-    purified_facts,
     purified_numbers,
     purified_verdict,
 )
@@ -90,7 +90,7 @@ class Page:
     measured: tuple[MeasuredRow, ...]  # every measurement of the model, with its data
     class_tables: tuple[ClassTable, ...]  # accuracy and attack success of each class, where they were measured
     attention: AttentionGrid | None  # where the networks of a purification look
-    facts: tuple[tuple[str, str], ...]  # what a purifier tells of itself
+    facts: tuple[tuple[str, str], ...]  # what the method tells of itself
     steps: tuple[Step, ...]  # what to do next
     n_suspects: int  # rows of suspects.csv
     made: tuple[tuple[str, str], ...]  # how the run went: what was chosen for it, and when it ended
@@ -167,7 +167,7 @@ def _page(run: Path) -> Page:
         measured=tuple(measured_rows(run)),
         class_tables=tuple(class_tables(run)),
         attention=_attention(run),
-        facts=() if purified is None else tuple(purified_facts(purified)),
+        facts=tuple(method_facts(metrics or {})),
         steps=tuple(next_steps(metrics, run.resolve().name)),
         n_suspects=_n_suspects(metrics),
         made=tuple(_made(run, metrics)),

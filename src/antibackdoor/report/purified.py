@@ -125,7 +125,7 @@ def purified_facts(metrics: Facts) -> list[tuple[str, str]]:
     for key, value in metrics.items():
         if key in TOLD or any(key.startswith(f"{name}_") for name in TOLD[:3]):
             continue
-        facts.append((printable(key, 80), _shown(value)))
+        facts.append((printable(key, 80), shown(value)))
     return facts
 
 
@@ -213,7 +213,8 @@ def _how_many(metrics: Facts, key: str) -> str:
     return "the" if size is None else count(size)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A fact's value as text."""
     if value is None or value == "":
         return "–"
     if isinstance(value, bool):
@@ -221,7 +222,7 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):
-        return printable(", ".join(_shown(part) for part in value), 300)
+        return printable(", ".join(shown(part) for part in value), 300)
     return printable(value, 300)
 
 

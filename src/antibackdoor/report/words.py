@@ -124,6 +124,7 @@ def remarks(metrics: Facts) -> list[str]:
         *_about_copies(metrics),
         *_about_the_reading(metrics),
         *_about_the_cost(metrics),
+        *_about_the_fallback(metrics),
     ]
 
 
@@ -143,6 +144,19 @@ def _about_the_cost(metrics: Facts) -> list[str]:
         f"The purification was too strong: accuracy on the {which} samples fell from {percent(before)} to "
         f"{percent(after)}. Give more clean samples, lower --learning-rate if the method has one, or choose another "
         "method."
+    ]
+
+
+def _about_the_fallback(metrics: Facts) -> list[str]:
+    """AdvrBD isolates samples in any case; here not those that it looks for."""
+    if metrics.get("fell_back") is not True:
+        return []
+    share = _number(metrics, "flagged_share")
+    still = "too many samples" if share is None else f"{percent(share)} of the samples"
+    return [
+        f"Poisoned samples could not be identified: the enhanced network still predicts the given label of {still}. "
+        "Instead, the samples with the lowest loss were isolated, poisoned or not. Raise --short-epochs, --rounds or "
+        "--round-learning-rate."
     ]
 
 
