@@ -97,6 +97,7 @@ OTHER: dict[str | tuple[str, str], list[Any]] = {
     ("scan-ft", "threshold"): [0.01, 1e6],
     ("scan", "n_components"): [1],
     ("scan-ft", "n_components"): [1],
+    ("scan-ft", "unlearning_batch_size"): [2],
     ("unlearn", "batch_size"): [2],
 }
 OTHER |= {(name, "hard_share"): [0.9] for name in ("confusion", "dual-head")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from backdoored import RECIPE, Ledger, scene, weights
 
@@ -39,6 +41,23 @@ def test_without_fine_tuning_the_ascent_stands_alone() -> None:
     tuned = SCAnFT(epochs=1, unlearning_rate=0.02).purify(here.model, given, RECIPE)
     assert tuned.facts.isolated_accuracy_before == alone.facts.isolated_accuracy_before
     assert weights(tuned.model) != weights(alone.model)
+
+
+def test_the_ascent_has_a_batch_of_its_own() -> None:
+    """One step a pass or several, whatever the recipe's batch is; the fine-tuning takes the recipe's."""
+    here = scene("image")
+    given = Given(suspicious=here.samples, clean=here.clean)
+    told = {
+        (own, batch): weights(
+            SCAnFT(unlearning_batch_size=own, unlearning_epochs=1, epochs=0)
+            .purify(here.model, given, replace(RECIPE, batch_size=batch))
+            .model
+        )
+        for own, batch in ((64, 16), (64, 32), (8, 32))
+    }
+    assert told[64, 16] == told[64, 32] != told[8, 32]
+    with pytest.raises(ConfigError, match="unlearning_batch_size is 1"):
+        SCAnFT(unlearning_batch_size=1).purify(here.model, given, RECIPE)
 
 
 def test_resumed_at_every_checkpoint_it_ends_the_same() -> None:

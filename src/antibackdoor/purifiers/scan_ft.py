@@ -61,6 +61,7 @@ class SCAnFT:
         unlearning_epochs: Maximum passes over the flagged samples, >= 1; 5. It stops early once the model gives fewer
             than 1/K of them their given label.
         unlearning_rate: Learning rate of the ascent, in (0, 100); 5e-4.
+        unlearning_batch_size: Flagged samples per step of the ascent, >= 2; 64.
         ascent_bound: Loss at which a sample's ascent ends, in units of log K, > 0; inf for no bound.
         epochs: Passes over the unflagged samples afterwards, >= 0; 10. One sample in eight of each batch is flagged;
             its target is uniform over all labels but its own. Fine-tuning only on unflagged samples brings the backdoor
@@ -81,6 +82,7 @@ class SCAnFT:
     scan: SCAn = field(default_factory=SCAn)
     unlearning_epochs: int = 5
     unlearning_rate: float = 5e-4
+    unlearning_batch_size: int = 64
     ascent_bound: float = 2.0
     epochs: int = 10
     learning_rate: float = 0.01
@@ -91,7 +93,7 @@ class SCAnFT:
         Args:
             model: The model, on the CPU; left as it is.
             given: `suspicious` data, which the model was trained on, and `clean` samples.
-            recipe: Batch size, momentum, weight decay, augmentation, device, seed.
+            recipe: Batch size of the fine-tuning, momentum, weight decay, augmentation, device, seed.
             journal: Keeps checkpoints; nothing is kept by default.
 
         Raises:
@@ -104,6 +106,7 @@ class SCAnFT:
             self,
             unlearning_epochs="[1, inf)",
             unlearning_rate="(0, 100)",
+            unlearning_batch_size="[2, inf)",
             ascent_bound="(0, inf]",
             epochs="[0, inf)",
             learning_rate="(0, 100)",
@@ -117,7 +120,14 @@ class SCAnFT:
         if not len(isolated):
             return Purified(deepcopy(model).eval(), SCAnFTFacts(0, **about))
         ascent = Ascent(isolated, np.zeros(0, dtype=np.int64), self.ascent_bound, "none")
-        forgotten = unlearn(trainer, trained, ascent, epochs=self.unlearning_epochs, learning_rate=self.unlearning_rate)
+        forgotten = unlearn(
+            trainer,
+            trained,
+            ascent,
+            epochs=self.unlearning_epochs,
+            learning_rate=self.unlearning_rate,
+            batch_size=self.unlearning_batch_size,
+        )
         trainer.run(trained, self._fine_tuning(trained, trainer, isolated))
         after = accuracy(trainer.session, trainer.feed, trained, isolated)
         facts = SCAnFTFacts(

@@ -143,7 +143,15 @@ class Forgotten(NamedTuple):
     n_epochs: int
 
 
-def unlearn(trainer: Trainer, model: nn.Module, ascent: Ascent, *, epochs: int, learning_rate: float) -> Forgotten:
+def unlearn(
+    trainer: Trainer,
+    model: nn.Module,
+    ascent: Ascent,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int | None = None,
+) -> Forgotten:
     """Ascend until fewer than 1/K of the isolated samples get their given label, or the epochs are over.
 
     Args:
@@ -152,8 +160,10 @@ def unlearn(trainer: Trainer, model: nn.Module, ascent: Ascent, *, epochs: int, 
         ascent: On which samples.
         epochs: Passes over the isolated samples at most.
         learning_rate: Constant.
+        batch_size: Samples a step; the recipe's by default.
     """
     session, n_classes = trainer.session, trainer.samples.n_classes
+    size = batch_size or session.batch_size
     mask = torch.zeros(len(trainer.samples), dtype=torch.bool)
     mask[ascent.isolated] = True
     phase = Phase(
@@ -162,7 +172,7 @@ def unlearn(trainer: Trainer, model: nn.Module, ascent: Ascent, *, epochs: int, 
         descend_and_ascend(model, mask.to(session.device), ascent.bound * float(np.log(n_classes))),
         constant(learning_rate),
         augment=ascent.augment,
-        plan=lambda epoch: ascent.plan(session.batch_size, trainer.recipe.seed, epoch),
+        plan=lambda epoch: ascent.plan(size, trainer.recipe.seed, epoch),
         recorded=False,
     )
 
