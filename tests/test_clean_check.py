@@ -11,6 +11,7 @@ from antibackdoor.data.samples import Samples
 from antibackdoor.errors import DataError, ModelError
 from antibackdoor.models.clean_check import (
     best_normalization,
+    has_learned_nothing,
     is_near_chance,
     match_classes,
     predictions,
@@ -107,6 +108,9 @@ def test_chance():
     assert is_near_chance(0.1, 1000, 10) and not is_near_chance(0.2, 1000, 10)
     assert is_near_chance(0.9, 1000, 10, largest_class=0.9)  # always naming the largest class gets as far
     assert is_near_chance(1.0, 0, 10) and is_near_chance(1.0, 2, 10)  # two samples: p = 0.01
+    assert has_learned_nothing(0.1, 100, 10) and not has_learned_nothing(0.3, 100, 10)
+    assert not has_learned_nothing(0.5, 10, 2) and not has_learned_nothing(0.0, 0, 2)  # too few to tell
+    assert has_learned_nothing(0.5, 100, 2) and not has_learned_nothing(0.9, 100, 2, largest_class=0.9)
 
 
 def test_logits_behind_the_last_layer_cannot_be_reordered():

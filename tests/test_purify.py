@@ -7,7 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,10 +17,15 @@ from safetensors.torch import load_file, save_file
 from test_report import HOSTILE, audit
 
 from antibackdoor.app.evaluation import fingerprints
+from antibackdoor.app.methods import TABLES
+from antibackdoor.attacks import ATTACKS
 from antibackdoor.cli import main
+from antibackdoor.cli.flags import flat_fields
+from antibackdoor.cli.lists import LISTS
 from antibackdoor.data.reading import write
 from antibackdoor.data.samples import Samples
 from antibackdoor.errors import RunError
+from antibackdoor.models.backbones import build_backbone
 from antibackdoor.purifiers import PURIFIERS
 from antibackdoor.report import Attention, save_attention, write_report
 from antibackdoor.report.attention import ATTENTION, cubehelix, load_attention
@@ -91,7 +96,7 @@ def test_before_and_after(call: Call, bench: Path, tmp_path: Path) -> None:
     text = " ".join(" ".join(audit(run / "report.html").text).split())
     for phrase in (
         "Attack success",
-        "before and turns",
+        "correctly before and",
         "Class by class",
         "Where the networks look",
         "with trigger",
@@ -197,9 +202,9 @@ def test_a_bare_file(call: Call, bench: Path, tmp_path: Path, ending: str) -> No
     assert (code, err) == (0, "")
     facts = facts_of(run)
     assert facts["purified_from"] == "given" and facts["accuracy_as_given"] > 0.9 and not facts["classes_reordered"]
-    assert "from a file of weights" in (run / "report.html").read_text()
+    assert "from a weights file" in (run / "report.html").read_text()
     assert call("evaluate", run, "--data", bench / "test.npz", "--device", "cpu")[0] == 0
-    assert "say with --backbone" in one_line(call, "purify", file, "--out", tmp_path / "x", *TUNE, *given[:4])
+    assert "--backbone or --model" in one_line(call, "purify", file, "--out", tmp_path / "x", *TUNE, *given[:4])
 
 
 def test_a_model_near_chance_is_refused(call: Call, bench: Path, tmp_path: Path) -> None:
@@ -255,7 +260,8 @@ def test_a_stopped_purification_ends_the_same(
     other = tmp_path / "other"
     shutil.copytree(bench / "attacked", other)
     state = load_file(other / "model.safetensors")
-    save_file({name: value + 1 for name, value in state.items()}, other / "model.safetensors")
+    moved = {name: value + 1e-4 if value.is_floating_point() else value for name, value in state.items()}
+    save_file(moved, other / "model.safetensors")
     assert "checksum" in one_line(call, "purify", other, "--out", stopped, *TUNE, *given, "--resume")
     (other / "checksums.json").unlink()
     message = one_line(call, "purify", other, "--out", stopped, *TUNE, *given, "--resume")
@@ -356,3 +362,136 @@ def test_fingerprints_tell_data_and_triggers_apart(bench: Path) -> None:
     one = fingerprints(pictures(20), bench / "dirty", None)
     assert set(one) == {"test_fingerprint", "trigger_fingerprint"}
     assert one["test_fingerprint"] != fingerprints(pictures(20, seed=1), None, None)["test_fingerprint"]
+
+
+# --------------------------------------------------------------------------- what is given of a model
+
+
+def test_suspicious_data_alone_are_enough(call: Call, bench: Path, tmp_path: Path) -> None:
+    run, dirty = tmp_path / "cleaned", ["--suspicious", bench / "dirty"]
+    quick = ["--epochs", "1", "--confusion-steps", "2", "--warmup-steps", "2", *CPU]
+    code, _, err = call("purify", bench / "attacked", "--out", run, *dirty, *quick)
+    assert (code, err) == (0, "") and facts_of(run)["method"] == "self-clean"
+    message = one_line(call, "purify", bench / "attacked", "--out", tmp_path / "x", *dirty, "--method", "nad")
+    assert "--method nad needs clean samples: give --clean, or use --method self-clean" in message
+    message = one_line(call, "purify", bench / "attacked", "--out", tmp_path / "x", "--method", "unlearn")
+    assert "--method unlearn needs suspicious: give --suspicious" in message
+
+
+def test_a_run_near_chance_is_refused_where_the_samples_can_tell(call: Call, bench: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "noise", ["--out", tmp_path / "x", *TUNE]
+    shutil.copytree(bench / "attacked", run)
+    weights(bench, run / "model.safetensors", shuffled=True)
+    (run / "checksums.json").unlink()
+    message = one_line(call, "purify", run, *out, "--clean", bench / "clean.npz")
+    assert f"{run} is near chance on the clean samples" in message and not (tmp_path / "x").exists()
+    few = write(tmp_path / "few.npz", pictures(6, 3), format="npz").path
+    assert call("purify", run, *out, "--clean", few)[0] == 0, "six samples tell nothing"
+
+
+@pytest.mark.parametrize("flag", ["--mean", "--std", "--classes", "--image-size", "--backbone"])
+def test_what_a_run_folder_knows_is_not_said(call: Call, bench: Path, tmp_path: Path, flag: str) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("class0\nclass1\nclass2\n")
+    value = {"--classes": names, "--backbone": "wrn-10-1", "--image-size": "8"}.get(flag, "0.5")
+    given = ["--out", tmp_path / "x", *TUNE, "--clean", bench / "clean.npz", flag, value]
+    assert f"is a run folder, which knows its network, normalization and classes: leave {flag} out" in one_line(
+        call, "purify", bench / "attacked", *given
+    )
+
+
+def test_lists_are_said_in_three_ways(call: Call, bench: Path, tmp_path: Path) -> None:
+    file = weights(bench, tmp_path / "model.safetensors")
+    given = ["--clean", bench / "clean.npz", "--backbone", "wrn-10-1", *TUNE]
+    for number, said in enumerate((["--mean", "0.5", "--std", "0.25"], ["--mean=0.5", "--std=.25"])):
+        assert call("purify", file, "--out", tmp_path / str(number), *given, *said)[0] == 0
+        assert facts_of(tmp_path / str(number))["normalization"] == "given"
+        assert json.loads((tmp_path / str(number) / "model.json").read_text())["mean"] == [0.5]
+    out = ["--out", tmp_path / "x"]
+    for three in (["0.4,0.5,.6"], ["0.4", "0.5", "0.6"], ["0.4", "--mean", "0.5", "--mean=0.6"]):
+        message = one_line(call, "purify", file, *out, *given, "--std", "1", "--mean", *three)
+        assert "--mean has 3 values, the inputs have 1 channels" in message
+    alone = one_line(call, "purify", file, *out, *given, "--mean", "0.5")
+    assert "--mean is given without --std: give both or neither" in alone
+    assert "above 0" in one_line(call, "purify", file, *out, *given, "--mean", "0", "--std", "0")
+    assert "--mean" in one_line(call, "purify", file, *out, *given, "--mean", "0.5,x", "--std", "1")
+    betas = ["--method", "nad", "--epochs", "1", *CPU, "--betas", "1,0.5", "--layers", "network.stage2,network.stage3"]
+    code, _, err = call("purify", bench / "attacked", "--out", tmp_path / "nad", *given[:2], *betas)
+    assert (code, err) == (0, "")
+    settings = json.loads((tmp_path / "nad" / "config.json").read_text())["settings"]["hyper_parameters"]
+    assert settings["betas"] == [1.0, 0.5] and settings["layers"] == ["network.stage2", "network.stage3"]
+    again = ["--config", tmp_path / "nad" / "run.toml", *given[:2]]
+    assert call("purify", bench / "attacked", "--out", tmp_path / "again", *again)[0] == 0
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["settings"]["hyper_parameters"] == settings
+
+
+def test_every_flag_of_several_values_is_known_as_one() -> None:
+    for table in (*TABLES, ATTACKS):
+        for kind in table.values():
+            for name, (owner, _) in flat_fields(kind).items():
+                is_list = get_origin(get_type_hints(owner)[name]) is tuple
+                assert (f"--{name.replace('_', '-')}" in LISTS) is is_list, f"{kind.__name__}.{name}"
+
+
+def test_a_teacher_of_its_own(call: Call, bench: Path, tmp_path: Path) -> None:
+    file = weights(bench, tmp_path / "teacher.pt")
+    nad = ["--clean", bench / "clean.npz", "--method", "nad", "--pair", "C-B", "--epochs", "1", *CPU]
+
+    def purified(name: str, *given: object) -> bytes:
+        code, _, err = call("purify", bench / "attacked", "--out", tmp_path / name, *nad, *given)
+        assert (code, err) == (0, ""), err
+        return (tmp_path / name / "model.safetensors").read_bytes()
+
+    of_a_run = purified("run", "--teacher", bench / "attacked")
+    assert purified("file", "--teacher", file) == of_a_run, "read as the network of the model"
+    assert purified("named", "--teacher", file, "--teacher-backbone", "wrn-10-1") == of_a_run
+    out = ["purify", bench / "attacked", "--out", tmp_path / "x", *nad]
+    other = tmp_path / "other.pt"
+    torch.save(build_backbone("wrn-16-1", (1, 8, 8), 3).state_dict(), other)
+    assert "--teacher-backbone" in one_line(call, *out, "--teacher", other)
+    message = one_line(call, *out, "--teacher", other, "--teacher-backbone", "wrn-16-1")
+    assert "other.pt is near chance" in message or "near chance" in message
+    assert "--mean" not in message and "--classes" not in message, "which say nothing of a teacher"
+    message = one_line(call, *out, "--teacher", bench / "attacked", "--teacher-backbone", "wrn-10-1")
+    assert "leave --teacher-backbone out" in message
+    assert "give --teacher" in one_line(call, *out, "--teacher-backbone", "wrn-10-1")
+    assert "there is no" in one_line(call, *out, "--teacher", tmp_path / "none.pt")
+
+
+def test_clp_needs_no_data(call: Call, bench: Path, tmp_path: Path) -> None:
+    whole = weights(bench, tmp_path / "whole.safetensors")  # with its normalization
+    state = load_file(whole)
+    bare = tmp_path / "bare.safetensors"
+    save_file({name: value for name, value in state.items() if "normalize" not in name}, bare)
+    clp = ["--backbone", "wrn-10-1", "--method", "clp", "--u", "1"]
+    names = tmp_path / "names.txt"
+    names.write_text("class0\nclass1\nclass2\n")
+
+    def purified(name: str, *given: object) -> dict[str, torch.Tensor]:
+        code, _, err = call("purify", *given, "--out", tmp_path / name, *clp)
+        assert (code, err) == (0, ""), err
+        return load_file(tmp_path / name / "model.safetensors")
+
+    of_data = purified("data", whole, "--clean", bench / "clean.npz")
+    spec = json.loads((tmp_path / "data" / "model.json").read_text())
+    said = ["--mean", str(spec["mean"][0]), "--std", str(spec["std"][0])]
+    for name, given in (("whole", [whole]), ("bare", [bare, *said]), ("named", [bare, *said, "--classes", names])):
+        found = purified(name, *given, "--image-size", "8")
+        assert all(torch.equal(value, found[key]) for key, value in of_data.items()), name
+        told = json.loads((tmp_path / name / "model.json").read_text())
+        assert told["input_shape"] == [1, 8, 8] and told["mean"] == pytest.approx(spec["mean"])
+        assert told["class_names"] == (["class0", "class1", "class2"] if name == "named" else ["0", "1", "2"])
+    assert call("evaluate", tmp_path / "named", "--data", bench / "test.npz", "--device", "cpu")[0] == 0
+    out = ["--out", tmp_path / "x", *clp]
+    assert "--image-size, --mean and --std" in one_line(call, "purify", bare, *out)
+    assert "holds no normalization: give --mean and --std" in one_line(call, "purify", bare, *out, "--image-size", "8")
+    size = ["--image-size", "8", *said]
+    names.write_text("class0\nclass1\n")
+    assert "another shape" in one_line(call, "purify", bare, *out, *size, "--classes", names)
+    names.write_text("")
+    assert "is empty" in one_line(call, "purify", bare, *out, *size, "--classes", names)
+    assert "give 1 to 1024" in one_line(call, "purify", bare, *out, *said, "--image-size", "1000000")
+    fcn = ["--out", tmp_path / "x", "--backbone", "fcn", "--method", "clp"]
+    assert "for series" in one_line(call, "purify", bare, *fcn, *size)
+    tune = ["--out", tmp_path / "x", "--backbone", "wrn-10-1", "--method", "fine-tune"]
+    assert "needs clean samples" in one_line(call, "purify", bare, *tune, *size)

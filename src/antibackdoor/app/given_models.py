@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from antibackdoor.app.networks import NetworkChoice, builder, check_own_network, describe_model, load_model
+from antibackdoor.app.networks import (
+    NetworkChoice,
+    builder,
+    check_own_network,
+    describe_model,
+    flag_of,
+    load_model,
+    named_network,
+)
 from antibackdoor.data.samples import Samples
 from antibackdoor.errors import ConfigError, ModelError
-from antibackdoor.models.checkpoint import load_checkpoint
+from antibackdoor.models.backbones import BACKBONES
+from antibackdoor.models.checkpoint import LoadedCheckpoint, load_checkpoint, read_state_dict
 from antibackdoor.models.clean_check import (
     best_normalization,
+    has_learned_nothing,
     is_near_chance,
     match_classes,
     predictions,
@@ -28,6 +40,11 @@ from antibackdoor.runs.artifacts import HISTORY, read_history
 from antibackdoor.runs.model_file import ModelSpec, load_model_spec
 from antibackdoor.training.history import LossHistory
 from antibackdoor.training.recipe import Recipe
+
+CHANNELS = (3, 1, 4, 2)  # of images, tried in this order where no data tell it
+LARGEST = 4 * 2**30  # bytes of a file that is read before its network is known
+LARGEST_SIDE = 1024  # pixels: a network is tried on images of the side that is said
+ENOUGH = 1000  # samples that tell whether a model works
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +74,59 @@ class FileHints:
         mean: Mean of each channel that the model's inputs were normalized with, images in [0, 1].
         std: Standard deviation of each channel.
         class_names: The classes in the order of the model's outputs; empty for the data's order, checked on the data.
+        image_size: Side of the square images that the model takes, in pixels; None for that of the data.
     """
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     class_names: tuple[str, ...] = ()
+    image_size: int | None = None
+
+
+def check_words(path: str | Path, choice: NetworkChoice, hints: FileHints | None = None, *, role: str = "") -> None:
+    """Check what is said of a model, before any data are read: a run folder knows it all, a bare file does not.
+
+    Args:
+        path: As in `open_model`; also `choice` and `hints`.
+        choice: What network it is.
+        hints: What else is said.
+        role: As in `flag_of`.
+
+    Raises:
+        ConfigError: If too much is said, or too little.
+    """
+    path, hints = Path(path), hints or FileHints()
+    if path.is_dir():
+        known = {"backbone": choice.backbone, "mean": hints.mean, "std": hints.std, "classes": hints.class_names}
+        said = [name for name, value in {**known, "image-size": hints.image_size}.items() if value]
+        if said:
+            raise ConfigError(
+                f"{path} is a run folder, which knows its network, normalization and classes: leave "
+                f"{flag_of(said[0], role)} out"
+            )
+        return
+    if not named_network(choice, role=role):
+        flags = f"{flag_of('backbone', role)} or {flag_of('model', role)}"
+        raise ConfigError(f"{path} is a bare file: name its network with {flags}")
+    for one, other in (("mean", "std"), ("std", "mean")):
+        if getattr(hints, one) and not getattr(hints, other):
+            raise ConfigError(f"--{one} is given without --{other}: give both or neither")
+    if not all(np.isfinite(value) for value in (*hints.mean, *hints.std)) or min(hints.std, default=1) <= 0:
+        raise ConfigError("--mean and --std must be finite, and --std above 0: give the values used in training")
+    if hints.image_size is not None and not 1 <= hints.image_size <= LARGEST_SIDE:
+        raise ConfigError(f"--image-size is {hints.image_size}; give 1 to {LARGEST_SIDE} pixels")
+    if len(set(hints.class_names)) < len(hints.class_names):
+        raise ConfigError("--classes names a class twice: give each class once")
 
 
 def open_model(
-    path: str | Path, choice: NetworkChoice, samples: Samples | None, recipe: Recipe, hints: FileHints | None = None
+    path: str | Path,
+    choice: NetworkChoice,
+    samples: Samples | None,
+    recipe: Recipe,
+    hints: FileHints | None = None,
+    *,
+    role: str = "",
 ) -> Opened:
     """Load a run folder or a bare file of weights.
 
@@ -73,30 +134,81 @@ def open_model(
         path: A run folder, or a `.safetensors`, `.pt`, `.pth` or `.tar` file.
         choice: What network a bare file holds. For a run of a network of one's own: its factory.
         samples: Labelled samples of the classes that the model knows, to check a bare file on; clean ones if there
-            are any. A run folder needs none.
+            are any. A run folder needs none, nor does a bare file of which the hints say enough.
         recipe: Where to compute.
-        hints: What is known of a bare file.
+        hints: What is known of a bare file; None where nothing can be said.
+        role: As in `flag_of`.
 
     Raises:
-        ConfigError: If the choice does not say what a bare file holds.
+        ConfigError: If the choice or the hints do not say what a bare file holds, or say it of a run folder.
         ModelError: If the file cannot be read, does not fit, or is near chance on the samples.
     """
-    path, hints = Path(path), hints or FileHints()
+    path = Path(path)
+    check_words(path, choice, hints, role=role)
     if path.is_dir():
-        if choice.backbone:
-            raise ConfigError(f"{path} is a run folder, which knows its network: leave --backbone out")
-        check_own_network(path, load_model_spec(path), is_given=bool(choice.model))
+        check_own_network(path, load_model_spec(path), is_given=bool(choice.model), role=role)
         model, spec = load_model(path, own_factory(choice))
         known = samples is None or (spec.input_shape, spec.class_names) == (samples.shape, tuple(samples.class_names))
         if not known:
             raise ModelError(f"{path} was trained on other shapes or classes than the data have")
         history = read_history(path) if (path / HISTORY).exists() else None
         return Opened(model, spec, builder(spec, own_factory(choice)), history, {})
-    if not (choice.backbone or choice.model):
-        raise ConfigError(f"{path} is a bare file: say with --backbone or --model what network it holds")
     if samples is None:
-        raise ConfigError(f"{path} is a bare file: give some data, which tell its classes and its normalization")
+        return _open_without_data(path, choice, hints or FileHints())
     return _open_file(path, choice, samples, recipe, hints)
+
+
+def open_teacher(
+    path: str | Path, choice: NetworkChoice, student: Opened, student_choice: NetworkChoice, samples: Samples | None
+) -> Opened:
+    """Load the teacher of another model; unless it is said what network it holds, it is that of the student.
+
+    Args:
+        path: As in `open_model`.
+        choice: What network the teacher is, where that is said.
+        student: The other model.
+        student_choice: What was said of that one.
+        samples: As in `open_model`.
+
+    Raises:
+        ConfigError: As `open_model`.
+        ModelError: As `open_model`.
+    """
+    path = Path(path)
+    is_alike = not path.is_dir() or load_model_spec(path).backbone == student.spec.backbone
+    if choice.backbone or choice.model or not is_alike:
+        return open_model(path, choice, samples, Recipe(), role="teacher")
+    backbone = "" if student_choice.model or path.is_dir() else student.spec.backbone
+    try:
+        return open_model(path, NetworkChoice(backbone, student_choice.model), samples, Recipe(), role="teacher")
+    except ModelError as error:
+        if path.is_dir():
+            raise
+        raise ModelError(
+            f"{error}; it was read as {student.spec.backbone}, the network of the model: if the teacher is another, "
+            "say so with --teacher-backbone or --teacher-model"
+        ) from error
+
+
+def refuse_near_chance(path: str | Path, model: nn.Module, clean: Samples) -> None:
+    """Check that a model has learned something.
+
+    Args:
+        path: Where it comes from.
+        model: On the CPU.
+        clean: Samples that are known to be clean; of many, some evenly spread ones are looked at.
+
+    Raises:
+        ModelError: If it has not, as far as so many samples can tell.
+    """
+    rows = np.linspace(0, len(clean) - 1, min(len(clean), ENOUGH)).astype(np.int64)
+    some = clean.take(rows)
+    accuracy, largest = _accuracy(model, some)
+    if has_learned_nothing(accuracy, len(some), some.n_classes, largest_class=largest):
+        raise ModelError(
+            f"{path} is near chance on the clean samples ({accuracy:.1%} of {len(some)}), so there is nothing to "
+            "purify: check that they are labeled and read like its training data, or retrain it"
+        )
 
 
 def own_factory(choice: NetworkChoice) -> Any:
@@ -106,13 +218,14 @@ def own_factory(choice: NetworkChoice) -> Any:
     return import_factory(choice.model) if isinstance(choice.model, str) and choice.model else choice.factory
 
 
-def _open_file(path: Path, choice: NetworkChoice, samples: Samples, recipe: Recipe, hints: FileHints) -> Opened:
+def _open_file(path: Path, choice: NetworkChoice, samples: Samples, recipe: Recipe, said: FileHints | None) -> Opened:
+    hints = said or FileHints()
     spec = describe_model(samples, choice, recipe, "given")
     model = builder(spec, choice.factory)()
     loaded = load_checkpoint(path, model, example=torch.zeros(2, *samples.shape))
     notes: dict[str, Any] = {"loaded_by": loaded.by, "n_tensors": loaded.n_tensors}
-    if hints.mean or hints.std:
-        _set_normalization(model, _channels(hints.mean, samples, "--mean"), _channels(hints.std, samples, "--std"))
+    if hints.mean:
+        _set_given_normalization(model, hints, samples.shape[0])
         notes["normalization"] = "given"
     elif not loaded.has_normalization:
         fit = best_normalization(model, samples)
@@ -122,24 +235,97 @@ def _open_file(path: Path, choice: NetworkChoice, samples: Samples, recipe: Reci
     if (order != np.arange(len(order))).any():
         reorder_classes(model, order, torch.zeros(2, *samples.shape))
     notes["classes_reordered"] = bool((order != np.arange(len(order))).any())
-    accuracy = float((predictions(model, samples) == samples.labels).mean())
-    largest = float(np.bincount(samples.labels).max()) / len(samples)
+    accuracy, largest = _accuracy(model, samples)
     if is_near_chance(accuracy, len(samples), samples.n_classes, largest_class=largest):
+        words = " (--mean, --std)", " (--classes)"
+        normalization, classes = ("", "") if said is None else words
         raise ModelError(
             f"{path} is near chance on these data ({accuracy:.1%} of {len(samples)} samples): check the network, the "
-            "normalization (--mean, --std) and the order of classes (--classes)"
+            f"normalization{normalization} and the order of classes{classes}"
         )
+    return _opened(model, spec, choice, {**notes, "accuracy_as_given": accuracy})
+
+
+def _open_without_data(path: Path, choice: NetworkChoice, hints: FileHints) -> Opened:
+    """A bare file of images, of which its weights and the hints tell all."""
+    if hints.image_size is None:
+        raise ConfigError(
+            f"{path} is a bare file: give some data to find its classes and normalization, or for a method "
+            "that needs none --image-size, --mean and --std"
+        )
+    spec, model, loaded = _fitting(path, choice, hints)
+    notes: dict[str, Any] = {"loaded_by": loaded.by, "n_tensors": loaded.n_tensors}
+    if hints.mean:
+        _set_given_normalization(model, hints, spec.input_shape[0])
+        notes["normalization"] = "given"
+    elif not loaded.has_normalization:
+        raise ConfigError(
+            f"{path} holds no normalization: give --mean and --std (0 and 1 if its inputs were not normalized), or "
+            "give some clean data to find it"
+        )
+    return _opened(model, spec, choice, notes)
+
+
+def _fitting(path: Path, choice: NetworkChoice, hints: FileHints) -> tuple[ModelSpec, nn.Module, LoadedCheckpoint]:
+    """The network that a file fills, whatever its classes and channels; no data tell them."""
+    name = named_network(choice)
+    if name in BACKBONES and BACKBONES[name].kind == "series":
+        raise ConfigError(f"{path} is a bare file for series: give some data to find their length")
+    failure: ModelError | None = None
+    for n_classes, channels in product(_numbers_of_classes(path, hints), CHANNELS):
+        spec = ModelSpec(
+            backbone=name,
+            kind="image",
+            input_shape=(channels, hints.image_size or 0, hints.image_size or 0),
+            class_names=hints.class_names or tuple(map(str, range(n_classes))),
+            mean=(0.0,) * channels,
+            std=(1.0,) * channels,
+            image_size=None,
+            method="given",
+            package_version=version("antibackdoor"),
+        )
+        try:
+            model = builder(spec, choice.factory)()
+            return spec, model, load_checkpoint(path, model, example=torch.zeros(2, *spec.input_shape))
+        except ModelError as error:
+            failure = failure or error
+    assert failure is not None  # CHANNELS and the numbers are not empty
+    raise failure
+
+
+def _numbers_of_classes(path: Path, hints: FileHints) -> list[int]:
+    """How many classes there may be: as the hints say, else the outputs of each linear layer, the last one first."""
+    if hints.class_names:
+        return [len(hints.class_names)]
+    state = read_state_dict(path, max_bytes=LARGEST)
+    outputs = [len(value) for value in state.values() if value.ndim == 2 and len(value) > 1]
+    if not outputs:
+        raise ConfigError(f"{path} has no linear layer that shows the number of classes: name them with --classes")
+    return list(dict.fromkeys(reversed(outputs)))
+
+
+def _opened(model: nn.Module, spec: ModelSpec, choice: NetworkChoice, notes: dict[str, Any]) -> Opened:
+    """A filled network, with the normalization that is in it."""
     normalize = next(module for module in model.modules() if isinstance(module, Normalize))
     spec = replace(spec, mean=tuple(normalize.mean.tolist()), std=tuple(normalize.std.tolist()))
-    return Opened(model.eval(), spec, builder(spec, choice.factory), None, {**notes, "accuracy_as_given": accuracy})
+    return Opened(model.eval(), spec, builder(spec, choice.factory), None, notes)
 
 
-def _channels(values: Sequence[float], samples: Samples, flag: str) -> tuple[float, ...]:
-    if len(values) not in (1, samples.shape[0]):
-        raise ConfigError(
-            f"{flag} has {len(values)} values, the data have {samples.shape[0]} channels: give one for each"
-        )
-    return tuple(values) * (samples.shape[0] if len(values) == 1 else 1)
+def _accuracy(model: nn.Module, samples: Samples) -> tuple[float, float]:
+    """Share of the samples that a model gets right, and share of the largest class, which a constant answer gets."""
+    right = float((predictions(model, samples) == samples.labels).mean())
+    return right, float(np.bincount(samples.labels).max()) / len(samples)
+
+
+def _set_given_normalization(model: nn.Module, hints: FileHints, n_channels: int) -> None:
+    mean, std = _channels(hints.mean, n_channels, "--mean"), _channels(hints.std, n_channels, "--std")
+    _set_normalization(model, mean, std)
+
+
+def _channels(values: Sequence[float], n_channels: int, flag: str) -> tuple[float, ...]:
+    if len(values) not in (1, n_channels):
+        raise ConfigError(f"{flag} has {len(values)} values, the inputs have {n_channels} channels: give one for each")
+    return tuple(values) * (n_channels if len(values) == 1 else 1)
 
 
 def _set_normalization(model: nn.Module, mean: Sequence[float] | Any, std: Sequence[float] | Any) -> None:
@@ -152,6 +338,6 @@ def _given_order(names: tuple[str, ...], samples: Samples) -> np.ndarray[tuple[i
     if sorted(names) != sorted(known):
         odd = sorted(set(names) ^ set(known))[:5]
         raise ConfigError(
-            f"--classes and the data name other classes: {', '.join(odd)}; give the {len(known)} of the data"
+            f"--classes and the data have different classes: {', '.join(odd)}; give the {len(known)} of the data"
         )
     return np.array([names.index(name) for name in known], dtype=np.int64)

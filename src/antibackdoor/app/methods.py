@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from antibackdoor.defenses import DEFENSES
 from antibackdoor.detectors import DETECTORS
 from antibackdoor.errors import ConfigError
-from antibackdoor.protocols import NoFacts
+from antibackdoor.protocols import ALWAYS_THERE, FLAGS, NoFacts
 from antibackdoor.purifiers import PURIFIERS
 
 TABLES: tuple[dict[str, Any], ...] = (DEFENSES, DETECTORS, PURIFIERS)
@@ -39,6 +40,32 @@ def look_up(name: str, table: dict[str, Any], flag: str) -> Any:
     if name not in table:
         raise ConfigError(f"{flag} {name} is unknown: choose one of {', '.join(table)}")
     return table[name]
+
+
+def usual_purifier(*, has_clean: bool, has_suspicious: bool) -> str:
+    """The name of the purifier that is taken where none is named, by what there is to purify with."""
+    return "self-clean" if has_suspicious and not has_clean else "fine-tune"
+
+
+def check_purifier(method: Any, there: Collection[str]) -> None:
+    """Check that a purifier is given what it needs, before a model is opened.
+
+    Args:
+        method: The purifier.
+        there: Names of the fields of `Given` that are given.
+
+    Raises:
+        ConfigError: If something is missing; the message names another method where one needs less.
+    """
+    name = method_name(method)
+    missing = next((part for part in method.needs if part not in {*there, *ALWAYS_THERE}), None)
+    if missing == "clean":
+        raise ConfigError(
+            f"--method {name} needs clean samples: give --clean, or use --method self-clean, which needs --suspicious "
+            "alone"
+        )
+    if missing is not None:
+        raise ConfigError(f"--method {name} needs {missing}: give {FLAGS[missing]}")
 
 
 def method_summary(method: Any) -> str:

@@ -50,17 +50,11 @@ def describe_model(
     Raises:
         ConfigError: If the choice names two networks, or none that can be found.
     """
-    if choice.backbone and choice.model:
-        raise ConfigError("--backbone and --model exclude each other: give one of them")
-    if ":" in choice.backbone:
-        raise ConfigError(f"--backbone {choice.backbone} names code: give it with --model, which runs it")
-    own = choice.model if isinstance(choice.model, str) else _factory_name(choice.model)
-    if own and ":" not in own:
-        raise ConfigError(f"--model {own} names no factory: write package.module:factory, without a path or .py")
+    named = named_network(choice)
     gpu = recipe.device in ("auto", "cuda") and torch.cuda.is_available()
     mean, std = channel_statistics(samples)
     return ModelSpec(
-        backbone=own or choice.backbone or default_backbone(samples.kind, samples.shape, len(samples), gpu),
+        backbone=named or default_backbone(samples.kind, samples.shape, len(samples), gpu),
         kind=samples.kind,
         input_shape=samples.shape,
         class_names=tuple(samples.class_names.tolist()),
@@ -70,6 +64,36 @@ def describe_model(
         method=method,
         package_version=version("antibackdoor"),
     )
+
+
+def named_network(choice: NetworkChoice, *, role: str = "") -> str:
+    """What a choice names: a key of `BACKBONES`, `package.module:factory`, or nothing ("").
+
+    Args:
+        choice: The choice.
+        role: As in `flag_of`.
+
+    Raises:
+        ConfigError: If it names two networks, or none that can be found.
+    """
+    backbone, model = flag_of("backbone", role), flag_of("model", role)
+    if choice.backbone and choice.model:
+        raise ConfigError(f"{backbone} and {model} exclude each other: give one of them")
+    if ":" in choice.backbone:
+        raise ConfigError(f"{backbone} {choice.backbone} names code: give it with {model}, which runs it")
+    own = choice.model if isinstance(choice.model, str) else _factory_name(choice.model)
+    if own and ":" not in own:
+        raise ConfigError(f"{model} {own} names no factory: write package.module:factory, without a path or .py")
+    return own or choice.backbone
+
+
+def flag_of(name: str, role: str = "") -> str:
+    """The flag that says something of a model; `role` is what another than the first one is for, such as a teacher.
+
+    >>> flag_of("model"), flag_of("model", "teacher")
+    ('--model', '--teacher-model')
+    """
+    return f"--{role}-{name}" if role else f"--{name}"
 
 
 def _factory_name(factory: Factory) -> str:
@@ -88,20 +112,26 @@ def builder(spec: ModelSpec, factory: Factory | None = None) -> Callable[[], nn.
     return lambda: normalized(build_backbone(spec.backbone, spec.input_shape, n_classes), spec.mean, spec.std)
 
 
-def check_own_network(run: Path, spec: ModelSpec, *, is_given: bool) -> None:
+def check_own_network(run: Path, spec: ModelSpec, *, is_given: bool, role: str = "") -> None:
     """Check, before any code is imported, that a network of the user's own is given just where a run needs it.
+
+    Args:
+        run: The run folder.
+        spec: Its model.
+        is_given: Whether a network of one's own is given.
+        role: As in `flag_of`.
 
     Raises:
         ModelError: If it is missing, or would be run for nothing.
     """
-    is_own = ":" in spec.backbone
+    is_own, flag = ":" in spec.backbone, flag_of("model", role)
     if is_own and not is_given:
         raise ModelError(
             f"{run} was trained with a network of your own, {spec.backbone!r}: if you trust that code, name it "
-            "with --model (from Python, give the factory)"
+            f"with {flag} (from Python, give the factory)"
         )
     if is_given and not is_own:
-        raise ModelError(f"{run} was trained with the backbone {spec.backbone}: leave --model out")
+        raise ModelError(f"{run} was trained with the backbone {spec.backbone}: leave {flag} out")
 
 
 def check_resumed_network(run: Path, spec: ModelSpec) -> None:
@@ -117,7 +147,7 @@ def check_resumed_network(run: Path, spec: ModelSpec) -> None:
     began = model.get("network") if isinstance(model, dict) else None
     if began != spec.backbone:
         raise RunError(
-            f"{run} began with the network {began}, not with {spec.backbone}: give the same, or another --out"
+            f"{run} was started with the network {began}, not with {spec.backbone}: give the same, or another --out"
         )
 
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from antibackdoor.errors import AntibackdoorError
 
 # A flag and, where there is one, the value that the message gives with it.
-_FLAG = re.compile(r"--(no-)?([a-z][a-z-]*[a-z])(?:(?:=| )([A-Z]{2,}\b|\d[\w.]*|skip\b|raise\b|interpolate\b|cpu\b))?")
+_VALUE = r"[A-Z]{2,}\b|\d[\w.]*|skip\b|raise\b|interpolate\b|cpu\b|self-clean\b"
+_FLAG = re.compile(rf"--(no-)?([a-z][a-z-]*[a-z])(?:(?:=| )({_VALUE}))?")
 _PLACEHOLDERS = frozenset({"FOLDER", "FILE", "RUN", "DATA", "NAME", "PATH"})
 # Switches, and flags that Python has under another name.
 _ALONE = {"resume": "resume=True", "follow_links": "follow_links=True", "checkpoint": "given=Given(model=...)"}

@@ -8,9 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
 from antibackdoor.cli.cache import show_cache
+from antibackdoor.cli.chosen import Chosen
 from antibackdoor.cli.commands import (
     attacks,
     demo,
@@ -22,25 +23,14 @@ from antibackdoor.cli.commands import (
     run_scan,
     run_train,
 )
-from antibackdoor.cli.compare import add_compare, shared_recipe
+from antibackdoor.cli.compare import add_compare
 from antibackdoor.cli.config import with_config
 from antibackdoor.cli.explain import explain
 from antibackdoor.cli.export import export
 from antibackdoor.cli.failures import failing_in_words, warning_in_sentences
-from antibackdoor.cli.flags import (
-    DATA,
-    METHOD,
-    OUTPUT,
-    READING,
-    TRAINING,
-    made,
-    parsed,
-    read_options,
-    recipe_without,
-    refuse_unused,
-    settings_type,
-)
+from antibackdoor.cli.flags import DATA, METHOD, OUTPUT, READING, TRAINING, made, read_options
 from antibackdoor.cli.gate import GATE, Gate
+from antibackdoor.cli.lists import with_lists
 from antibackdoor.cli.purify import run_purify
 from antibackdoor.cli.review import review
 from antibackdoor.cli.telling import print_facts, tell_reading
@@ -51,81 +41,10 @@ InMethod, InOutput = Parameter(group=METHOD), Parameter(group=OUTPUT)
 RecipeName = Annotated[str, Parameter(name="--recipe", group=TRAINING)]
 OnError = Annotated[Literal["raise", "skip"], InData]
 
-_NOTHING = parsed("Nothing", [])
-
-
-class _Chosen:
-    """The method that the arguments name, and the flags that follow from it; empty for other commands."""
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.kind: Any = None
-        self.recipe: Any = _NOTHING
-        self.method: Any = _NOTHING
-        self.preset: Any = None
-        command = arguments[0] if arguments else ""
-        if command == "poison":
-            from antibackdoor.app.methods import look_up
-            from antibackdoor.attacks import ATTACKS
-
-            name = _named(arguments, "--attack", "badnets")
-            self.kind = look_up(name, ATTACKS, "--attack")
-            self.method = settings_type(self.kind, METHOD)
-        elif command in ("train", "scan", "purify"):
-            self._of_a_method(command, arguments)
-        elif command == "compare":
-            self.recipe = shared_recipe(_named(arguments, "--recipe", "practical"))
-
-    def _of_a_method(self, command: str, arguments: Sequence[str]) -> None:
-        # Only the command that is called needs its settings, and torch, which they import, is slow to load.
-        from antibackdoor.app.methods import look_up
-        from antibackdoor.defenses import DEFENSES
-        from antibackdoor.detectors import DETECTORS
-        from antibackdoor.purifiers import PURIFIERS
-        from antibackdoor.training.recipe import Recipe, named_recipe
-
-        of_command: dict[str, tuple[str, dict[str, Any], str]] = {
-            "train": ("--defense", DEFENSES, "dual-head"),
-            "scan": ("--detector", DETECTORS, "confusion"),
-            "purify": ("--method", PURIFIERS, "fine-tune"),
-        }
-        flag, table, default = of_command[command]
-        name = _named(arguments, flag, default)
-        self.kind = look_up(name, table, flag)
-        refuse_unused(list(arguments), self.kind, f"{flag} {name}")
-        self.method = settings_type(self.kind, METHOD)
-        self.preset = named_recipe(_named(arguments, "--recipe", "practical"))
-        self.recipe = settings_type(Recipe, TRAINING, without=recipe_without(self.kind), defaults=self.preset)
-
-    def uses(self, *names: str, group: Group = METHOD) -> Parameter:
-        """A flag for something that a method may be given: shown only if this one can use it."""
-        usable = {*getattr(self.kind, "needs", ()), *getattr(self.kind, "takes", ())}
-        return Parameter(group=group, show=bool(usable & {*names}))
-
-    def made(self, settings: Any) -> Any:
-        """The method with the values of its flags."""
-        return made(self.kind, settings)
-
-    def recipe_of(self, settings: Any) -> Any:
-        """The recipe with the values of its flags."""
-        from antibackdoor.training.recipe import Recipe
-
-        return made(Recipe, settings, self.preset)
-
-
-def _named(arguments: Sequence[str], flag: str, default: str) -> str:
-    """The name that `--flag NAME` or `--flag=NAME` gives."""
-    name = default
-    for place, argument in enumerate(arguments):
-        if argument == flag and place + 1 < len(arguments):
-            name = arguments[place + 1]
-        elif argument.startswith(flag + "="):
-            name = argument.split("=", 1)[1]
-    return name
-
 
 def build_app(arguments: Sequence[str]) -> App:
     """The commands; those that run a method show the flags of the one that the arguments name."""
-    chosen = _Chosen(arguments)
+    chosen = Chosen(arguments)
     app = App(
         name="antibackdoor",
         help="Train a clean classifier on data that may be poisoned, and find the suspicious samples.",
@@ -144,7 +63,7 @@ def build_app(arguments: Sequence[str]) -> App:
     return app
 
 
-def _add_train(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
+def _add_train(app: App, chosen: Chosen, arguments: Sequence[str]) -> None:
     recipe_type: Any = chosen.recipe
     method_type: Any = chosen.method
 
@@ -218,7 +137,7 @@ def _add_train(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def _add_scan(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
+def _add_scan(app: App, chosen: Chosen, arguments: Sequence[str]) -> None:
     recipe_type: Any = chosen.recipe
     method_type: Any = chosen.method
 
@@ -284,7 +203,7 @@ def _add_scan(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
+def _add_purify(app: App, chosen: Chosen, arguments: Sequence[str]) -> None:
     recipe_type: Any = chosen.recipe
     method_type: Any = chosen.method
 
@@ -298,6 +217,8 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         test: Annotated[Path | None, InData] = None,
         verdict: Annotated[Path | None, chosen.uses("verdict", "isolated")] = None,
         teacher: Annotated[Path | None, chosen.uses("teacher")] = None,
+        teacher_backbone: Annotated[str, chosen.uses("teacher")] = "",
+        teacher_model: Annotated[str, chosen.uses("teacher")] = "",
         trigger: Annotated[Path | None, chosen.uses("trigger")] = None,
         measure_trigger: Annotated[Path | None, InData] = None,
         on_error: OnError = "raise",
@@ -308,7 +229,8 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         mean: Annotated[tuple[float, ...], InData] = (),
         std: Annotated[tuple[float, ...], InData] = (),
         classes: Annotated[Path | None, InData] = None,
-        method: Annotated[str, InMethod] = "fine-tune",
+        image_size: Annotated[int | None, InData] = None,
+        method: Annotated[str, InMethod] = chosen.name if "purify" in arguments[:1] else "fine-tune",
         config: Annotated[Path | None, InOutput] = None,
         resume: Annotated[bool, InOutput] = False,
         reading: Annotated[READING, Flat] = READING(),
@@ -332,7 +254,11 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         verdict
             Run folder of a scan of the suspicious data, which says which samples are poisoned.
         teacher
-            Run folder of a teacher model, for methods that distill.
+            A teacher model, for methods that distill: a run folder or a weights file.
+        teacher_backbone
+            Architecture of a teacher that is a bare weights file; by default that of the model.
+        teacher_model
+            The teacher's network if it is your own, as package.module:factory. Its code is executed.
         trigger
             Folder with a known trigger, for methods that unlearn it.
         measure_trigger
@@ -349,14 +275,18 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         model
             Your own network, as package.module:factory. Its code is executed.
         mean
-            Per-channel mean with which a bare file's model was normalized (images in [0, 1]). Inferred from the data if
-            not given.
+            Per-channel mean with which a bare file's model was normalized (images in [0, 1]), such as 0.49,0.48,0.45.
+            Inferred from the data if not given.
         std
             Per-channel standard deviation, likewise.
         classes
             Text file with one class per line, in the order of a bare file's outputs. Matched on the data if not given.
+        image_size
+            Side length of the images that a bare file's model takes, in pixels. Needed only without data; with data,
+            these are resized to it.
         method
-            Purifier: fine-tune, fine-prune, nad, mcr and others; add --help to see its flags.
+            Purifier: fine-tune, fine-prune, nad, mcr and others; add --help to see its flags. With --suspicious and
+            without --clean, the default is self-clean.
         config
             TOML file with options for this command; command-line flags override it. Every run saves its options as
             run.toml.
@@ -365,13 +295,14 @@ def _add_purify(app: App, chosen: _Chosen, arguments: Sequence[str]) -> None:
         """
         run_purify(
             checkpoint, out, chosen.made(hyper), chosen.recipe_of(recipe), clean=clean, suspicious=suspicious,
-            test=test, verdict=verdict, teacher=teacher, trigger=trigger, measure_trigger=measure_trigger,
-            backbone=backbone, model=model, mean=mean, std=std, classes=classes, on_error=on_error, cache=cache,
+            test=test, verdict=verdict, teacher=teacher, teacher_backbone=teacher_backbone,
+            teacher_model=teacher_model, trigger=trigger, measure_trigger=measure_trigger, backbone=backbone,
+            model=model, mean=mean, std=std, classes=classes, image_size=image_size, on_error=on_error, cache=cache,
             reading=read_options(reading), resume=resume, command=arguments,
         )  # fmt: skip
 
 
-def _add_poison(app: App, chosen: _Chosen) -> None:
+def _add_poison(app: App, chosen: Chosen) -> None:
     method_type: Any = chosen.method
 
     @app.command
@@ -437,6 +368,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
     with warning_in_sentences(), failing_in_words():
-        arguments = with_config(arguments)
+        arguments = with_lists(with_config(arguments))
         app = build_app(arguments)
         app(arguments, exit_on_error=False, print_error=False)

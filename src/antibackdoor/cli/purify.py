@@ -21,6 +21,8 @@ def run_purify(
     test: Path | None,
     verdict: Path | None,
     teacher: Path | None,
+    teacher_backbone: str,
+    teacher_model: str,
     trigger: Path | None,
     measure_trigger: Path | None,
     backbone: str,
@@ -28,6 +30,7 @@ def run_purify(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     classes: Path | None,
+    image_size: int | None,
     on_error: Literal["raise", "skip"],
     cache: Path | None,
     reading: dict[str, Any],
@@ -36,30 +39,34 @@ def run_purify(
 ) -> None:
     """Open, purify, tell."""
     from antibackdoor.app.finished import finished_message
-    from antibackdoor.app.given_models import FileHints, open_model
-    from antibackdoor.app.networks import NetworkChoice
+    from antibackdoor.app.given_models import FileHints, open_model, open_teacher, refuse_near_chance
+    from antibackdoor.app.methods import check_purifier
     from antibackdoor.app.purifying import purify
     from antibackdoor.app.verdicts import verdict_of
     from antibackdoor.protocols import Given
 
-    if not checkpoint.exists():
-        raise ConfigError(f"there is no {checkpoint}; give a run folder or a file of weights")
+    hints = FileHints(mean, std, _lines(classes), image_size)
+    choice = _choice(checkpoint, backbone, model, hints)
+    teacher_choice = _teacher_choice(teacher, teacher_backbone, teacher_model)
+    parts = {"clean": clean, "suspicious": suspicious, "trigger": trigger, "teacher": teacher, "verdict": verdict}
+    check_purifier(purifier, [name for name, value in parts.items() if value is not None])
     path = clean or suspicious or test
     usual, bits = _as_recorded(checkpoint, reading)
-    known = None if path is None else _given_samples(checkpoint, path, on_error, cache, reading)
-    choice, hints = NetworkChoice(backbone, model), FileHints(mean, std, _lines(classes))
+    known = None if path is None else _given_samples(checkpoint, path, on_error, cache, reading, image_size)
     opened = open_model(checkpoint, choice, known, recipe, hints)
+    if clean is not None and known is not None and checkpoint.is_dir():
+        refuse_near_chance(checkpoint, opened.model, known)
     texts = {name: value for name, value in usual.items() if isinstance(value, str)}
     opened = replace(opened, spec=replace(opened.spec, read_options=texts))
     poisoned = None if suspicious is None else like(known, suspicious, "train", on_error, cache, usual, bits)
     judged = known if poisoned is None else poisoned
     if verdict is not None and judged is None:
-        raise ConfigError(f"--verdict {verdict} is about data: give them with --suspicious")
+        raise ConfigError(f"--verdict {verdict} needs its data: give them with --suspicious")
     given = Given(
         clean=None if clean is None else known,
         suspicious=poisoned,
         verdict=None if verdict is None or judged is None else verdict_of(verdict, judged),
-        teacher=None if teacher is None else open_model(teacher, NetworkChoice(), known, recipe).model,
+        teacher=None if teacher is None else open_teacher(teacher, teacher_choice, opened, choice, known).model,
         trigger=None if trigger is None else _known_trigger(trigger, known),
     )
     tested = None if test is None else like(known, test, "test", on_error, cache, usual, bits)
@@ -87,7 +94,12 @@ def _as_recorded(checkpoint: Path, reading: dict[str, Any]) -> tuple[dict[str, A
 
 
 def _given_samples(
-    checkpoint: Path, path: Path, on_error: Literal["raise", "skip"], cache: Path | None, reading: dict[str, Any]
+    checkpoint: Path,
+    path: Path,
+    on_error: Literal["raise", "skip"],
+    cache: Path | None,
+    reading: dict[str, Any],
+    image_size: int | None,
 ) -> Any:
     """Labelled samples in the shape and the classes of a run folder, or in their own."""
     from antibackdoor.app.read_as import as_trained
@@ -95,12 +107,42 @@ def _given_samples(
     from antibackdoor.runs.model_file import load_model_spec
 
     if not checkpoint.is_dir():
-        return read(path, test_fraction=0, on_error=on_error, cache=cache, progress=True, **reading).train
+        return read(
+            path, test_fraction=0, image_size=image_size, on_error=on_error, cache=cache, progress=True, **reading
+        ).train
     spec = load_model_spec(checkpoint)
     return read_samples(
         path, class_names=list(spec.class_names), shape=spec.input_shape, split="train", on_error=on_error, cache=cache,
         progress=True, **reading, **as_trained(spec, accept_unlike=True),
     )  # fmt: skip
+
+
+def _choice(checkpoint: Path, backbone: str, model: str, hints: Any) -> Any:
+    """What is said of the model's network, once that is known to fit the file or folder."""
+    from antibackdoor.app.given_models import check_words
+    from antibackdoor.app.networks import NetworkChoice
+
+    if not checkpoint.exists():
+        raise ConfigError(f"there is no {checkpoint}; give a run folder or a weights file")
+    choice = NetworkChoice(backbone, model)
+    check_words(checkpoint, choice, hints)
+    return choice
+
+
+def _teacher_choice(teacher: Path | None, backbone: str, model: str) -> Any:
+    """What is said of the teacher's network, once it is known to belong to a teacher."""
+    from antibackdoor.app.given_models import check_words
+    from antibackdoor.app.networks import NetworkChoice
+
+    choice = NetworkChoice(backbone, model)
+    if teacher is None:
+        if backbone or model:
+            raise ConfigError(f"--teacher-{'backbone' if backbone else 'model'} is about a teacher: give --teacher")
+    elif not teacher.exists():
+        raise ConfigError(f"there is no {teacher}; give --teacher a run folder or a weights file")
+    elif backbone or model:
+        check_words(teacher, choice, role="teacher")
+    return choice
 
 
 def _known_trigger(folder: Path, samples: Any) -> Any:
@@ -115,5 +157,8 @@ def _lines(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     if not path.is_file():
-        raise ConfigError(f"--classes {path} is no file; give a text file with one class a line")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        raise ConfigError(f"--classes {path} is not a file; give a text file with one class per line")
+    lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not lines:
+        raise ConfigError(f"--classes {path} is empty; write one class a line")
+    return lines

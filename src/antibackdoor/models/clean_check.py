@@ -22,6 +22,7 @@ __all__ = [
     "NORMALIZATIONS",
     "NormalizationFit",
     "best_normalization",
+    "has_learned_nothing",
     "is_near_chance",
     "match_classes",
     "predictions",
@@ -87,9 +88,7 @@ def best_normalization(
     channels = samples.shape[0]
     fitting = {name: pair for name, pair in candidates.items() if {len(pair[0]), len(pair[1])} <= {1, channels}}
     if not fitting:
-        raise ModelError(
-            f"no candidate is for {channels} channels; give means and deviations of 1 or {channels} values"
-        )
+        raise ModelError(f"no candidate has {channels} channels; give means and deviations of 1 or {channels} values")
     accuracies: dict[str, float] = {}
     for name, (mean, std) in fitting.items():
         layer = Normalize(_per_channel(mean, channels), _per_channel(std, channels)).to(_device(network))
@@ -172,6 +171,25 @@ def is_near_chance(
     return n == 0 or float(binom.sf(round(accuracy * n) - 1, n, chance)) >= level
 
 
+def has_learned_nothing(
+    accuracy: float, n: int, n_classes: int, *, largest_class: float = 0.0, level: float = LEVEL
+) -> bool:
+    """Whether so many samples suffice to say that a network is near chance.
+
+    It is not significantly better than guessing (`is_near_chance`), and significantly worse than half way from there
+    to 1. A few samples cannot tell, and nothing is said of them.
+
+    Args:
+        accuracy: As in `is_near_chance`; also the arguments that follow.
+
+    >>> has_learned_nothing(0.13, 500, 10), has_learned_nothing(0.17, 500, 10), has_learned_nothing(0.5, 4, 10)
+    (True, False, False)
+    """
+    half_way = (1 + max(1 / n_classes, largest_class)) / 2
+    is_bad = float(binom.cdf(round(accuracy * n), n, half_way)) < level
+    return is_bad and is_near_chance(accuracy, n, n_classes, largest_class=largest_class, level=level)
+
+
 def reorder_classes(network: nn.Module, order: IntArray, example: Tensor) -> None:
     """Exchange the outputs of a network, in place, so that output k becomes what output `order[k]` was.
 
@@ -199,7 +217,7 @@ def reorder_classes(network: nn.Module, order: IntArray, example: Tensor) -> Non
     giving = [module for module, output in heard if output.shape == logits.shape and torch.equal(output, logits)]
     if len(giving) != 1 or sum(value is giving[0].weight for value in _every_parameter(network)) != 1:
         raise ModelError(
-            "the network's logits are not the output of one linear layer of its own, so its classes cannot be put in "
+            "the network's logits are not the output of one linear layer of its own, so its classes cannot be put into "
             "another order: name the classes in the model's order"
         )
     rows = torch.as_tensor(order, device=giving[0].weight.device)
@@ -221,7 +239,7 @@ def predictions(network: nn.Module, samples: Samples) -> IntArray:
         ModelError: If the network fails or gives logits of another shape.
     """
     if len(samples) == 0:
-        raise DataError("there are no clean samples to try the model on; give some hundred")
+        raise DataError("there are no clean samples to try the model on; give a few hundred")
     device = _device(network)
     parts = []
     for start in range(0, len(samples), BATCH):
