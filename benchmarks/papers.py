@@ -30,6 +30,7 @@ from paper_tables import Method, Row
 from relapse import attack_success_after_five
 from torch import nn
 
+from antibackdoor.app.measuring import top_percent
 from antibackdoor.app.methods import TABLES as METHOD_TABLES
 from antibackdoor.app.networks import NetworkChoice, builder, describe_model
 from antibackdoor.attacks import ATTACKS, Poisoned, poison
@@ -55,7 +56,6 @@ from antibackdoor.protocols import Build, Given
 from antibackdoor.purifiers import PURIFIERS
 from antibackdoor.runs.atomic import replacing
 from antibackdoor.statistics import metrics
-from antibackdoor.statistics.isolation import highest
 from antibackdoor.training.history import LossHistory
 from antibackdoor.training.recipe import PRESETS, Recipe
 from antibackdoor.training.session import Session, seeded
@@ -64,7 +64,6 @@ RESULTS = folders.RESULTS / "papers.jsonl"
 PAGES = folders.REPOSITORY / "docs" / "results"
 CARDS = folders.REPOSITORY / "docs" / "methods"
 CLEAN_SHARE = 0.05  # of the whole training set, at each scale, that purifiers get (all four papers)
-TOP = 0.01  # share of the samples whose precision is told
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +165,7 @@ def measure(cell: Cell, folder: Path) -> Measured:
         detection = detector.detect(ready.train, given, ready.recipe)
         delivered, told = None, {**measure_verdict(detection.verdict, truth), "facts": asdict(detection.facts)}
         if truth is not None:
-            top = highest(detection.verdict.suspicion, TOP)
+            top = top_percent(detection.verdict.suspicion)
             told["precision_of_top"] = metrics.isolation_precision(top, truth.is_poisoned)
     seconds = seconds_of_attack if column.key == "none" else time.process_time() - started
     measured = {**told, "seconds": round(seconds, 1), "n_train": len(ready.train)}
