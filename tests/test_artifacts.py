@@ -401,7 +401,7 @@ def test_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, {}).close()
     for damage in (b"", b"PK\x03\x04 broken", b"\x80\x02."):
         (tmp_path / "checkpoint.pt").write_bytes(damage)
-        with pytest.raises(RunError, match="delete it to start afresh") as error:
+        with pytest.raises(RunError, match="delete it to start over") as error:
             RunFolder.create(tmp_path, {}, resume=True)
         one_line_of(error)
     torch.save({"evil": 1}, tmp_path / "checkpoint.pt")
@@ -425,7 +425,7 @@ def test_checkpoint_of_another_version_is_one_line(tmp_path: Path) -> None:
     before = {key: now[key] for key in ("log_bytes", "seconds", "state")}  # all that version 1 had
     for other, said in ((before, "version 1"), ({**now, "version": 4}, "version 4")):
         torch.save(other, path)
-        with pytest.raises(RunError, match=rf"{said} of checkpoints, this program writes 3: go on with") as error:
+        with pytest.raises(RunError, match=rf"{said} of checkpoints, this program writes 3: continue with") as error:
             RunFolder.create(tmp_path, {}, resume=True)
         assert "another folder" in one_line_of(error) and path.exists()
         with pytest.raises(RunError, match=said):
@@ -448,7 +448,7 @@ def test_foreign_folders_are_refused_untouched(tmp_path: Path) -> None:
 
 def test_other_settings_are_named(tmp_path: Path) -> None:
     RunFolder.create(tmp_path, {"recipe": {"epochs": 100}, "seed": 0}).close()
-    with pytest.raises(RunError, match="unfinished run; go on with --resume"):
+    with pytest.raises(RunError, match="unfinished run; continue with --resume"):
         RunFolder.create(tmp_path, {"recipe": {"epochs": 100}, "seed": 0})
     with pytest.raises(RunError, match=r"setting 'recipe.epochs' was 100 and is now 50") as error:
         RunFolder.create(tmp_path, {"recipe": {"epochs": 50}, "seed": 0}, resume=True)

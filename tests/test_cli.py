@@ -227,7 +227,7 @@ def test_nothing_that_a_run_folder_names_is_run(call: Call, tmp_path: Path, trai
 def test_nothing_already_written_is_lost(call: Call, tmp_path: Path, trained: Path) -> None:
     data, table = tmp_path / "data", (trained / "samples.parquet").read_bytes()
     expect(call("predict", trained, data, "--out", trained / "samples.parquet"), "exists already")
-    expect(call("demo", "--out", trained, "--epochs", "1"), "other files than a demo's")
+    expect(call("demo", "--out", trained, "--epochs", "1"), "holds files that are not from a demo")
     expect(call("train", data, "--out", data / "run", *PLAIN), "lies in the data folder")
     expect(call("poison", data, "--out", data / "dirty"), "lies in the data folder")
     assert (trained / "samples.parquet").read_bytes() == table and not (data / "run").exists()
@@ -266,7 +266,7 @@ def broken_folder(tmp_path: Path, what: str) -> Path:
     [
         ("missing", ["there is no file or folder"]),
         ("empty", ["holds no images"]),
-        ("one", ["one class only"]),
+        ("one", ["only one class"]),
         ("corrupt", ["bad.png", "--on-error skip"]),
     ],
 )

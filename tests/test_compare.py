@@ -150,10 +150,10 @@ def test_mistakes_end_in_one_line(call: Call, bench: Path) -> None:
     assert "seeds is 0" in one_line(call, "compare", data, *out, "--methods", "none", "--seeds", "0")
     assert "holds no trigger" in one_line(call, "compare", data, *out, "--methods", "none", "--trigger", bench)
     alone = one_line(call, "compare", data, *out, "--methods", "series-only")
-    assert "no method can work on these data: series-only: works on series only" in alone
+    assert "no method can run on these data: series-only: works on series only" in alone
     (bench / "out" / "mine.txt").write_text("keep")
     message = one_line(call, "compare", data, *out, "--methods", "none", "--resume")
-    assert "other files than a comparison's" in message
+    assert "holds files that are not from a comparison" in message
     assert "Usage" in call("compare", "--help")[1] and "--devices" not in call("compare", "--help")[1]
 
 

@@ -41,10 +41,10 @@ def test_a_run_is_repeated_from_its_options(call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("epochs = ", "no TOML file"),
+        ("epochs = ", "not a TOML file"),
         ('command = "scan"', "is for scan, not for train"),
-        ("[recipe]\nepochs = 3", "recipe is no plain value"),
-        ('"--epochs" = 3', "is no option"),
+        ("[recipe]\nepochs = 3", "recipe is not a plain value"),
+        ('"--epochs" = 3', "is not an option"),
         ("no_such_thing = 3", "no-such-thing"),
         ('epochs = "many"', "many"),
     ],

@@ -223,8 +223,8 @@ def test_explain_a_sample(call: Call, images: tuple[Path, Path], tmp_path: Path)
     assert "give --data" in call("explain", run, name)[1]
     for arguments, words in (
         ([name[:-5]], "did you mean"),
-        ([], "one of the two"),
-        ([name, "--input", data], "one of the two"),
+        ([], "either the ID of a sample or --input"),
+        ([name, "--input", data], "either the ID of a sample or --input"),
         (["--input", data], "--data"),
         ([name, "--data", data, "--top", "0"], "give 1 or more"),
     ):

@@ -84,7 +84,7 @@ def test_a_verdict_of_other_data_is_refused(call: Call, tmp_path: Path, scanned:
         return call("train", data, "--out", tmp_path / "run", *SETTINGS, "--verdict", verdict, "--epochs", "1")
 
     samples = poisoned_pictures()
-    expect(train("more", pictures(340, 4)), "says nothing of the sample", "give the scan of these data")
+    expect(train("more", pictures(340, 4)), "says nothing about the sample", "give the scan of these data")
     names = np.array([re.sub("class3", "other", name) for name in samples.ids.tolist()])
     expect(train("classes", Samples(samples.inputs, samples.labels, names, samples.class_names)), "give the scan")
     expect(train("unscanned", samples, tmp_path / "nothing"), "samples.parquet")

@@ -39,7 +39,7 @@ def test_the_shares_are_about_those_asked_for() -> None:
 
 
 def test_a_class_of_one_group_is_refused() -> None:
-    with pytest.raises(DataError, match=r"class 'b' are of 1 group, .* another --group-by"):
+    with pytest.raises(DataError, match=r"class 'b' are in 1 group, .* another --group-by"):
         hold_out(np.array([0, 0, 1, 1]), NAMES[:2], 0.5, seed=0, groups=("p", "q", "r", "r"))
 
 
@@ -60,11 +60,11 @@ def test_a_pattern_on_paths(tmp_path: Path) -> None:
     assert data.notes["test"] == "held out 25%" and "1 of 4" in data.notes["groups"]
     with pytest.raises(DataError, match="finds no group in 24 of 24 ids"):
         read(tmp_path / "data", group_by="patient", cache=tmp_path / "cache")
-    with pytest.raises(ConfigError, match="no regular expression"):
+    with pytest.raises(ConfigError, match="not a valid regular expression"):
         read(tmp_path / "data", group_by="(", cache=tmp_path / "cache")
     with pytest.raises(ConfigError, match="nothing is held out"):
         read(tmp_path / "data", group_by=r"cam(\d)", test_fraction=0, cache=tmp_path / "cache")
-    with pytest.raises(ConfigError, match="nothing is divided here"):
+    with pytest.raises(ConfigError, match="nothing is split here"):
         read_samples(tmp_path / "data", class_names=["cat", "dog"], shape=(3, 8, 8), group_by=r"cam(\d)")
 
 

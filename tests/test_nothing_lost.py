@@ -110,7 +110,7 @@ def test_splits_within_each_class(write: Writer, tmp_path: Path) -> None:
         (classes("batch1", "batch2"), "parts of one data set"),
         (classes("seg_train", "seg_test", "seg_pred"), "'seg_pred' lies beside"),
         ({f"img_{s}/{i}.png": picture(i) for s in ("train", "test") for i in range(2)}, "outside of class folders"),
-        (classes("a/train", "a/test", "b/train", "b/test"), "split folders, which lie too deep"),
+        (classes("a/train", "a/test", "b/train", "b/test"), "split folders, which are too deep"),
         (classes("my_train", "other"), "may be a split or a class"),
     ],
 )
@@ -176,17 +176,17 @@ def test_images_are_recognized_by_their_content(write: Writer, tmp_path: Path) -
 @BOTH
 def test_what_is_not_looked_at_is_listed_with_its_reason(write: Writer, tmp_path: Path) -> None:
     others = {
-        "readme.txt": (b"Name: x\n", "no image"),
-        "labels.csv": (b"#define a 1\n1,2\n", "no image"),
-        "cat/P5 notes": (b"P5 is a word here\n", "no image"),
+        "readme.txt": (b"Name: x\n", "not an image"),
+        "labels.csv": (b"#define a 1\n1,2\n", "not an image"),
+        "cat/P5 notes": (b"P5 is a word here\n", "not an image"),
         "cat/nothing": (b"", "is empty"),
-        "cat/plot.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n", "no image"),
+        "cat/plot.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n", "not an image"),
         "cat/.hidden.png": (picture(), "is hidden"),
-        "dog/@eaDir/0.png": (picture(), "'@eaDir', which is no class"),
-        "@eaDir/0.png": (picture(), "'@eaDir', which is no class"),
-        "__MACOSX/dog/._0.png": (b"x", "'__MACOSX', which is no class"),
+        "dog/@eaDir/0.png": (picture(), "'@eaDir', which is not a class"),
+        "@eaDir/0.png": (picture(), "'@eaDir', which is not a class"),
+        "__MACOSX/dog/._0.png": (b"x", "'__MACOSX', which is not a class"),
         ".ipynb_checkpoints/0.png": (picture(), "hidden folder '.ipynb_checkpoints'"),
-        "dog/Thumbs.db": (b"\xd0\xcf\x11\xe0" + bytes(60), "no image"),
+        "dog/Thumbs.db": (b"\xd0\xcf\x11\xe0" + bytes(60), "not an image"),
     }
     data = read(write(tmp_path / "data", classes("", n=3) | {name: value for name, (value, _) in others.items()}))
     assert data.train.class_names.tolist() == ["cat", "dog"] and data.skipped == ()
@@ -460,7 +460,7 @@ def test_other_data_must_fit_the_range_of_the_training(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="15 bits, but the training images have 12"):
         read_inputs(bright, shape=(1, 8, 8), bits=12)
     dim = as_folder(tmp_path / "dim", {"x.png": png16_rgb((RAMP * 32)[..., None])})
-    with pytest.raises(DataError, match="nothing tells their range"):
+    with pytest.raises(DataError, match="with an unknown range"):
         read_inputs(dim, shape=(1, 8, 8))
 
 

@@ -218,6 +218,6 @@ def test_newer_metrics_are_refused_in_one_line(old_run: Path, version: Any) -> N
 
 def test_an_old_verdict_of_other_data_is_refused(old_run: Path) -> None:
     others = pictures(8, 2)
-    with pytest.raises(DataError, match="says nothing of the sample") as error:
+    with pytest.raises(DataError, match="says nothing about the sample") as error:
         verdict_of(old_run, others)
     assert "\n" not in str(error.value)

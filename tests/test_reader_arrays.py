@@ -122,7 +122,7 @@ SERIES = counted((4, 1, 5), np.float32)
         ({"x_train": SERIES.astype(float) * 1e300, "y_train": Y}, "infinite value, or one too large"),
         ({"x_train": SERIES, "y_train": Y, "lengths_train": [1, 2, 3, 6]}, "whole numbers from 1 to 5"),
         ({"x_train": SERIES, "y_train": Y, "lengths_train": [0, 2, 3, 5]}, "whole numbers from 1 to 5"),
-        ({"x_train": SERIES, "y_train": [7] * 4}, "one class only"),
+        ({"x_train": SERIES, "y_train": [7] * 4}, "only one class"),
         ({"x_train": SERIES, "y_train": [1, 2, 2, 2]}, "class '1' has a single sample"),
         ({"x_train": SERIES, "y_train": Y, "x_test": SERIES, "y_test": [9] * 4}, "class '9', which has no training"),
         ({"x_train": SERIES, "y_train": Y, "x_test": counted((4, 2, 5), np.float32), "y_test": Y}, "1 channels.* 2"),
@@ -161,7 +161,7 @@ def test_a_header_that_claims_more_than_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 but not really", b"\x93NUMPY"])
 def test_a_file_that_is_no_npz(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(DataError, match="not a zip"):
+    with pytest.raises(DataError, match="not a readable zip"):
         read(tmp_path / "a.npz")
 
 
@@ -201,7 +201,7 @@ def test_ts_of_unequal_length_with_its_test_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "no @data line"),
-        ("1,2,3:a\n", "line 1, stands before @data"),
+        ("1,2,3:a\n", "line 1, is before @data"),
         (TS, "no series"),
         (TS + "1,2:3,4:a\n1,?:3,4:b\n", r"line 8, holds a missing value.*--on-error skip"),
         (TS + "1,NaN:3,4:a\n", "line 7, holds a missing value"),
@@ -212,7 +212,7 @@ def test_ts_of_unequal_length_with_its_test_file(tmp_path: Path) -> None:
         ("@timeStamps true\n@data\n", "time stamps"),
         ("@targetLabel true\n@data\n", "regression"),
         ("@classLabel false\n@data\n1,2\n", "declares no class labels"),
-        (TS + "1,2:3,4:a\n1,2:3,4:a\n", "one class only"),
+        (TS + "1,2:3,4:a\n1,2:3,4:a\n", "only one class"),
     ],
 )
 def test_ts_that_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -281,10 +281,10 @@ def test_csv_with_text_classes_has_no_header(tmp_path: Path) -> None:
         ("1,2,3\n2,nan,4\n", "line 2, holds a missing value"),
         ("1,2,3\n2,inf,4\n", "line 2, holds an infinite value"),
         ("1,2,3\n2,,\n", "line 2, has a class but no values"),
-        ("1;2;3\n2;4;5\n", "line 1, has a class but no values; the columns must be divided by commas"),
+        ("1;2;3\n2;4;5\n", "line 1, has a class but no values; the columns must be separated by commas"),
         ("1,2,3\n,2,3\n", "line 2, has no class"),
         ('1,2,3\n2,"4,5\n', "cannot be parsed"),
-        ("1,2,3\n1,2,3\n", "one class only"),
+        ("1,2,3\n1,2,3\n", "only one class"),
     ],
 )
 def test_csv_that_is_refused(text: str, message: str, tmp_path: Path) -> None:

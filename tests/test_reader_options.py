@@ -65,12 +65,12 @@ def test_the_class_is_found(titles: str, columns: list[object], note: str, tmp_p
     ("titles", "columns", "message"),
     [
         ("", [*X.T, Y], "the last only 2, so the last may be the class.*--label-column"),
-        ("", [*(X + 0.5).T, Y], "seems no class.*--label-column"),
-        ("", [range(N), *X.T], "seems no class.*--label-column"),
-        (f"{steps()}", [*X.T], "calls none of its columns 'label'.*--label-column"),
+        ("", [*(X + 0.5).T, Y], "different numbers, unlike a class.*--label-column"),
+        ("", [range(N), *X.T], "different numbers, unlike a class.*--label-column"),
+        (f"{steps()}", [*X.T], "has no column called 'label'.*--label-column"),
         (f"class,target,{steps()}", [Y, Y, *X.T], "several columns that may be the class"),
         ("", [WORDS, *X.T, IDS], "2 columns of words"),
-        (f"label,age,{steps()}", [Y, Y + 40, *X.T], "no values of the series.*'age'.*--id-column"),
+        (f"label,age,{steps()}", [Y, Y + 40, *X.T], "do not seem to be values of the series.*'age'.*--id-column"),
     ],
 )
 def test_a_table_that_can_be_read_in_two_ways_is_refused(
@@ -270,7 +270,7 @@ def test_strings_of_impossible_code_points(name: str, point: int, tmp_path: Path
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         for member, content in arrays.items():
             archive.writestr(f"{member}.npy", content)
-    with pytest.raises(DataError, match=f"{name} in .* strings that are no text"):
+    with pytest.raises(DataError, match=f"{name} in .* strings that are not valid text"):
         read(tmp_path / "a.npz")
 
 
@@ -307,7 +307,7 @@ def test_inputs_unlike_those_trained_on_are_refused(tmp_path: Path) -> None:
     tried(x * 5 + 3)
     tried(np.full_like(x, 2))  # a sensor that stands still
     for values, message in (
-        (x[:, :, :7], "have 7 steps, those that the model was trained on 30.*--accept-unlike"),
+        (x[:, :, :7], "have 7 steps, but those that the model was trained on have 30.*--accept-unlike"),
         (np.tile(x, 4), "have 120 steps"),
         (x * 1000, "channel 0 of .* has values around .*--accept-unlike"),
         (x + 50, "has values around 49.98"),
@@ -323,9 +323,9 @@ def test_pictures_unlike_those_trained_on_are_refused(tmp_path: Path) -> None:
     small = TrainedOn(1, (8, 8), (0.5,), (0.2,))
     for values, known, message in (
         (signs, small, "color images, but the model was trained on grey"),
-        (signs[..., :1], small, "have 32 pixels on the shorter side, those that the model was trained on 8"),
+        (signs[..., :1], small, "have 32 pixels on the shorter side, but those that the model was trained on have 8"),
         (signs[..., :1], TrainedOn(3, None, (), ()), "grey images, but the model was trained on color"),
-        (signs[:, :8, :8], TrainedOn(3, (32, 64), (), ()), "have 8 pixels .* trained on 32 to 64"),
+        (signs[:, :8, :8], TrainedOn(3, (32, 64), (), ()), "have 8 pixels .* trained on have 32 to 64"),
     ):
         np.savez(tmp_path / "a.npz", x=values, x_train=values, y_train=np.arange(6) % 2)
         shape = (known.channels, 8, 8)

@@ -74,7 +74,7 @@ def test_a_flat_folder_with_a_table_of_labels(table: str, names: list[str], tmp_
 def test_a_column_splits_a_flat_folder_and_missing_files_are_told(tmp_path: Path) -> None:
     table = "file,label,split\na.png,x,train\nb.png,y,train\nc.png,x,test\nd.png,y,val\ngone.png,y,train\n"
     folder = flat_folder(tmp_path / "flat", table, ["a.png", "b.png", "c.png", "d.png"])
-    with pytest.raises(DataError, match=r"labels.csv, row 6, names 'gone.png', which is no image in"):
+    with pytest.raises(DataError, match=r"labels.csv, row 6, names 'gone.png', which is not an image in"):
         read(folder, cache=tmp_path / "cache")
     data = read(folder, on_error="skip", cache=tmp_path / "cache")
     assert data.train.ids.tolist() == ["a.png", "b.png"] and data.test is not None
@@ -115,7 +115,7 @@ def test_series_in_columns_or_lists_and_named_columns(tmp_path: Path) -> None:
     assert data.train.shape == (1, 5) and data.train.class_names.tolist() == ["3", "4"] and len(data.train) == 3
     lists = {"v": [[0.0, 1.0, 2.0], [1.0, 0.0]] * 2, "kind": list("abab"), "who": list("wxyz")}
     pq.write_table(pa.table(lists), tmp_path / "lists.parquet")
-    with pytest.raises(DataError, match=r"no column of a class \('v', 'kind', 'who'\): say which one with --label"):
+    with pytest.raises(DataError, match=r"no class column \('v', 'kind', 'who'\): say which one with --label"):
         read(tmp_path / "lists.parquet")
     data = read(tmp_path / "lists.parquet", label_column="kind", id_column="who", test_fraction=0)
     assert data.train.ids.tolist() == list("wxyz") and data.train.shape == (1, 3)
@@ -147,7 +147,7 @@ def test_shards_of_webdataset(tmp_path: Path) -> None:
     assert data.train.ids.tolist()[3] == "train-000001/000.png" and data.train.class_names.tolist() == ["0", "1"]
     assert data.test is not None and data.test.labels.tolist() == [1, 0]
     shard(tmp_path / "bare.tar", {"a.png": png(0), "b.png": png(1), "b.cls": b"1"})
-    with pytest.raises(DataError, match=r"a.png in .*bare.tar has no class beside it"):
+    with pytest.raises(DataError, match=r"a.png in .*bare.tar has no class next to it"):
         read(tmp_path / "bare.tar", cache=tmp_path / "cache")
 
 

@@ -107,5 +107,5 @@ def test_retraining_with_clean_samples_in_python(tmp_path: Path) -> None:
     given: dict[str, Any] = {"defense": method, "model": small, **QUICK}
     result = antibackdoor.train(data, out=tmp_path / "run", clean=clean, **given)
     assert result is not None and result.metrics["n_trainings"] == 2
-    with pytest.raises(ConfigError, match="given excludes verdict and clean"):
+    with pytest.raises(ConfigError, match="given cannot be combined with verdict or clean"):
         antibackdoor.train(data, out=tmp_path / "x", clean=clean, given=antibackdoor.Given(clean=clean), **given)

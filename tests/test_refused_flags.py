@@ -129,7 +129,7 @@ def test_the_code_of_a_network_is_not_even_imported_for_a_run_that_needs_none(
         code, _, err = call(*arguments, "--model", "ran:factory")
         assert code == 2 and "leave --model out" in err, err
     code, _, err = call("train", data, "--out", run, "--resume", "--model", "ran:factory")
-    assert code == 2 and "began with the network wrn-10-1" in err
+    assert code == 2 and "was started with the network wrn-10-1" in err
     for command in ("train", "scan"):
         code, _, err = call(command, data, "--out", tmp_path / "out", "--backbone", "ran:factory")
         assert code == 2 and "give it with --model" in err

@@ -69,14 +69,14 @@ def test_fingerprints_of_earlier_versions_are_known() -> None:
 def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
     samples = pictures(300)
     run = begun(tmp_path / "run", samples)
-    with pytest.raises(RunError, match="the data have changed since it was begun"):
+    with pytest.raises(RunError, match="the data have changed since it was started"):
         RunFolder.create(run, settings(with_one_changed(samples, 151)), resume=True)
     with pytest.raises(RunError, match=r"'data.n_train' was 300 and is now 299"):
         RunFolder.create(run, settings(samples.take(np.arange(299))), resume=True)
     old = {"data": {"n_train": 300, "fingerprint": "0" * 16}}
-    with pytest.raises(RunError, match="begun by an earlier version"):
+    with pytest.raises(RunError, match="started by an earlier version"):
         RunFolder.create(begun_of(tmp_path / "old", old), settings(samples), resume=True)
-    with pytest.raises(RunError, match="what it is given has changed since it was begun \\(verdict\\)"):
+    with pytest.raises(RunError, match="its inputs have changed since it was started \\(verdict\\)"):
         RunFolder.create(
             begun_of(tmp_path / "g", {"given": {"verdict": "a"}}), {"given": {"verdict": "b"}}, resume=True
         )
@@ -103,7 +103,7 @@ def test_a_finished_run_says_so(tmp_path: Path) -> None:
     with RunFolder.create(run, settings(samples), resume=True) as again:
         again.finish({"test_fingerprint": fingerprint(pictures(8))})
     assert finished_message(run, pictures(8)).endswith("nothing was computed again.")
-    assert "on other test data" in finished_message(run, pictures(9))
+    assert "for other test data" in finished_message(run, pictures(9))
 
 
 def test_an_unfinished_run_says_that_its_test_data_have_changed(tmp_path: Path) -> None:

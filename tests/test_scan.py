@@ -68,7 +68,7 @@ def test_scan_of_clean_data_says_what_it_could_have_seen(tmp_path: Path) -> None
     again = antibackdoor.scan(replace(data, test=None), job, tmp_path / "run", resume=True)
     assert again.metrics == facts and (again.table.suspicion == found.table.suspicion).all()
     for wrong in (antibackdoor.Scan(antibackdoor.Undefended()), antibackdoor.Job()):  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match="is no detector: give one of DETECTORS"):
+        with pytest.raises(ConfigError, match="is not a detector: give one of DETECTORS"):
             antibackdoor.scan(data, wrong, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

@@ -35,7 +35,7 @@ def test_each_signal_ends_with_advice_and_its_status(
     with pytest.raises(SystemExit) as ended:
         main(["train"])
     assert ended.value.code == status
-    assert capsys.readouterr().err == "\nStopped. Give the same command with --resume to go on with my\\nrun.\n"
+    assert capsys.readouterr().err == "\nStopped. Repeat the command with --resume to continue my\\nrun.\n"
     assert signal.getsignal(getattr(signal, name)) is before, "a program that calls us keeps its own"
 
 

@@ -109,5 +109,5 @@ def test_tokens_are_no_channels_to_switch_off() -> None:
     samples = waves(4, 2, length=LENGTH)
     model, x = model_of(samples), torch.from_numpy(samples.inputs)
     assert n_channels(model, "embed", x) == WIDTH
-    with pytest.raises(ModelError, match=r"layer 'encoder' keeps its channels last: name one"):
+    with pytest.raises(ModelError, match=r"layer 'encoder' has its channels last: name one"):
         n_channels(model, "encoder", x)

@@ -257,14 +257,14 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if y is None:
             raise ValueError(
-                "RobustClassifier requires y to be passed, but the target y is None: give one class a sample"
+                "RobustClassifier requires y to be passed, but the target y is None: give one class per sample"
             )
         inputs = _checked(self, X, y, reset=True)
         given = column_or_1d(y, warn=True)
         check_classification_targets(given)
         self.classes_, labels = np.unique(given, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"y has one class only ({self.classes_[0]!r}); a classifier needs two classes or more")
+            raise ValueError(f"y has only one class ({self.classes_[0]!r}); a classifier needs two classes or more")
         samples = _samples(inputs, labels, self.classes_)
         try:
             trained = self._train(samples)

@@ -207,9 +207,9 @@ def test_they_get_what_the_isolation_epochs_left(waves40: Samples) -> None:
 
 
 def test_detectors_that_need_more_are_refused(waves40: Samples) -> None:
-    with pytest.raises(ConfigError, match=r"no detector; choose one of .*low-loss"):
+    with pytest.raises(ConfigError, match=r"not a detector; choose one of .*low-loss"):
         trained(waves40, isolation="nonsense")
-    with pytest.raises(ConfigError, match=r"scan needs clean, which ABL has not; choose .*spectral"):
+    with pytest.raises(ConfigError, match=r"scan needs clean, which ABL lacks; choose .*spectral"):
         trained(waves40, isolation="scan")
 
 

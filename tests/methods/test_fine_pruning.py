@@ -208,7 +208,7 @@ def test_masks_survive_fine_tuning() -> None:
 
 
 def test_one_rule_at_a_time() -> None:
-    with pytest.raises(ConfigError, match="accuracy and rate are rules to stop pruning: give one of them"):
+    with pytest.raises(ConfigError, match="accuracy and rate are both rules to stop pruning: give one of them"):
         FinePruning(accuracy=0.5, rate=0.5).purify(Rows(), Given(clean=pictures()), RECIPE)
 
 

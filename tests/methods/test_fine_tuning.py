@@ -93,7 +93,7 @@ def test_rows_are_held_back_by_class() -> None:
 
 
 def test_clean_samples_must_fit_the_model() -> None:
-    with pytest.raises(DataError, match="2 classes apart, the clean samples have 3"):
+    with pytest.raises(DataError, match="the model has 2 classes, the clean samples have 3"):
         FineTuning().purify(model(), Given(clean=pictures(12, 3)), RECIPE)
     with pytest.raises(ModelError, match=r"fails on clean samples of shape \(1, 16\)"):
         FineTuning().purify(model(), Given(clean=waves()), RECIPE)

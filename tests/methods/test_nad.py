@@ -164,7 +164,7 @@ def test_layers_without_places_are_refused_by_name_and_left_out_by_default() -> 
     small = Given(clean=pictures(24, size=8))
     deep = model("resnet18-thin", (1, 8, 8))  # its last stage has one place
     assert NAD(**SHORT).purify(deep, small, RECIPE).facts.layers == "stage1, stage2, stage3"
-    with pytest.raises(ModelError, match="layer 'stage4' has no places to attend to"):
+    with pytest.raises(ModelError, match="layer 'stage4' has no positions for an attention map"):
         NAD(layers=("stage4",)).purify(deep, small, RECIPE)
     with pytest.raises(ModelError, match="nowhere"):
         NAD(layers=("nowhere",)).purify(deep, small, RECIPE)

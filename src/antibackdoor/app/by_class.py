@@ -73,7 +73,7 @@ def _attack_metrics(
     if triggered is None:
         triggered = trigger_test_set(samples, saved.trigger, saved.plan)
     if not len(triggered):
-        raise DataError("the data hold no sample that the attack aims at; give test data of all classes")
+        raise DataError("the data hold no sample that the attack targets; give test data of all classes")
     answers = predict(session, model, triggered).labels
     measured: dict[str, Any] = success_metrics(answers, triggered.labels, saved.plan)
     measured |= other_sources(session, model, samples, saved.trigger, saved.plan)

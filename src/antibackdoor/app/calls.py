@@ -163,7 +163,7 @@ def train(
     whole = as_data_set(data, y, test_fraction=test_fraction)
     if verdict is not None or clean is not None:
         if given is not None:
-            raise ConfigError("given excludes verdict and clean; put them into given")
+            raise ConfigError("given cannot be combined with verdict or clean; put them into given")
         given = _known(whole, None, clean, job.network, job.recipe)
         given = given if verdict is None else replace(given, verdict=verdict_of(verdict, whole.train))
     folder = _folder(out, "run", resume)
@@ -234,7 +234,7 @@ def scan(
     whole = as_data_set(data, y, test_fraction=None if isinstance(data, DataSet | Samples) else 0.0)
     if checkpoint is not None or clean is not None:
         if given is not None:
-            raise ConfigError("given excludes checkpoint and clean; put them into given")
+            raise ConfigError("given cannot be combined with checkpoint or clean; put them into given")
         given = _known(whole, checkpoint, clean, job.network, recipe)
     folder = _folder(out, "scan", resume)
     tell = _told if recipe.progress else lambda _: None
@@ -302,7 +302,7 @@ def purify(
     opened = open_model(run, NetworkChoice(model=model), None, recipe)
     judged = None if suspicious is None else samples_for(spec, suspicious, "suspicious")
     if verdict is not None and judged is None:
-        raise ConfigError("verdict is about data; give these with suspicious=...")
+        raise ConfigError("a verdict needs its data; give them with suspicious=...")
     if given is None:
         given = Given(
             clean=None if clean is None else samples_for(spec, clean, "clean"),
@@ -310,7 +310,7 @@ def purify(
             verdict=None if verdict is None or judged is None else verdict_of(verdict, judged),
         )
     elif not (clean is None and suspicious is None):
-        raise ConfigError("given excludes clean and suspicious; put them into given")
+        raise ConfigError("given cannot be combined with clean or suspicious; put them into given")
     tested = None if test is None else samples_for(spec, test, "test")
     folder = _folder(out, "purified", resume)
     saved = None if measure_trigger is None else Path(measure_trigger)
@@ -338,7 +338,7 @@ def _job(y: Any, job: Any, others: list[dict[str, Any]]) -> tuple[Any, Any]:
         raise ConfigError(f"job is of type {type(job).__name__}; give an antibackdoor.Job, or for a scan a Scan")
     said = [name for part in others for name, value in part.items() if value not in (None, "")]
     if said:
-        raise ConfigError(f"{said[0]} is given beside a {type(job).__name__}; put it into that")
+        raise ConfigError(f"{said[0]} is given together with a {type(job).__name__}; put it into that")
     return job, y
 
 

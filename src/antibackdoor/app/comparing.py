@@ -149,7 +149,7 @@ def compare(
         runs[name, seed] = _run(study, material, name, seed, out, command)
     found = [runs[key] for key in order]
     if all(run.reason for run in found):
-        raise ConfigError(f"no method can work on these data: {found[0].method}: {found[0].reason}")
+        raise ConfigError(f"no method can run on these data: {found[0].method}: {found[0].reason}")
     _write_table(out / TABLE, found)
     write_methods_page(out / PAGE, out.resolve().name, found, _about(study, material), " ".join(command))
     return found
@@ -170,9 +170,9 @@ def _refuse_folder(out: Path, resume: bool) -> None:
     there = entries(out)
     known = "|".join(re.escape(name) for table in TABLES.values() for name in table)
     if any(name not in (TABLE, PAGE) and not re.fullmatch(rf"({known})-\d+", name) for name in there):
-        raise RunError(f"{out} holds other files than a comparison's; choose an empty or a new folder")
+        raise RunError(f"{out} holds files that are not from a comparison; choose an empty or a new folder")
     if there and not resume:
-        raise RunError(f"{out} holds a comparison; go on with --resume, or choose another folder")
+        raise RunError(f"{out} holds a comparison; continue with --resume, or choose another folder")
 
 
 def _in_order(study: Study) -> list[str]:

@@ -49,7 +49,7 @@ def decisions_of(path: str | Path, samples: Samples) -> tuple[Verdict, str]:
     if not decided.any():
         raise DataError(
             f"none of the {len(said)} samples in {path} is among the {len(samples)} training samples: give the "
-            "decisions about these data"
+            "decisions for these data"
         )
     verdict = Verdict((status == ISOLATED).astype(np.float64), status, suggested, criterion)
     n_rejected = int((status == ISOLATED).sum())
@@ -74,8 +74,8 @@ def with_decisions(given: Given, path: str | Path, samples: Samples, takes: Sequ
         return given, note
     run = _file(Path(path)).parent
     if (run / SAMPLES).exists():
-        return replace(given, verdict=verdict_of(run, samples)), f"{note}; else the verdict of their run holds"
-    return replace(given, verdict=decisions), f"{note}; all others are kept, without a search, as no run lies beside"
+        return replace(given, verdict=verdict_of(run, samples)), f"{note}; for others, the verdict of their run holds"
+    return replace(given, verdict=decisions), f"{note}; all others are kept without a search (no run is next to it)"
 
 
 def _file(path: Path) -> Path:

@@ -58,7 +58,7 @@ def run_demo(
     """
     there = entries(out)
     if there and not {"undefended"} <= there <= OWN:
-        raise RunError(f"{out} holds other files than a demo's; choose an empty or a new folder")
+        raise RunError(f"{out} holds files that are not from a demo; choose an empty or a new folder")
     data = digits(recipe.seed)
     assert data.test is not None
     poisoned = poison(data.train, BadNets(), seed=recipe.seed, rate=rate, target_label=target_label)

@@ -83,7 +83,7 @@ def evaluate(
     if samples is None and (truth is None or trigger is not None):
         raise DataError("nothing to measure: give --data for the model, or --truth for the verdict")
     if truth is not None and not (run / SAMPLES).exists():
-        raise DataError(f"{run} says nothing of any sample (a purified model): leave --truth out")
+        raise DataError(f"{run} has no verdict on samples (a purified model): leave --truth out")
     read_metrics(run)  # a folder without results is refused untouched
     with alone_in(run):
         return _evaluated(run, samples, truth, trigger, device, factory, split)
@@ -269,15 +269,15 @@ def _truth_of(table: SamplesTable, path: Path) -> Truth:
     place = {name: row for row, name in enumerate(ids.tolist())}
     missing = next((name for name in table.ids.tolist() if name not in place), None)
     if missing is not None:
-        raise DataError(f"{path} says nothing of the sample {missing!r}; give the truth of the data trained on")
+        raise DataError(f"{path} says nothing about the sample {missing!r}; give the truth of the training data")
     rows = np.array([place[name] for name in table.ids.tolist()], dtype=np.int64)
     truth = whole.take(rows)
     if len(rows) and truth.true_labels.max() >= len(table.class_names):
-        raise DataError(f"{path} is the truth of other data: it names more classes than the {len(table.class_names)}")
+        raise DataError(f"{path} is the truth of other data: it has more classes than the {len(table.class_names)}")
     other = np.flatnonzero(~truth.is_poisoned & (table.given_label != truth.true_labels))
     if len(other):
         name = table.ids[other[0]]
-        raise DataError(f"{path} is the truth of other data: it says that {name!r} is clean, but of another label")
+        raise DataError(f"{path} is the truth of other data: it says that {name!r} is clean, but gives another label")
     return truth
 
 

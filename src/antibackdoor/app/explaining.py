@@ -152,7 +152,7 @@ class Explainer:
             DataError: If the data are not those of the run, or the file cannot be read.
         """
         if self.data is None:
-            raise ConfigError("to find what taught the model, give the data that it was trained on with --data")
+            raise ConfigError("to find what taught the model, give its training data with --data")
         network = _Network.of(self)
         inputs, ids = read_inputs(
             path, shape=network.spec.input_shape, cache=self.cache, **as_trained(network.spec, accept_unlike=True)

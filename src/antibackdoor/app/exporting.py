@@ -71,7 +71,7 @@ def write_list(path: Path, ids: StrArray) -> None:
     torn = next((name for name in ids.tolist() if any(sign in name for sign in _BREAKS)), None)
     if torn is not None:
         raise ConfigError(
-            f"the name {shortened(torn, 60)!r} has a line break, which no list can hold: use --format csv"
+            f"the name {shortened(torn, 60)!r} has a line break, which a list cannot hold: use --format csv"
         )
     write_bytes(path, "".join(f"{name}\n" for name in ids.tolist()).encode("utf-8", "backslashreplace"))
 

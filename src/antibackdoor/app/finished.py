@@ -16,7 +16,7 @@ def finished_message(run: str | Path, test: Samples | None = None) -> str:
         RunError: If the run is not finished, or damaged.
     """
     measured_on = read_metrics(Path(run)).get("test_fingerprint")
-    said = f"{run} is finished: settings and data are the same as then, and nothing was computed again."
+    said = f"{run} is finished: settings and data are unchanged, so nothing was computed again."
     if test is None or measured_on is None or is_same(measured_on, test):
         return said
-    return f"{said} Its accuracy is that on other test data; `antibackdoor evaluate {run} --data DATA` measures these."
+    return f"{said} Its accuracy is for other test data; `antibackdoor evaluate {run} --data DATA` measures these."

@@ -34,13 +34,13 @@ def as_data_set(data: Any, y: Any = None, *, test_fraction: float | None = None)
         ConfigError: If a `DataSet` is given, and a fraction to hold out of it.
     """
     if isinstance(y, str | Path):
-        raise DataError(f"y is {str(y)!r:.60}; give one label a sample (a folder to write to goes into out=...)")
+        raise DataError(f"y is {str(y)!r:.60}; give one label per sample (a folder to write to goes into out=...)")
     fraction = 0.2 if test_fraction is None else test_fraction
     if isinstance(data, DataSet | Samples):
         if y is not None:
-            raise DataError(f"data is a {type(data).__name__}, which holds its labels; leave y out")
+            raise DataError(f"data is a {type(data).__name__}, which has its own labels; leave y out")
         if test_fraction is not None:
-            raise ConfigError("data is read already; say test_fraction when it is read")
+            raise ConfigError("data has already been read; give test_fraction when you read it")
         return data if isinstance(data, DataSet) else DataSet(data, None, "arrays", (), {"test": "none"})
     if y is not None:
         if isinstance(data, str | Path):
@@ -55,7 +55,7 @@ def as_data_set(data: Any, y: Any = None, *, test_fraction: float | None = None)
     if isinstance(data, Dataset):
         return from_torch(data, test_fraction=fraction)
     if hasattr(data, "__array__") or isinstance(data, list | tuple):
-        raise DataError("y is missing; give the labels beside the arrays, one a sample")
+        raise DataError("y is missing; give the labels with the arrays, one per sample")
     raise DataError(f"data is of type {type(data).__name__}; give {_FORMS}")
 
 

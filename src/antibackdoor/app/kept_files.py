@@ -105,7 +105,7 @@ class KeptFiles:
             names = self._images(found, format_, temporary / "data")
             keys = [str(PurePosixPath(name).with_suffix("")) for name in names]
             if len(set(keys)) < len(keys):
-                raise ConfigError("two images differ in their suffix only, which FiftyOne cannot tell: use huggingface")
+                raise ConfigError("FiftyOne cannot take two images that differ only in their suffix: use huggingface")
             labels = dict(zip(keys, samples.labels.tolist(), strict=True))
             about = {"classes": samples.class_names.tolist(), "labels": labels}
             (temporary / "labels.json").write_text(json.dumps(about), encoding="utf-8")
@@ -117,7 +117,7 @@ class KeptFiles:
             raise ConfigError(f"--to {to} lies in the data {self.data}; choose a folder outside of them")
         format_ = str(self._about("data").get("format", ""))
         if self.link and format_ != "folder":
-            raise ConfigError(f"samples of a {format_} are no files that could be linked: leave --link out")
+            raise ConfigError(f"samples of a {format_} are not files and cannot be linked: leave --link out")
         if not self.selection.kept.any():
             raise ConfigError(f"{self.selection.run} keeps no sample: there is nothing to export")
         return data_of(self.selection.run, self.selection.table, self.data, cache=self.cache), format_
@@ -161,7 +161,7 @@ class KeptFiles:
         try:
             os.link(original.resolve(), target)
         except OSError as error:
-            raise ConfigError(f"{cannot('link', original, error)}: leave --link out, which copies") from error
+            raise ConfigError(f"{cannot('link', original, error)}: leave --link out to copy instead") from error
 
     def _told(self, to: Path, found: RunData) -> str:
         left = f"; {found.n_unjudged:,} more in the data were not judged and not copied" if found.n_unjudged else ""

@@ -60,7 +60,7 @@ def measure_model(
         DataError: If no test sample counts for the attack.
     """
     if (trigger is None) != (plan is None):
-        raise ConfigError("a trigger is measured by its plan: give both, or neither")
+        raise ConfigError("a trigger needs its plan to be measured: give both, or neither")
     answers = predict(session, model, test).labels
     measured = accuracy_metrics(answers, test.labels)
     target = getattr(plan, "target_label", None)
@@ -86,7 +86,7 @@ def attack_success(
     """
     triggered = trigger_test_set(test, trigger, plan)
     if not len(triggered):
-        raise DataError("the attack aims at none of the test samples; give test data of all classes")
+        raise DataError("the attack targets none of the test samples; give test data of all classes")
     answers = predict(session, model, triggered).labels
     return success_metrics(answers, triggered.labels, plan)
 

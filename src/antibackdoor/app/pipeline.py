@@ -165,7 +165,7 @@ def train(
             return None
         run.tell = tell
         if run.notes and run.notes != notes:
-            tell(f"The test data have changed since {out} began: its accuracy will be that on the test data of now.")
+            tell(f"The test data have changed since {out} was started: its accuracy will be for the current test data.")
         try:
             trained = job.defense.train(data.train, build, job.recipe, given=given, journal=run)
         except RuntimeError as error:

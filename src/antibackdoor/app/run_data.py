@@ -69,7 +69,7 @@ def data_of(run: Path, table: SamplesTable, data: Path, *, cache: Path | None = 
 def _shape_of(run: Path, about: dict[str, Any]) -> tuple[int, ...]:
     shape = _part(about, "model").get("input_shape")
     if not (isinstance(shape, list) and len(shape) in (2, 3) and all(type(side) is int and side > 0 for side in shape)):
-        raise RunError(f"{run} does not say what its data looked like: give a run of train or scan")
+        raise RunError(f"{run} does not record its data: give a run of train or scan")
     return tuple(shape)
 
 

@@ -84,7 +84,7 @@ def scan(
     job, out, given = job or Scan(), Path(out), given or Given()
     wanted = getattr(job, "detector", job)
     if not hasattr(wanted, "detect"):
-        raise ConfigError(f"{type(wanted).__name__} is no detector: give one of DETECTORS, as Scan(detector)")
+        raise ConfigError(f"{type(wanted).__name__} is not a detector: give one of DETECTORS, as Scan(detector)")
     _check(job.detector, given)
     samples = data.train
     spec = describe_model(samples, job.network, job.recipe, method_name(job.detector), data.notes.get("image_size"))
@@ -129,7 +129,7 @@ def _check(detector: Detector, given: Given) -> None:
     """
     if given.model is not None and given.history is None and "history" in detector.needs:
         raise ConfigError(
-            f"{type(detector).__name__} needs the losses of the training, which a file of weights does not hold: give "
+            f"{type(detector).__name__} needs the losses of the training, which a weights file does not hold: give "
             "the run folder of the training, or leave --checkpoint out to train here"
         )
     trained = Given(model=nn.Identity(), history=LossHistory.start(1, 2)) if _needs_training(detector, given) else given

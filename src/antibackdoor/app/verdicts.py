@@ -30,9 +30,9 @@ def verdict_of(run: str | Path, samples: Samples) -> Verdict:
     rows = _rows(run, table, samples)
     names = {str(name): place for place, name in enumerate(samples.class_names.tolist())}
     if [str(name) for name in table.class_names.tolist()] != list(names):
-        raise DataError(f"{run} is about other classes than the data; give the scan of these data")
+        raise DataError(f"{run} has other classes than the data; give the scan of these data")
     if (table.given_label[rows] != samples.labels).any():
-        raise DataError(f"{run} is about other labels than the data have now; scan them again")
+        raise DataError(f"{run} has other labels than the data have now; scan them again")
     whole = _judged(run, table)
     return replace(
         whole,
@@ -60,5 +60,5 @@ def _rows(run: Path, table: SamplesTable, samples: Samples) -> np.ndarray[tuple[
     place = {name: row for row, name in enumerate(table.ids.tolist())}
     missing = next((name for name in samples.ids.tolist() if name not in place), None)
     if missing is not None:
-        raise DataError(f"{run} says nothing of the sample {missing!r}; give the scan of these data")
+        raise DataError(f"{run} says nothing about the sample {missing!r}; give the scan of these data")
     return np.array([place[name] for name in samples.ids.tolist()], dtype=np.int64)

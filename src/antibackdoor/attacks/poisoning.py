@@ -240,7 +240,7 @@ def read_truth(path: Path) -> tuple[StrArray, Truth]:
         also_true = numbers(table, ALSO_TRUE, np.int64) if optional else None
         is_negative = (true_labels < 0).any() or (also_true is not None and (also_true < 0).any())
         if len(set(ids.tolist())) < len(ids) or is_negative or (is_poisoned & is_cover).any():
-            raise ValueError("an id stands there twice, a label is negative, or a sample is poisoned and a cover")
+            raise ValueError("an id appears twice, a label is negative, or a sample is both poisoned and a cover")
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; give the truth.parquet that `poison` wrote") from error
     except OSError as error:

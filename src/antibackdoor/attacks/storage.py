@@ -121,10 +121,10 @@ def load_trigger(folder: Path) -> SavedTrigger:
         plan: Plan = made(PLANS[_type(settings)], {n: value for n, value in settings.items() if n != "type"})
         trigger: Trigger = _decode(_part(document, "trigger"), arrays)
         if not hasattr(trigger, "apply"):
-            raise ValueError(f"a {type(trigger).__name__} is no trigger by itself")
+            raise ValueError(f"a {type(trigger).__name__} is not a trigger by itself")
         attack = document["attack"]
         if not isinstance(attack, str):
-            raise ValueError("'attack' is no name")
+            raise ValueError("'attack' is not a name")
         return SavedTrigger(trigger, plan, attack, _part(document, "settings"))
     except FileNotFoundError as error:
         missing = next((name for name in (JSON, ARRAYS) if not (folder / name).exists()), JSON)
@@ -151,26 +151,26 @@ def load_fitting_trigger(folder: Path, samples: Samples) -> SavedTrigger:
         inputs = np.asarray(samples.inputs[rows])
         changed = saved.trigger.apply(inputs, rows) if len(rows) else inputs
         if changed.shape != inputs.shape or changed.dtype != inputs.dtype or not np.isfinite(changed).all():
-            raise ValueError("what comes out is no such sample")
+            raise ValueError("the result is not such a sample")
     except Exception as error:  # arrays that do not belong together fail in any way
         raise DataError(
             f"the trigger of {folder} does not fit samples of shape {samples.shape} of {samples.n_classes} classes: "
             f"{one_line(shortened(str(error) or type(error).__name__))}"
         ) from error
     if not len(rows):
-        raise DataError(f"the attack of {folder} aims at none of the test samples; give test data of all classes")
+        raise DataError(f"the attack of {folder} targets none of the test samples; give test data of all classes")
     return saved
 
 
 def _part(document: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(document[name], dict):
-        raise ValueError(f"{name!r} is no object")
+        raise ValueError(f"{name!r} is not an object")
     return dict(document[name])
 
 
 def _type(values: dict[str, Any]) -> str:
     if not isinstance(values["type"], str):
-        raise ValueError("a type is no name")
+        raise ValueError("a type is not a name")
     return values["type"]
 
 
@@ -207,7 +207,7 @@ def _decode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
         return value
     if "array" in value:
         if not isinstance(value["array"], str):
-            raise ValueError("an array is no name")
+            raise ValueError("an array is not a name")
         return arrays[value["array"]]
     settings = {name: _decode(part, arrays) for name, part in value.items() if name != "type"}
     return made(TRIGGERS[_type(value)], settings)

@@ -31,7 +31,7 @@ def made(kind: type[Any], values: Mapping[str, Any]) -> Any:
     hints = get_type_hints(kind, localns={"Trigger": Trigger})
     for name, value in values.items():
         if not _fits(value, hints[name]):
-            raise ValueError(f"{name!r} of {kind.__name__} is of another type")
+            raise ValueError(f"{name!r} of {kind.__name__} has the wrong type")
         if name in _COUNTED and type(value) is int and not 0 <= value <= MOST_STEPS:
             raise ValueError(f"{name!r} of {kind.__name__} is {value}; it must lie in 0..{MOST_STEPS}")
     return kind(**values)

@@ -94,7 +94,7 @@ def arguments(description: str, *, out: Path, data: Path, seeds: int) -> argpars
     )
     parser.add_argument("--seeds", type=int, default=seeds, help=f"number of seeds, from 0 on (default: {seeds})")
     parser.add_argument("--cells", default="*", help="only these, such as 'cifar10/badnets/*/0,*/clean/*'")
-    parser.add_argument("--again", action="store_true", help="measure chosen cells anew; the last result counts")
+    parser.add_argument("--again", action="store_true", help="measure chosen cells again; the last result counts")
     parser.add_argument("--table", action="store_true", help="print the table of what is there; measure nothing")
     parser.add_argument("--out", type=Path, default=out, help=f"JSON lines, one a cell (default: {out.name})")
     parser.add_argument("--data", type=Path, default=data, help="folder of the data sets")
@@ -130,7 +130,7 @@ def choose(cells: Sequence[C], patterns: str) -> list[C]:
     chosen = [c for c in cells if any(fnmatchcase(name, p) for name in (c.name, c.form) for p in wanted)]
     if not chosen:
         names = f"; the first is {cells[0].name}" if cells else ": there is none"
-        raise ConfigError(f"--cells {patterns} fits no cell{names}")
+        raise ConfigError(f"--cells {patterns} matches no cell{names}")
     return chosen
 
 
@@ -156,7 +156,7 @@ def measure_cells(matrix: Matrix[C], chosen: Sequence[C], out: Path, data: Path,
         _tell(f"[{number}/{len(todo)}] {cell.form}")
         file = matrix.file(cell)
         if file and not (data / file).exists():
-            _tell(f"    passed over: there is no {file} in {data}")
+            _tell(f"    skipped: there is no {file} in {data}")
             continue
         line = in_own_process(matrix.measure, cell, data)
         if line is None:

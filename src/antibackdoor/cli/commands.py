@@ -146,7 +146,7 @@ def like(
 @contextmanager
 def resumable(out: Path) -> Iterator[None]:
     """Say how to go on if the user stops what happens within."""
-    with advising(spelled_out(f"Stopped. Give the same command with --resume to go on with {out}.")):
+    with advising(spelled_out(f"Stopped. Repeat the command with --resume to continue {out}.")):
         yield
 
 

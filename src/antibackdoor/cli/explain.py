@@ -45,7 +45,7 @@ def explain(
     from antibackdoor.app.explaining import Explainer
 
     if bool(id) == (input is not None):
-        raise ConfigError("say what to explain: the ID of a sample, or --input FILE, one of the two")
+        raise ConfigError("give what to explain: either the ID of a sample or --input FILE")
     explainer = Explainer(run, data, top, factory_of(model, run), device, cache)
     if input is None:
         _tell_sample(explainer.sample(id))

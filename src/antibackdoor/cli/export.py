@@ -64,7 +64,7 @@ def export(
     if all(one is None for one in wanted):
         raise ConfigError("say what to export: --keep FILE, --quarantine FILE, --to FOLDER, --onnx FILE or others")
     if (link or data is not None) and (to is None or format in TABLES):
-        raise ConfigError("--data and --link are for copies of samples: give --to FOLDER, and no format of a table")
+        raise ConfigError("--data and --link are for copies of samples: give --to FOLDER, and no table format")
     if keep is not None or quarantine is not None or to is not None:
         _samples(run, keep, quarantine, to, data, link, format, cache)
     if onnx is not None:

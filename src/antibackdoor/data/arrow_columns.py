@@ -106,7 +106,7 @@ def _label(names: Sequence[str], features: Mapping[str, Any], where: str, labell
     why = (
         f"has several columns that may hold the class ({_some(both)})"
         if both
-        else f"has no column of a class ({_some(names)})"
+        else f"has no class column ({_some(names)})"
     )
     raise DataError(f"{where} {why}: say which one with --label-column")
 
@@ -127,7 +127,7 @@ def _inputs(
             return (found[0],), is_image
         if found:
             raise DataError(
-                f"{where} has several columns that may be the inputs ({_some(found)}); leave only one of them"
+                f"{where} has several columns that may be the inputs ({_some(found)}); keep only one of them"
             )
     if len(scalars) > 1:
         return tuple(scalars), False

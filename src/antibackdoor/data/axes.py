@@ -30,7 +30,7 @@ def axes_of(array: StoredArray, said: Axes, recorded: Axes = "") -> tuple[Axes, 
     if kind not in "uif" or not 2 <= len(shape) <= 4:
         raise _unknown(array)
     if 0 in shape[1:]:
-        raise DataError(f"{array.where} has shape {shape}: a sample without values; make the file anew")
+        raise DataError(f"{array.where} has shape {shape}: a sample without values; save the file again")
     if not said and len(recorded) == len(shape):
         said = recorded
     if said:
@@ -76,7 +76,7 @@ def _three_axes(array: StoredArray) -> tuple[Axes, str]:
     if last == 1:
         return "NTC", f"{array.name} of shape {array.shape} read as one channel of {first} steps"
     if first >= last:
-        raise _ambiguous(array, "NTC if the channels stand last, NCT if first, NHW if these are grey images")
+        raise _ambiguous(array, "NTC if the channels are last, NCT if first, NHW if these are grey images")
     if first >= _SMALLEST and last <= _LONGEST * first and _may_be_pixels(array):
         raise _ambiguous(array, "NHW if these are grey images, NCT if series with the channels first, NTC if last")
     return "NCT", ""

@@ -196,7 +196,7 @@ def _label_to_drop(
         return 0 if known is None else known
     if width != wanted:
         raise DataError(
-            f"{path} has {width} columns of numbers and the model takes {wanted} steps, so it cannot be told whether "
+            f"{path} has {width} columns of numbers and the model takes {wanted} steps, so it is unclear whether "
             f"one is the class: name it with --label-column (1 is the first), or say --label-column none"
         )
     return None
@@ -222,7 +222,7 @@ def _untitled(titles: tuple[str, ...], taken: set[int], path: Path) -> tuple[int
     others = [place for place, form in forms.items() if form != usual]
     if len(others) == 1 and n_usual > 1:
         return others[0], True
-    raise DataError(f"{path} calls none of its columns 'label' or 'class' (they are {_some(titles)}): {_SAY}")
+    raise DataError(f"{path} has no column called 'label' or 'class' (it has {_some(titles)}): {_SAY}")
 
 
 def _form(title: str) -> str:
@@ -244,8 +244,8 @@ def _refuse_strangers(columns: Columns, path: Path) -> None:
     strangers = [columns.titles[place] for place, form in forms.items() if form != usual]
     if "#" in usual and strangers and n_usual > len(strangers):
         raise DataError(
-            f"{path} has columns that seem to be no values of the series ({_some(strangers)}, where others are called "
-            f"like {usual.replace('#', '1')!r}): remove them, rename them, or name one with --id-column"
+            f"{path} has columns that do not seem to be values of the series ({_some(strangers)}, where others are "
+            f"called like {usual.replace('#', '1')!r}): remove them, rename them, or name one with --id-column"
         )
 
 
@@ -289,7 +289,7 @@ def refuse_values_as_classes(classes: Sequence[str], series: SeriesList, path: P
     counts = Counter(classes)
     fractions = sum(not float(name).is_integer() for name in classes)
     if 2 * fractions > len(classes) or 2 * sum(n == 1 for n in counts.values()) > len(classes):
-        raise DataError(f"the first column of {path} has {len(counts)} different numbers and seems no class: {_SAY}")
+        raise DataError(f"the first column of {path} has {len(counts)} different numbers, unlike a class: {_SAY}")
     if {value.shape[1] for value in series.values} != {series.values[0].shape[1]} or series.values[0].shape[1] < 3:
         return
     ends = np.stack([value[0, [0, -2, -1]] for value in series.values])

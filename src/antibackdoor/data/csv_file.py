@@ -102,7 +102,7 @@ def _cell(cells: list[str], place: int, where: str, what: str) -> str:
 
 def _series(cells: list[str], label: str, where: str, gaps: Gaps) -> SeriesArray:
     if all(cell.strip().lower() in ("", "nan") for cell in cells):
-        split = "; the columns must be divided by commas, not semicolons" if ";" in label else ""
+        split = "; the columns must be separated by commas, not semicolons" if ";" in label else ""
         raise ValueError(f"{where} has a class but no values{split}")
     return gaps.whole(parse_values(cells, where)[None], where)
 

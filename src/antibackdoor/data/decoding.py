@@ -18,7 +18,7 @@ def class_names_of(train: Listed, source: Source, path: str | Path) -> StrArray:
     """The classes in label order; raises DataError if there is only one."""
     names = source.class_names or in_natural_order(set(train.classes))
     if len(set(train.classes)) < 2:
-        raise DataError(f"{path} has one class only ({one_line(train.classes[0])!r}); a classifier needs two or more")
+        raise DataError(f"{path} has only one class ({one_line(train.classes[0])!r}); a classifier needs two or more")
     return np.array(names, dtype=np.str_)
 
 
@@ -78,7 +78,7 @@ def check_classes(train: Samples, listed: Listed, path: str | Path) -> None:
     """Raises DataError if all samples of a class were unreadable."""
     gone = sorted(set(listed.classes) - set(train.class_names[np.unique(train.labels)].tolist()))
     if gone:
-        raise DataError(f"{path}: no sample of the class {one_line(gone[0])!r} can be read; mend or remove it")
+        raise DataError(f"{path}: no sample of the class {one_line(gone[0])!r} can be read; fix or remove it")
 
 
 def refuse_new_classes(test: Listed, train: Listed, path: str | Path) -> None:

@@ -105,7 +105,7 @@ def _bits_for(depth: Depth, bits: int | None) -> int:
             return max(8, depth.stated)
         if 0 < depth.bits <= MOST_SCALED:
             raise ValueError(
-                f"16-bit pixels that need {depth.bits} bits only, and nothing tells their range: save it with 8 bits"
+                f"16-bit pixels that use only {depth.bits} bits, with an unknown range: save it with 8 bits"
             )
         return _FULL_BITS
     if depth.needed > bits:

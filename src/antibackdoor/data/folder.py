@@ -164,7 +164,7 @@ def _open_regular(path: Path) -> BinaryIO:
     descriptor = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise DataError(f"{one_line(str(path))} is no regular file; put one in its place")
+        raise DataError(f"{one_line(str(path))} is not a regular file; replace it with one")
     return os.fdopen(descriptor, "rb")
 
 

@@ -67,7 +67,7 @@ def is_huggingface(data: Any) -> bool:
 
 def _split(dataset: Any, split: str, name: str, label: str, id: str) -> tuple[Split, tuple[str, ...] | None]:
     if not hasattr(dataset, "with_format") or not hasattr(dataset, "__len__"):
-        raise DataError(f"{name} is of type {type(dataset).__name__}; give a datasets.Dataset that is no stream")
+        raise DataError(f"{name} is of type {type(dataset).__name__}; give a datasets.Dataset that is not a stream")
     if not len(dataset):
         raise DataError(f"{name} holds no samples")
     table: pa.Table = dataset.with_format("arrow")[:]

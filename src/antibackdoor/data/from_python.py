@@ -217,11 +217,11 @@ def _listed(split: Split, class_names: Sequence[str] | None, arrays: Arrays, fol
     inputs = split.inputs
     if not hasattr(inputs, "__len__") or isinstance(inputs, str | bytes):
         raise DataError(
-            f"{split.x} is of type {type(inputs).__name__}; give an array, or a list with one item a sample"
+            f"{split.x} is of type {type(inputs).__name__}; give an array, or a list with one item per sample"
         )
     classes = class_texts(split.labels, class_names, split.y)
     if len(classes) != len(inputs):
-        raise DataError(f"{split.x} has {len(inputs)} samples, {split.y} has {len(classes)} labels; give one a sample")
+        raise DataError(f"{split.x} has {len(inputs)} samples, {split.y} has {len(classes)} labels; give one each")
     if not len(inputs):
         raise DataError(f"{split.x} holds no samples")
     ids = _ids(split, len(inputs))
@@ -236,7 +236,7 @@ def _ids(split: Split, n: int) -> tuple[str, ...]:
     if split.ids is None:
         return tuple(f"{split.name}/{row}" for row in range(n))
     if len(split.ids) != n:
-        raise DataError(f"ids has {len(split.ids)} entries, {split.x} has {n} samples; give one a sample")
+        raise DataError(f"ids has {len(split.ids)} entries, {split.x} has {n} samples; give one per sample")
     return tuple(str(name) for name in split.ids)
 
 
@@ -280,7 +280,7 @@ def _of_frame(frame: Any, split: str, label: str, inputs: str | Sequence[str], i
     if len(columns) > 1 and len(numeric) < len(columns):
         odd = [title for title in columns if title not in numeric]
         raise DataError(
-            f"the columns {_some(odd)} of frame are no numbers; name the column of paths, images or arrays, or those "
+            f"the columns {_some(odd)} of frame are not numeric; name the column of paths, images or arrays, or those "
             "of the series, with inputs=..."
         )
     if numeric:

@@ -171,7 +171,7 @@ class Arrays:
         series = [one[None] if one.ndim == 1 else one.T if axes == "NTC" else one for one in series]
         n_channels = {one.shape[0] for one in series}
         if len(n_channels) > 1:
-            hint = "; if the channels stand last, give axes='NTC'" if axes == "NCT" else ""
+            hint = "; if the channels are last, give axes='NTC'" if axes == "NCT" else ""
             raise DataError(f"the series in {name} have {min(n_channels)} to {max(n_channels)} channels{hint}")
         return self._whole(series, name, ids)
 
@@ -232,7 +232,7 @@ def as_numbers(value: Any, name: str) -> NDArray[Any]:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise DataError(f"{name} cannot be made an array ({error}); give numbers of one shape") from error
+        raise DataError(f"{name} cannot be converted to an array ({error}); give numbers of one shape") from error
     if array.dtype == object:
         with suppress(TypeError, ValueError):
             array = array.astype(np.float64)

@@ -31,7 +31,7 @@ def groups_of(listed: Listed, group_by: str, where: str) -> tuple[str, ...]:
     try:
         pattern = re.compile(group_by)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(f"group_by is {group_by!r:.60}, which is no regular expression: {error}") from error
+        raise ConfigError(f"group_by is {group_by!r:.60}, which is not a valid regular expression: {error}") from error
     found = [pattern.search(name) for name in listed.ids]
     missed = [row for row, match in enumerate(found) if match is None or not _text(match)]
     if missed:

@@ -91,8 +91,8 @@ def _whole_groups(
         if not taken[label]:
             n_groups = sum(label in classes for classes, _ in members)
             raise DataError(
-                f"the samples of class {str(class_names[label])!r:.60} are of {n_groups} group"
-                f"{'' if n_groups == 1 else 's'}, so that it cannot be both in training and in test data without "
-                "dividing one: give test data with --test, another --group-by, or set --test-fraction 0"
+                f"the samples of class {str(class_names[label])!r:.60} are in {n_groups} group"
+                f"{'' if n_groups == 1 else 's'}, so it cannot be in both training and test data without "
+                "splitting one: give test data with --test, another --group-by, or set --test-fraction 0"
             )
     return np.isin(groups, list(chosen))

@@ -153,7 +153,7 @@ def _why(error: Exception, n_bytes: int) -> str:
     if isinstance(error, MissingDecoder):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return "is not an image in a format that can be read"
+        return "is not an image in a supported format"
     if isinstance(error, FileNotFoundError | PermissionError):
         return f"{CANNOT_OPEN} ({error.strerror})"
     return f"cannot be read as an image ({type(error).__name__}: {error})"
@@ -212,7 +212,7 @@ def _why_no_image(path: str, stamps: dict[str, str], peek: Callable[[str], Binar
         return "is empty"
     try:
         with peek(path) as file:
-            return "" if holds_image(file) else "is no image in a format that can be read"
+            return "" if holds_image(file) else "is not an image in a supported format"
     except OSError as error:
         return f"{CANNOT_OPEN} ({error.strerror or error})"
     except Exception as error:  # a damaged member of an archive fails in any way

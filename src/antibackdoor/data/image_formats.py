@@ -47,14 +47,14 @@ def why_litter(path: str) -> str:
     """Why a file is not looked at whatever it holds; "" where there is no reason.
 
     >>> why_litter("cat/@eaDir/1.png"), why_litter("cat/.1.png"), why_litter("cat/1.png")
-    ("lies in '@eaDir', which is no class but made by a program", 'is hidden', '')
+    ("lies in '@eaDir', which is not a class but made by a program", 'is hidden', '')
     """
     *folders, name = path.split("/")
     for folder in folders:
         if folder.startswith("."):
             return f"lies in the hidden folder {folder!r}"
         if is_litter(folder):
-            return f"lies in {folder!r}, which is no class but made by a program"
+            return f"lies in {folder!r}, which is not a class but made by a program"
     return "is hidden" if name.startswith(".") else ""
 
 

@@ -35,7 +35,7 @@ def json_object(text: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     if not isinstance(values, dict):
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it is not a JSON object")
     _check(values, _DEEPEST)
     return values
 
@@ -47,6 +47,6 @@ def _check(value: object, levels: int) -> None:
         for part in value.values() if isinstance(value, dict) else value:
             _check(part, levels - 1)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"it holds {value}, which is no number")
+        raise ValueError(f"it holds {value}, which is not a number")
     elif isinstance(value, int) and abs(value) >= _LARGEST:
         raise ValueError("it holds a whole number of more than 64 bits")

@@ -26,10 +26,10 @@ def class_texts(y: Any, class_names: Sequence[str] | None, name: str) -> tuple[s
         labels = labels[:, 0]
     if labels.ndim == 2:
         raise DataError(
-            f"{name} has shape {labels.shape}; give one class a sample ({name}.argmax(axis=1), if these are one-hot)"
+            f"{name} has shape {labels.shape}; give one class per sample ({name}.argmax(axis=1), if these are one-hot)"
         )
     if labels.ndim != 1:
-        raise DataError(f"{name} is {type(y).__name__} of shape {labels.shape}; give one label a sample")
+        raise DataError(f"{name} is {type(y).__name__} of shape {labels.shape}; give one label per sample")
     texts = [_text(label, f"{name}[{row}]") for row, label in enumerate(labels.tolist())]
     if class_names is None:
         return tuple(texts)

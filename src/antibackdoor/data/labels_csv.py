@@ -80,7 +80,7 @@ def open_source(path: Path, faults: Faults, request: Request) -> Source:
         name, where = row[files].strip(), f"{table.name}, row {number},"
         relative = found.get(name)
         if relative is None:
-            faults.report(name or f"row {number}", f"{where} names {one_line(name)!r}, which is no image in {path}")
+            faults.report(name or f"row {number}", f"{where} names {one_line(name)!r}, which is not an image in {path}")
             continue
         if relative in seen:
             raise DataError(f"{where} names {one_line(name)!r} again; each image needs one class")
@@ -136,7 +136,7 @@ def _rows(table: Path) -> tuple[list[str], Iterator[list[str]]]:
     width = len(rows[0])
     short = next((number for number, row in enumerate(rows, 1) if len(row) != width and any(row)), None)
     if short is not None:
-        raise DataError(f"{table}, row {short}, has {len(rows[short - 1])} cells, where the titles are {width}")
+        raise DataError(f"{table}, row {short}, has {len(rows[short - 1])} cells, but there are {width} titles")
     return [title.strip() for title in rows[0]], ([from_cell(cell) for cell in row] for row in rows[1:])
 
 

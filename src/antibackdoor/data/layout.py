@@ -138,7 +138,7 @@ def _has_splits_in_classes(split_paths: list[_Parts], where: str) -> bool:
         return False
     mixed = next(top for top, roles in inner.items() if "train" in roles)
     raise DataError(
-        f"{where}: {one_line(mixed)!r} holds split folders, which lie too deep or not in each of the top folders; "
+        f"{where}: {one_line(mixed)!r} holds split folders, which are too deep or not in each of the top folders; "
         f"{_EXPECTED}"
     )
 

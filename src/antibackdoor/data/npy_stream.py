@@ -68,7 +68,7 @@ class StoredArray:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> DataError:
-        return DataError(f"{self.where} is damaged ({one_line(str(error))}); make the file anew")
+        return DataError(f"{self.where} is damaged ({one_line(str(error))}); save the file again")
 
 
 def stored_arrays(path: Path) -> dict[str, StoredArray]:
@@ -84,19 +84,19 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
             if name == member.filename:
                 continue
             if member.flag_bits & 0x1:
-                raise DataError(f"{path} is encrypted; make it anew with numpy.savez")
+                raise DataError(f"{path} is encrypted; save it again with numpy.savez")
             try:
                 with archive.open(member) as file:
                     shape, fortran, dtype = _read_header(file)
                     header_bytes = file.tell()
             except Exception as error:  # numpy parses the header text and fails in many ways on a damaged one
                 raise DataError(
-                    f"{name} in {path} has a damaged header ({one_line(str(error))}); make it anew"
+                    f"{name} in {path} has a damaged header ({one_line(str(error))}); save it again"
                 ) from error
             if not _is_possible(shape, dtype):
                 raise DataError(
                     f"{name} in {path} has a header that no array has (shape {str(shape)[:60]}, {str(dtype)[:20]}); "
-                    f"make the file anew"
+                    f"save the file again"
                 )
             if dtype.hasobject:
                 raise DataError(
@@ -104,7 +104,7 @@ def stored_arrays(path: Path) -> dict[str, StoredArray]:
                     f"save it as a plain array of numbers or strings"
                 )
             if header_bytes + math.prod(shape) * dtype.itemsize != member.file_size:
-                raise DataError(f"{name} in {path} does not have the size that its header claims; make the file anew")
+                raise DataError(f"{name} in {path} does not have the size that its header claims; save the file again")
             arrays[name] = StoredArray(path, name, shape, dtype, fortran, member.CRC)
     return arrays
 

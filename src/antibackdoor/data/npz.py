@@ -148,7 +148,7 @@ def open_source(path: Path, faults: Faults, request: Request) -> Source:
         inputs, labels = _get(arrays, f"x_{split}", path), _get(arrays, f"y_{split}", path)
         if labels.shape[:1] != inputs.shape[:1]:
             n_labels = labels.shape[0] if labels.shape else "no"
-            raise DataError(f"{inputs.where} has shape {inputs.shape} but there are {n_labels} labels; give one a row")
+            raise DataError(f"{inputs.where} has shape {inputs.shape}, but there are {n_labels} labels; give one each")
         splits[split] = reading.listed(inputs, split, _classes(labels, names))
     _tell_of_others(arrays, set(splits), set(), faults)
     notes = {"lengths": "each series resampled from its true length"} if "lengths_train" in arrays else {}
@@ -242,14 +242,14 @@ def _strings(array: StoredArray) -> tuple[str, ...]:
         found = [x.decode("utf-8", "replace") if isinstance(x, bytes) else x for x in array.read().reshape(-1).tolist()]
         "".join(found).encode()
     except (ValueError, SystemError) as error:  # code points that do not exist, or halves of pairs
-        raise DataError(f"{array.where} holds strings that are no text; make the file anew") from error
+        raise DataError(f"{array.where} holds strings that are not valid text; save the file again") from error
     return tuple(found)
 
 
 def _classes(array: StoredArray, names: tuple[str, ...] | None) -> tuple[str, ...]:
     one_a_row = len(array.shape) == 1 or (len(array.shape) == 2 and array.shape[1] == 1)
     if not one_a_row or array.dtype.kind not in "iubUS":
-        raise DataError(f"{array.where} is {array.dtype} of shape {array.shape}; expected one number or string a row")
+        raise DataError(f"{array.where} is {array.dtype} of shape {array.shape}; expected one number or string per row")
     if array.dtype.kind in "US":
         return _strings(array)
     labels = array.read().reshape(-1)

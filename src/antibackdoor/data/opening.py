@@ -69,7 +69,7 @@ def open_data(path: str | Path, faults: Faults, request: Request) -> tuple[str, 
         request.of("folder")
         return "folder", folder.open_image_file(path)
     raise DataError(
-        f"{one_line(str(path))} is of no known format; give a folder or .zip of class folders, .npz, .ts, .csv, .tsv, "
+        f"{one_line(str(path))} has an unknown format; give a folder or .zip of class folders, .npz, .ts, .csv, .tsv, "
         ".parquet or .tar"
     )
 
@@ -110,4 +110,4 @@ def _tell_of_others(folder: Path, chosen: Path, faults: Faults) -> None:
     pair = {chosen.name.lower(), chosen.name.lower().replace("_train", "_test")}
     for entry in sorted(folder.iterdir()):
         if entry.name.lower() not in pair and entry.name not in OWN_FILES:
-            faults.pass_over(entry.name, f"lies beside {chosen.name}, which is taken for the data")
+            faults.pass_over(entry.name, f"is next to {chosen.name}, which was read as the data")

@@ -108,7 +108,7 @@ class Request:
                 wanted = ", ".join(_USED_BY[name])
                 raise ConfigError(f"{flag} is for {wanted} and changes nothing about a {format}: leave it out")
         if self.options.group_by and self.shape is not None and format != "csv":
-            raise ConfigError("--group-by divides the data of a training, and nothing is divided here: leave it out")
+            raise ConfigError("--group-by splits training data, and nothing is split here: leave it out")
         usable = {name: value for name, value in self.recorded.chosen().items() if format in _USED_BY[name]}
         return replace(self, recorded=ReadOptions(**usable))
 

@@ -90,7 +90,7 @@ class _Files:
         self.schema: pa.Schema = self.tables[0].schema_arrow
         for file, table in zip(files, self.tables, strict=True):
             if not table.schema_arrow.equals(self.schema):
-                raise DataError(f"{file} has other columns than {files[0].name}; give both the same")
+                raise DataError(f"{file} has other columns than {files[0].name}; give both the same columns")
         groups = [(table, place) for table in self.tables for place in range(table.metadata.num_row_groups)]
         self._groups = groups
         self._starts = [0, *accumulate(table.metadata.row_group(place).num_rows for table, place in groups)]
@@ -142,11 +142,11 @@ def _opened(file: Path) -> pq.ParquetFile:
         groups = [about.row_group(place) for place in range(about.num_row_groups)]
         unpacked = sum(group.total_byte_size for group in groups)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{file} is no Parquet file that can be read ({one_line(str(error))[:200]})") from error
+        raise DataError(f"{file} is not a readable Parquet file ({one_line(str(error))[:200]})") from error
     if any(group.total_byte_size < 0 or group.num_rows < 0 for group in groups) or (
         unpacked > _HARMLESS_BYTES and unpacked > _MOST_RATIO * size
     ):
-        raise DataError(f"{file} claims {unpacked} bytes in {size}, as a decompression bomb does; make it anew")
+        raise DataError(f"{file} claims {unpacked} bytes in {size}, as a decompression bomb does; write it again")
     return table
 
 

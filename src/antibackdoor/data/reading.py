@@ -398,7 +398,7 @@ def _check_groups(train: Listed, test: Listed | None, group_by: str, where: str)
     if test is not None:
         refuse_straddling(groups_of(train, group_by, where), groups_of(test, group_by, where), where)
     elif not train.groups:
-        raise ConfigError("--group-by divides data into training and test, and nothing is held out: leave it out")
+        raise ConfigError("--group-by splits data into training and test, and nothing is held out: leave it out")
 
 
 def _without(places: list[str], reason: str) -> str:

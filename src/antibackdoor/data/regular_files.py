@@ -56,7 +56,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, most: int | None = Non
             raise OSError(errno.EMLINK, "it is one file under several names (hard links); put a copy in its place")
         if most is not None and found.st_size > most:
             raise OSError(
-                errno.EFBIG, f"it has {found.st_size:,} bytes, and such a file needs {most:,} at most; get it again"
+                errno.EFBIG, f"it has {found.st_size:,} bytes, and such a file has at most {most:,}; get it again"
             )
     except BaseException:
         os.close(descriptor)
@@ -154,5 +154,5 @@ def mapped_array(path: Path) -> NDArray[np.generic]:
 
 def _refuse_special(mode: int) -> None:
     if not stat.S_ISREG(mode):
-        said = next((text for is_kind, text in _SPECIAL.items() if is_kind(mode)), "it is no regular file")
+        said = next((text for is_kind, text in _SPECIAL.items() if is_kind(mode)), "it is not a regular file")
         raise OSError(errno.EINVAL, said)

@@ -51,7 +51,7 @@ class Samples:
             raise DataError(f"inputs are {self.inputs.dtype}; convert them to uint8 or float32")
         if self.labels.shape != (n,) or self.ids.shape != (n,):
             raise DataError(
-                f"{n} inputs, {self.labels.shape} labels and {self.ids.shape} ids: give one label and one id a sample"
+                f"{n} inputs, {self.labels.shape} labels and {self.ids.shape} ids: give one label and one id per sample"
             )
         if self.labels.dtype != np.int64:
             raise DataError(f"labels are {self.labels.dtype}; convert them to int64")

@@ -129,7 +129,7 @@ def _mapped(file: Path) -> pa.Table:
             table = pa.ipc.open_stream(pa.memory_map(name)).read_all()
         table.validate(full=True)  # offsets that lead out of the file would be followed
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{file} is no Arrow file that can be read ({one_line(str(error))[:200]})") from error
+        raise DataError(f"{file} is not a readable Arrow file ({one_line(str(error))[:200]})") from error
     return table
 
 

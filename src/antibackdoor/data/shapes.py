@@ -21,7 +21,7 @@ MOST_STRETCHED = 32
 UNLIKE_SIZE = 4.0  # factor between sizes from which resized samples show little of what a model was trained on
 UNLIKE_DEVIATIONS = 10.0  # by Chebyshev's inequality at most 1% of the values trained on lie so far from their mean
 _MOST_MEASURED = 4096  # samples whose values are measured
-_REMEDY = "give data like those of the training, or, if you know that they fit, --accept-unlike"
+_REMEDY = "give data like the training data, or --accept-unlike if you know that they fit"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def common_shape(
     """
     kinds = {listed.content.kind for listed in splits}
     if len(kinds) > 1:
-        raise DataError("one of the train and test data holds images, the other series; give both of one kind")
+        raise DataError("the training and test data mix images and series; give data of one kind")
     if kinds == {"image"}:
         survey = merge([surveyed(listed.content, cache, progress=progress) for listed in splits])
         shape, rule = image_shape(survey, image_size)
@@ -140,7 +140,7 @@ def check_sizes(splits: list[Listed], known: TrainedOn, cache: Path, path: str |
     unit = "pixels on the shorter side" if image else "steps"
     if low >= UNLIKE_SIZE * known.sizes[1] or high * UNLIKE_SIZE <= known.sizes[0]:
         raise DataError(
-            f"the samples in {path} have {_span(low, high)} {unit}, those that the model was trained on "
+            f"the samples in {path} have {_span(low, high)} {unit}, but those that the model was trained on have "
             f"{_span(*known.sizes)}: {_REMEDY}"
         )
 

@@ -38,7 +38,7 @@ def read_arrays(path: Path, names: Sequence[str], *, most: int) -> dict[str, NDA
                 raise ValueError(f"it would unpack to more than {most:,} bytes")
             return {member.filename.removesuffix(".npy"): _array(archive.read(member)) for member in members}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"it is no whole .npz file ({error})") from error
+        raise ValueError(f"it is not a complete .npz file ({error})") from error
 
 
 def _array(data: bytes) -> NDArray[Any]:

@@ -70,9 +70,9 @@ class Faults:
     def _all_skipped(self) -> DataError:
         n, first = len(self.skipped), self.skipped[0].reason
         if n == 1:
-            return DataError(f"{first}; mend or remove it, or leave such samples out with --on-error skip")
+            return DataError(f"{first}; fix or remove it, or leave such samples out with --on-error skip")
         error = DataError(
-            f"{n} samples cannot be read, the first: {first}; mend or remove them, or leave such samples out with "
+            f"{n} samples cannot be read, the first: {first}; fix or remove them, or leave such samples out with "
             f"--on-error skip"
         )
         for fault in self.skipped[:MOST_LISTED]:

@@ -105,7 +105,7 @@ def stream(seed: int, name: Stream, *position: int) -> np.random.Generator:
         ConfigError: If the seed is negative.
     """
     if seed < 0:
-        raise ConfigError(f"seed is {seed}; give a number from 0 on")
+        raise ConfigError(f"seed is {seed}; give 0 or more")
     return np.random.default_rng((seed, int(name), *position))
 
 

@@ -113,7 +113,7 @@ def codes(table: pa.Table, name: str, known: Sequence[str]) -> NDArray[np.uint8]
         places = np.array([known.index(t) if t in known else -1 for t in chunk.dictionary.to_pylist()], dtype=np.int64)
         found = places[_indices(chunk)] if len(chunk) else np.zeros(0, dtype=np.int64)
         if len(found) and found.min() < 0:
-            raise ValueError(f"the column {name!r} holds other words than {', '.join(filter(None, known))}")
+            raise ValueError(f"the column {name!r} has values other than {', '.join(filter(None, known))}")
         values.append(found.astype(np.uint8))
     return np.concatenate(values) if values else np.zeros(0, dtype=np.uint8)
 

@@ -86,7 +86,7 @@ def _header(lines: Iterator[tuple[int, str]], path: Path) -> _Header:
         words = line.split()
         if not words or not words[0].startswith("@"):
             if words and not words[0].startswith(("#", "%")):
-                raise DataError(f"{path}, line {number}, stands before @data but is no @ line; is it a .ts file?")
+                raise DataError(f"{path}, line {number}, is before @data but is not an @ line; is it a .ts file?")
             continue
         tag, value = words[0].lower(), [word.lower() for word in words[1:2]]
         if tag == "@data":

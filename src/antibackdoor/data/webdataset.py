@@ -91,7 +91,7 @@ def _listed(split: str, shards: list[Path], arrays: Arrays, faults: Faults, labe
                 continue
             name = sample.input[0] if len(shards) == 1 else f"{shard.stem}/{sample.input[0]}"
             if labelled and not sample.label:
-                faults.report(name, f"{name} in {where} has no class beside it (.cls, .txt, or a label in .json)")
+                faults.report(name, f"{name} in {where} has no class next to it (.cls, .txt, or a label in .json)")
                 continue
             found.append((name, sample))
     if not found:
@@ -125,7 +125,7 @@ def _series(
             data = _bytes(sample.shard, *sample.input[1:])
             values.append(_array(data))
         except ValueError as error:
-            raise DataError(f"{name} in {where} is no array that can be read ({error}); make it anew") from error
+            raise DataError(f"{name} in {where} is not a readable array ({error}); save it again") from error
     content, kept = arrays.content(values, ids, where)
     chosen = kept.tolist()
     return Listed(tuple(ids[i] for i in chosen), tuple(classes[i] for i in chosen) if classes else (), content)
@@ -169,7 +169,7 @@ def _samples(shard: Path) -> Iterator[_Sample]:
                 _add(sample, archive, member, name, (dot + rest).lower())
     except (tarfile.TarError, OSError, ValueError) as error:
         raise DataError(
-            f"{shard} is no tar archive that can be read ({one_line(str(error))[:200]}); shards must not be compressed"
+            f"{shard} is not a readable tar archive ({one_line(str(error))[:200]}); shards must not be compressed"
         ) from error
     yield from samples.values()
 
@@ -187,7 +187,7 @@ def _add(sample: _Sample, archive: tarfile.TarFile, member: tarfile.TarInfo, nam
     last = f".{suffix.rpartition('.')[2]}"
     if last in IMAGE_SUFFIXES or last == ".npy":
         if sample.input is not None:
-            raise DataError(f"{one_line(name)} in {sample.shard} is a second input of its sample; leave one of them")
+            raise DataError(f"{one_line(name)} in {sample.shard} is a second input of its sample; keep only one")
         sample.input = (name, member.offset_data, member.size)
     elif suffix in _LABELS and member.size <= _MOST_TEXT:
         sample.label = _text(archive, member)

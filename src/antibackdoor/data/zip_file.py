@@ -90,18 +90,16 @@ def open_archive(path: Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise DataError(
-            f"{path} is not a zip archive that can be read ({one_line(str(error))}); make it anew"
-        ) from error
+        raise DataError(f"{path} is not a readable zip archive ({one_line(str(error))}); create it again") from error
     members = archive.infolist()
     packed = sum(member.compress_size for member in members)
     unpacked = sum(member.file_size for member in members)
     if packed > path.stat().st_size:
-        raise DataError(f"{path}: its members overlap, as in a decompression bomb; make the archive anew")
+        raise DataError(f"{path}: its members overlap, as in a decompression bomb; create the archive again")
     if unpacked > _HARMLESS_BYTES and unpacked > _MAX_RATIO * path.stat().st_size:
         raise DataError(
             f"{path} would unpack to {unpacked} bytes, more than {_MAX_RATIO} times its size, as a "
-            f"decompression bomb does; make the archive anew without compression"
+            f"decompression bomb does; create the archive again without compression"
         )
     return archive
 
@@ -142,12 +140,12 @@ def _safe_name(member: zipfile.ZipInfo, raw: str, path: Path) -> str:
     name = raw.replace("\\", "/")
     shown = one_line(raw)
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
-        raise DataError(f"{path}: the member {shown!r} leads out of the archive; make it anew with relative names")
+        raise DataError(f"{path}: the member {shown!r} points outside the archive; create it again with relative names")
     if member.flag_bits & 0x1:
-        raise DataError(f"{path} is encrypted ({shown!r}); make it anew without a password")
+        raise DataError(f"{path} is encrypted ({shown!r}); create it again without a password")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if not (parts or name.endswith("/")):
-        raise DataError(f"{path} holds a member without a name ({shown!r}); make the archive anew")
+        raise DataError(f"{path} holds a member without a name ({shown!r}); create the archive again")
     return "/".join(parts)
 
 
@@ -155,7 +153,7 @@ def _why_special(member: zipfile.ZipInfo) -> str:
     """Why a member is no plain file; "" if it is one. Archives of other systems do not say."""
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind == stat.S_IFLNK:
-        return "is a symbolic link, which is not followed: make the archive anew with the files"
+        return "is a symbolic link, which is not followed: create the archive again with the files"
     return "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "is a pipe or a device, which is not read"
 
 

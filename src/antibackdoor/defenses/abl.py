@@ -283,7 +283,7 @@ class ABL:
         check_choices(self)
         able = [name for name, kind in DETECTORS.items() if set(kind.needs) <= set(HANDED_ON)]
         if self.isolation not in DETECTORS:
-            raise ConfigError(f"isolation is {self.isolation!r}, no detector; choose one of {', '.join(able)}")
+            raise ConfigError(f"isolation is {self.isolation!r}, not a detector; choose one of {', '.join(able)}")
         if self.isolation not in able:
             needed = ", ".join(part for part in DETECTORS[self.isolation].needs if part not in HANDED_ON)
-            raise ConfigError(f"isolation {self.isolation} needs {needed}, which ABL has not; choose {', '.join(able)}")
+            raise ConfigError(f"isolation {self.isolation} needs {needed}, which ABL lacks; choose {', '.join(able)}")

@@ -156,8 +156,8 @@ class DBR:
         )
         if self.clean_rate + self.poisoned_rate > 1:
             raise ConfigError(
-                f"clean_rate {self.clean_rate} and poisoned_rate {self.poisoned_rate} are more than all samples: lower "
-                "one, so that their sum is at most 1"
+                f"clean_rate {self.clean_rate} and poisoned_rate {self.poisoned_rate} add up to more than all samples: "
+                "lower one, so that their sum is at most 1"
             )
 
     def _changes(self, trainer: Trainer, build: Build) -> FloatArray:

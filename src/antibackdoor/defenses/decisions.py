@@ -16,7 +16,10 @@ def decided(verdict: Verdict, samples: Samples, name: str) -> Verdict:
         DataError: If it is not.
     """
     if len(verdict.status) != len(samples):
-        raise DataError(f"the {name} is about {len(verdict.status)} samples, the data have {len(samples)}: give theirs")
+        raise DataError(
+            f"the {name} is about {len(verdict.status)} samples, the data have {len(samples)}: give the one for these "
+            "data"
+        )
     return verdict
 
 

@@ -146,7 +146,7 @@ class _Run:
         samples, trainer = self.samples, self.trainer
         caught, history = self._found()
         if len(samples) - int(caught.isolated.sum()) < samples.n_classes:
-            raise DataError("almost every sample stands out, so nothing is left to train on: look at the data")
+            raise DataError("almost every sample stands out, so nothing is left to train on: check the data")
         budget = self._visits(caught, history)
         late = np.zeros(len(samples), dtype=bool)
         for number in (1, 2):

@@ -112,7 +112,7 @@ class Retrain:
         kept = np.flatnonzero(~dropped)
         if len(kept) < max(samples.n_classes, 2):
             raise DataError(
-                f"{len(kept)} samples are left to train on: lower the drop rate, or look at what {self.detector} says"
+                f"{len(kept)} samples are left to train on: lower the drop rate, or check what {self.detector} says"
             )
         trainer.journal.log(phase="detection", n_isolated=int(dropped.sum()))
         model = trainer.network(build, index=1)

@@ -85,7 +85,7 @@ def read_state_dict(path: str | Path, *, max_bytes: int) -> dict[str, Tensor]:
             return dict(safetensors.torch.load(data))
         except (SafetensorError, ValueError, KeyError) as error:
             reason = _first_line(error)
-            raise ModelError(f"{_name(path)} is damaged or no .safetensors file ({reason}); get it again") from error
+            raise ModelError(f"{_name(path)} is damaged or not a .safetensors file ({reason}); get it again") from error
     _check_archive(path, data, max_bytes)
     weights = _weights(path, _unpickled(path, data))
     if odd := [key for key, value in weights.items() if not _is_plain(value)]:
@@ -138,7 +138,7 @@ def load_checkpoint(path: str | Path, network: nn.Module, *, example: Tensor) ->
 def _regular_file(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file; a device or a pipe is refused by its kind, not opened."""
     if path.suffix.lower() not in SUFFIXES:
-        raise ModelError(f"{_name(path)} is no model file: its name must end in one of {', '.join(SUFFIXES)}")
+        raise ModelError(f"{_name(path)} is not a model file: its name must end in one of {', '.join(SUFFIXES)}")
     try:
         kind = path.stat().st_mode
         if not stat.S_ISREG(kind):
@@ -149,7 +149,7 @@ def _regular_file(path: Path, max_bytes: int) -> bytes:
         with os.fdopen(descriptor, "rb") as file:
             opened = os.fstat(file.fileno())
             if not stat.S_ISREG(opened.st_mode):
-                raise ModelError(f"{_name(path)} is no regular file any more; give one")
+                raise ModelError(f"{_name(path)} is no longer a regular file; give one")
             size = opened.st_size
             data = file.read(max_bytes + 1) if size <= max_bytes else b""
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
@@ -221,7 +221,7 @@ def _unpickled(path: Path, data: bytes) -> Any:
                 f"loaded: nothing was run; {_INSTEAD}"
             ) from error
         raise ModelError(
-            f"{_name(path)} cannot be read as tensors and plain values, it is damaged or was not written by "
+            f"{_name(path)} cannot be read as tensors and plain values; it is damaged or was not written by "
             f"torch.save: {_INSTEAD}"
         ) from error
 
@@ -238,7 +238,7 @@ def _weights(path: Path, loaded: Any) -> dict[str, Tensor]:
         return next(iter(found.values()))
     keys = spelled_out(", ".join(map(str, list(found or top)[:8])))[:200]
     if found:
-        raise ModelError(f"{_name(path)} holds several sets of weights ({keys}); keep one of them in a file of its own")
+        raise ModelError(f"{_name(path)} holds several sets of weights ({keys}); save one of them in its own file")
     raise ModelError(f"{_name(path)} holds no dictionary of weights; its keys: {keys or 'none'}")
 
 

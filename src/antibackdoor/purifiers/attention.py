@@ -118,9 +118,9 @@ def align(
     shapes = _shapes(student, example, ours), _shapes(teacher, example, theirs)
     for name, shape, other in zip(ours, *shapes, strict=True):
         if kind == "attention" and prod(shape[1:]) == 1:
-            raise ModelError(f"layer '{name}' has no places to attend to: name layers with more than one, or give none")
+            raise ModelError(f"layer '{name}' has no positions for an attention map: name other layers, or none")
         if kind == "attention" and len(shape) != len(other):
-            raise ModelError(f"layer '{name}' has {len(shape) - 1} axes of places, its teacher's {len(other) - 1}")
+            raise ModelError(f"layer '{name}' has {len(shape) - 1} position axes, its teacher's {len(other) - 1}")
         if kind == "activation" and shape != other:
             raise ModelError(f"activations of '{name}' have shape {shape}, its teacher's {other}: align attention maps")
     return Alignment(ours, theirs, weights)
@@ -132,7 +132,7 @@ def _last_stages(network: nn.Module, example: Tensor, most: int, kind: Kind) -> 
     shapes = _shapes(network, example, found)
     usable = [name for name, shape in zip(found, shapes, strict=True) if kind == "activation" or prod(shape[1:]) > 1]
     if not usable:
-        raise ModelError(f"no stage of the network has places to attend to ({', '.join(found)}): name layers instead")
+        raise ModelError(f"no stage has positions for an attention map ({', '.join(found)}): name layers instead")
     return tuple(usable[-most:])
 
 

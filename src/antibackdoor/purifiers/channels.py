@@ -74,9 +74,7 @@ def prunable_layer(network: nn.Module, example: Tensor, layer: str = "") -> str:
         with suppress(ModelError):
             _try(network, candidate, example)
             return candidate
-    raise ModelError(
-        "no channels of this network can be switched off: it has no convolution behind which there is more"
-    )
+    raise ModelError("no channels of this network can be switched off: none of its convolutions feeds another layer")
 
 
 def _try(network: nn.Module, layer: str, example: Tensor) -> None:
@@ -98,7 +96,7 @@ def n_channels(network: nn.Module, layer: str, example: Tensor) -> int:
     if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[1] < 2:
         raise ModelError(f"layer '{layer}' has no channels to switch off: name one with an output of (B, C, ...)")
     if channels_are_last(network, layer, output.shape[1:]):
-        raise ModelError(f"layer '{layer}' keeps its channels last: name one with an output of (B, C, ...)")
+        raise ModelError(f"layer '{layer}' has its channels last: name one with an output of (B, C, ...)")
     return int(output.shape[1])
 
 
@@ -144,8 +142,8 @@ def switch_off(network: nn.Module, layer: str, off: Tensor, example: Tensor) -> 
         reached = _logits(network, forward, example)
         if float((reached - wanted).abs().max()) > TOLERANCE * (1 + float(wanted.abs().max())):
             raise ModelError(
-                f"channels of '{layer}' cannot be switched off in the weights of this network, since more than "
-                "convolutions, batch normalizations and linear layers read them: name a convolution or batch "
+                f"channels of '{layer}' cannot be switched off in the weights of this network, because layers other "
+                "than convolutions, batch normalizations and linear layers read them: name a convolution or batch "
                 "normalization"
             )
 

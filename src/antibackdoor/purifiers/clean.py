@@ -47,7 +47,7 @@ def clean_samples(method: Any, model: nn.Module, given: Given | None) -> Samples
     clean = check_given(method, given).clean
     assert clean is not None
     if len(clean) < FEWEST:
-        raise DataError(f"too few clean samples ({len(clean)}): give at least {FEWEST}, better 5% of the data")
+        raise DataError(f"too few clean samples ({len(clean)}): give at least {FEWEST}, preferably 5% of the data")
     try:
         with torch.no_grad(), evaluation_mode(model):
             logits = model(torch.zeros(FEWEST, *clean.shape))
@@ -58,7 +58,7 @@ def clean_samples(method: Any, model: nn.Module, given: Given | None) -> Samples
         raise ModelError(f"the model must return logits (B, K) for clean samples of shape {clean.shape}")
     if logits.shape[1] != clean.n_classes:
         raise DataError(
-            f"the model tells {logits.shape[1]} classes apart, the clean samples have {clean.n_classes}: give clean "
+            f"the model has {logits.shape[1]} classes, the clean samples have {clean.n_classes}: give clean "
             "samples of the same classes in the same order"
         )
     return clean

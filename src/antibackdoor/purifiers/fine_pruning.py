@@ -154,7 +154,7 @@ class FinePruning:
         for name in rules:
             check_ranges(self, **{name: "[0, 1)" if name == "rate" else "[0, 1]"})
         if len(rules) > 1:
-            raise ConfigError(f"{' and '.join(rules)} are rules to stop pruning: give one of them")
+            raise ConfigError(f"{' and '.join(rules)} are both rules to stop pruning: give one of them")
         return NAD_PAPER.of(self)
 
     def _chosen(self, trainer: Trainer, model: nn.Module, layer: str) -> dict[str, BoolArray | float]:

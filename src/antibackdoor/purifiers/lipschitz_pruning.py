@@ -143,7 +143,7 @@ def _traced(model: nn.Module, shapes: list[tuple[int, ...]]) -> tuple[list[Pair]
         raise ModelError("the model has no convolution: this method cannot prune it, choose another")
     if len(shapes) > 1:
         raise ConfigError(
-            "the model takes no sample of a common shape: say which it takes, from Python as Given(input_shape=...)"
+            "the model takes no sample of a common shape: give its input shape, from Python as Given(input_shape=...)"
         )
     raise failure
 

@@ -149,9 +149,9 @@ class NAD:
         check_choices(self)
         check_ranges(self, power="[1, inf)", held_out="[0, 1)", beta_search="[0, 1)", patience="[0, inf)")
         if not self.betas or not all(0 <= beta < float("inf") for beta in self.betas):
-            raise ConfigError(f"betas are {self.betas}; give one or more numbers from 0 on, such as 500, 1000, 1000")
+            raise ConfigError(f"betas are {self.betas}; give one or more numbers of 0 or more, such as 500, 1000, 1000")
         if 1 < len(self.betas) < len(self.layers):
-            raise ConfigError(f"{len(self.layers)} layers and {len(self.betas)} betas: give one beta, or one a layer")
+            raise ConfigError(f"{len(self.layers)} layers and {len(self.betas)} betas: give one beta, or one per layer")
         for name in ("beta_search", "patience"):
             if getattr(self, name) and not self.held_out:
                 raise ConfigError(f"{name} needs held-out samples: give held_out, such as 0.2")

@@ -139,7 +139,7 @@ class SelfPurification:
         if not len(isolated):
             return Purified(deepcopy(model).eval(), SelfPurificationFacts())
         if len(samples) - len(isolated) < samples.n_classes:
-            raise DataError("almost every sample is isolated, so nothing is left to train on: look at the data")
+            raise DataError("almost every sample is isolated, so nothing is left to train on: check the data")
         trained = trainer.network(lambda: working_copy(model))
 
         def known() -> float:

@@ -139,8 +139,8 @@ class NeuralCleanseUnlearning:
             self._repair(trainer, repaired, trigger, label, tuning)
         else:
             trainer.journal.tell(
-                f"no label stands out (anomaly index {found.anomaly[label]:.1f}, least {self.anomaly:g}): "
-                "the model stays as it is"
+                f"no label stands out (anomaly index {found.anomaly[label]:.1f}, threshold {self.anomaly:g}): "
+                "the model is unchanged"
             )
         before, after = (accuracy(session, feed, network) for network in (untouched, repaired))
         left = trigger_success(session, feed, repaired.eval(), trigger, label)

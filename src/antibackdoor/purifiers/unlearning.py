@@ -267,9 +267,9 @@ def isolated_samples(given: Given, samples: Samples) -> BoolArray:
     assert isolated is not None
     if isolated.shape != (len(samples),):
         raise DataError(
-            f"the verdict is about {len(isolated)} samples, the suspicious data have {len(samples)}: give the one of "
+            f"the verdict is about {len(isolated)} samples, the suspicious data have {len(samples)}: give the one for "
             "these data"
         )
     if len(isolated) and isolated.all():
-        raise DataError("every sample is isolated, so nothing is left to keep: look at the verdict")
+        raise DataError("every sample is isolated, so nothing is left to keep: check the verdict")
     return np.asarray(isolated, dtype=bool)

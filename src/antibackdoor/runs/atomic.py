@@ -156,7 +156,7 @@ def entries(folder: Path) -> set[str]:
     found = list(folder.iterdir()) if folder.is_dir() else []
     link = next((entry for entry in sorted(found) if entry.is_symlink()), None)
     if link is not None:
-        raise RunError(f"{link} is a link, which may lead out of the folder; put the folder itself in its place")
+        raise RunError(f"{link} is a link, which may lead out of the folder; replace it with the folder itself")
     return {entry.name for entry in found if not entry.name.startswith(TEMPORARY_PREFIX)}
 
 

@@ -67,11 +67,11 @@ def read_checkpoint_file(run: Path, *, mmap: bool = False) -> dict[str, Any] | N
     except OSError as error:
         raise RunError(cannot("read", path, error)) from error
     except Exception as error:  # torch raises a dozen kinds for a damaged file
-        raise RunError(f"{path} is damaged ({one_line(error, 80)}); delete it to start afresh") from error
+        raise RunError(f"{path} is damaged ({one_line(error, 80)}); delete it to start over") from error
     if version != CHECKPOINT_VERSION:
         raise RunError(
             f"{path} has version {one_line(repr(version), 20)} of checkpoints, this program writes "
-            f"{CHECKPOINT_VERSION}: go on with the version of antibackdoor that began the run, or choose another folder"
+            f"{CHECKPOINT_VERSION}: continue with the antibackdoor version that started it, or choose another folder"
         )
     return dict(checkpoint)
 

@@ -78,7 +78,7 @@ def read_decisions(path: Path) -> dict[str, Decision]:
     except OSError as error:
         raise RunError(cannot("read", path, error)) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{path} is no CSV file of decisions: {one_line(error)}; save it as CSV in UTF-8") from error
+        raise RunError(f"{path} is not a CSV file of decisions: {one_line(error)}; save it as CSV in UTF-8") from error
     return found
 
 

@@ -56,7 +56,7 @@ def read_measurements(run: Path) -> list[Measurement]:
         return []
     found = read_json(path).get("measurements")
     if not isinstance(found, list):
-        raise RunError(f"{path} is damaged: it holds no list of measurements")
+        raise RunError(f"{path} is damaged: it is not a list of measurements")
     return [_checked(path, entry) for entry in found]
 
 
@@ -96,5 +96,5 @@ def _checked(path: Path, entry: Any) -> Measurement:
         raise RunError(f"{path} is damaged: {str(error)[:100]}") from error
     is_number = all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in numbers)
     if not is_number or not all(isinstance(text, str) for text in texts) or sizes or found.split not in SPLITS:
-        raise RunError(f"{path} is damaged: it holds what is no measurement")
+        raise RunError(f"{path} is damaged: it holds something that is not a measurement")
     return found

@@ -99,13 +99,13 @@ class ModelSpec:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{one_line(repr(value), 40)} stands where a text is expected")
+        raise TypeError(f"{one_line(repr(value), 40)} instead of text")
     return value
 
 
 def _texts(values: object) -> dict[str, str]:
     if not isinstance(values, dict):
-        raise TypeError(f"{one_line(repr(values), 40)} stands where options are expected")
+        raise TypeError(f"{one_line(repr(values), 40)} instead of options")
     return {_text(name): _text(value) for name, value in values.items()}
 
 
@@ -126,9 +126,9 @@ def _bits(value: object) -> int | None:
 
 def _list_of(values: object, *kinds: type[Any]) -> list[Any]:
     if not isinstance(values, list | tuple):
-        raise TypeError(f"{one_line(repr(values), 40)} stands where a list is expected")
+        raise TypeError(f"{one_line(repr(values), 40)} instead of a list")
     if odd := [value for value in values if type(value) not in kinds]:
-        raise TypeError(f"{one_line(repr(odd[0]), 40)} stands in a list of {kinds[-1].__name__}")
+        raise TypeError(f"{one_line(repr(odd[0]), 40)} in a list of {kinds[-1].__name__}")
     return list(values)
 
 
@@ -201,7 +201,7 @@ def load_weights(run: Path, model: nn.Module) -> None:
             safetensors.torch.load_model(model, name)
         odd = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
         if odd:
-            raise ModelError(f"{path} holds values that are no numbers, in {one_line(odd[0], 80)}; train anew")
+            raise ModelError(f"{path} holds values that are not numbers, in {one_line(odd[0], 80)}; train again")
     except SafetensorError as error:
         raise ModelError(f"{path} is corrupt: {one_line(error)}") from error
     except RuntimeError as error:

@@ -86,16 +86,16 @@ def read_options(path: Path, command: str) -> dict[str, Value]:
     try:
         values = tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"--config {path} is no TOML file: {one_line(error)}; write epochs = 3") from error
+        raise ConfigError(f"--config {path} is not a TOML file: {one_line(error)}; write epochs = 3") from error
     wanted = values.pop("command", command)
     if wanted != command:
         raise ConfigError(f"--config {path} is for {shortened(str(wanted), 40)}, not for {command}: give another file")
     for name, value in values.items():
         if not _KEY.fullmatch(name):
-            raise ConfigError(f"--config {path}: {shortened(name, 40)!r} is no option; write its flag without dashes")
+            raise ConfigError(f"--config {path}: {shortened(name, 40)!r} is not an option; write flags without dashes")
         for part in value if isinstance(value, list) else [value]:
             if not isinstance(part, bool | int | float | str):
-                raise ConfigError(f"--config {path}: {name} is no plain value; give a number, a text or true or false")
+                raise ConfigError(f"--config {path}: {name} is not a plain value; give a number, text, true or false")
     return {name.replace("_", "-"): value for name, value in values.items()}
 
 

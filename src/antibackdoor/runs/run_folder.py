@@ -203,7 +203,7 @@ class RunFolder:
         config = read_config(self.path)
         if not resume:
             state = "a finished run" if self.finished else "an unfinished run"
-            advice = "choose another folder" if self.finished else "go on with --resume, or choose another folder"
+            advice = "choose another folder" if self.finished else "continue with --resume, or choose another folder"
             raise RunError(f"{self.path} holds {state}; {advice}")
         difference = _difference(config["settings"], self.settings)
         if difference is not None:
@@ -260,7 +260,7 @@ def read_config(run: Path) -> dict[str, Any]:
     config = read_json(run / CONFIG)
     if config.get("format") != _FORMAT:
         told = one_line(repr(config.get("format")), 60)
-        raise RunError(f"{run / CONFIG} is not of this program's making (format {told})")
+        raise RunError(f"{run / CONFIG} was not written by this program (format {told})")
     wrong = _wrong_in_config(config)
     if wrong:
         raise RunError(f"{run / CONFIG} is damaged: {wrong}")
@@ -283,7 +283,7 @@ def _wrong_in_config(config: Mapping[str, Any]) -> str:
     texts["notes"] = config.get("notes", {}).values()
     texts["settings.given"] = settings.get("given", {}).values()
     wrong = next((name for name, values in texts.items() if not all(isinstance(text, str) for text in values)), None)
-    return "" if wrong is None else f"{wrong!r} holds something else than text"
+    return "" if wrong is None else f"{wrong!r} holds something other than text"
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -338,13 +338,13 @@ def _difference(stored: object, given: object, name: str = "") -> str | None:
     changed = f"was {one_line(repr(stored), 60)} and is now {one_line(repr(given), 60)}"
     if name.startswith("data."):
         if name.endswith("fingerprint") and len(str(stored)) < len(str(given)):
-            return "it was begun by an earlier version, which did not look at all of the data; choose another folder"
+            return "it was started by an earlier version, which did not check all of the data; choose another folder"
         what = "inputs, labels or names of some samples" if name.endswith("fingerprint") else f"{name!r} {changed}"
         return (
-            f"the data have changed since it was begun ({what}); give the data as they were, or choose another folder"
+            f"the data have changed since it was started ({what}); give the data as they were, or choose another folder"
         )
     if name.startswith("given."):
-        return f"what it is given has changed since it was begun ({name[6:]}); give the same, or choose another folder"
+        return f"its inputs have changed since it was started ({name[6:]}); give the same, or choose another folder"
     return f"setting {name!r} {changed}; {_SAME}"
 
 

@@ -210,7 +210,7 @@ def read_samples_table(run: Path, name: str = SAMPLES) -> SamplesTable:
     wanted = [column for column in _SCHEMA.names if column in opened.present or column in _NEEDED]
     columns = _columns(opened, wanted, None)
     if len(set(columns["id"].tolist())) < len(columns["id"]):
-        raise RunError(f"{run / name} is damaged: an id stands there twice")
+        raise RunError(f"{run / name} is damaged: an id appears twice")
     return SamplesTable(
         ids=np.asarray(columns["id"], dtype=np.str_),
         given_label=columns["given_label"],
@@ -275,7 +275,7 @@ def _opened(run: Path, name: str) -> _Opened:
 def _listed(about: Mapping[str, Any], key: str, kind: type[Any]) -> list[Any]:
     values = about.get(key, [])
     if not isinstance(values, list) or any(type(value) is not kind for value in values):
-        raise ValueError(f"{key!r} is no list of {kind.__name__}")
+        raise ValueError(f"{key!r} is not a list of {kind.__name__}")
     return values
 
 
@@ -284,11 +284,11 @@ def _check_about(opened: _Opened) -> None:
     if not n_classes or len(set(opened.class_names)) < n_classes:
         raise ValueError("it names no classes, or one twice")
     if not all(0 <= label < n_classes for label in (*opened.target_labels, *opened.unexamined)):
-        raise ValueError(f"it speaks of a label outside of 0..{n_classes - 1}")
+        raise ValueError(f"it has a label outside of 0..{n_classes - 1}")
     if opened.poisoned is not None and not isinstance(opened.poisoned, bool):
         raise ValueError("'poisoned' is neither true nor false")
     if p_value is not None and (type(p_value) not in (int, float) or not 0 <= p_value <= 1):
-        raise ValueError("'p_value' is no probability")
+        raise ValueError("'p_value' is not a probability")
 
 
 def sample_column_names(run: Path, name: str = SAMPLES) -> set[str]:
@@ -336,7 +336,7 @@ def _check_range(column: str, values: NDArray[Any], n_classes: int) -> None:
         if values.min() < 0 or values.max() >= n_classes:
             raise ValueError(f"{column} runs from {values.min()} to {values.max()}, beyond the {n_classes} classes")
     elif column == "confidence" and not ((values >= 0) & (values <= 1)).all():
-        raise ValueError("a confidence is no probability")
+        raise ValueError("a confidence is not a probability")
 
 
 def _stored(column: str, present: Set[str]) -> list[str]:

@@ -56,7 +56,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, low in (("epochs", 0), ("batch_size", 0), ("devices", 1), ("seed", 0)):
             if getattr(self, name) < low:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give a number from {low} on")
+                raise ConfigError(f"{name} is {getattr(self, name)}; give {low} or more")
         if self.batch_size == 1:
             raise ConfigError("batch_size is 1; give 2 or more, since batch statistics need them, or 0 to choose")
         if self.seed >= 2**32:

@@ -72,7 +72,7 @@ class Session:
         self.batch_size = recipe.batch(n_samples)
         if self.batch_size % recipe.devices:
             raise ConfigError(
-                f"batches of {self.batch_size} cannot be shared by {recipe.devices} devices: give a --batch-size "
+                f"batches of {self.batch_size} cannot be split across {recipe.devices} devices: give a --batch-size "
                 f"that is a multiple of {recipe.devices}"
             )
         accelerator = _accelerator(recipe.device)

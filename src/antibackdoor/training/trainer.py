@@ -249,7 +249,7 @@ class Trainer:
         """After the first pass of a long phase, how long the others take."""
         left = seconds * (phase.epochs - epoch - 1)
         if phase.name not in self._timed and left >= WORTH_TELLING:
-            self.journal.tell(f"{phase.name}: {spoken(left)} more on this machine")
+            self.journal.tell(f"{phase.name}: {spoken(left)} left on this machine")
         self._timed.add(phase.name)
 
     def _rate(self, phase: Phase, epoch: int) -> Schedule | None:
