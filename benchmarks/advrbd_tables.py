@@ -24,8 +24,8 @@ _ATTACKS: dict[str, tuple[str, Settings, Settings, Settings]] = {  # label: atta
     "Adaptive-Blend": ("adaptive_blend", (("alpha", 0.2),), (_TARGET, ("cover_rate", 0.01)), ()),
     "Adaptive-Patch": ("adaptive_patch", (), (_TARGET, ("cover_rate", 0.01)), ()),
 }
-# Whatever the enhanced network still predicts is isolated, also where that is more than a third of the data.
-_FLAGGED = Method("advrbd", "advrbd, no fallback", (("most_flagged", 1.0),))
+# A trigger that the short training has not learned is taken for clean: this one is as long as the last training.
+_LONGER = Method("advrbd", "advrbd, 30 short epochs", (("short_epochs", 30),))
 # The baselines as AdvrBD runs them: small learning rates, and repairs of a given model.
 _FT = Method("fine-tune", "fine-tune", (("preset", "practical"),))
 _FP = Method("fine-prune", "fine-prune", (("layer", "network.stage2"), ("rate", 0.2), ("epochs", 0)))
@@ -46,7 +46,7 @@ ADVRBD_2 = Table(
     CIFAR,
     "wrn-16-1",
     "practical",
-    (NONE, ADVRBD, _FLAGGED, _FT, _FP, _CUTMIX, *map(Method, ("clp", "dbr", "scan-ft")), ABL),
+    (NONE, ADVRBD, _LONGER, _FT, _FP, _CUTMIX, *map(Method, ("clp", "dbr", "scan-ft")), ABL),
     _rows(
         ("none", "fine-tune", "fine-prune", "cutmix", "clp", "dbr", "scan-ft", "abl", "advrbd"),
         """
