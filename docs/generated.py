@@ -66,8 +66,8 @@ COLUMNS = {
     "id": "Name of the sample: its path inside the data set, or its row.",
     "given_label": "Label that came with the data, as a number; class names are in the file's metadata.",
     "suspicion": "Higher is more suspicious. A probability where the method gives one.",
-    "status": f"One of {', '.join(STATUSES)}. Isolated samples are kept from the model, relabeled ones come back under "
-    "the suggested label, cleaned ones come back under their own label without what looks like the trigger.",
+    "status": f"One of {', '.join(STATUSES)}. Isolated samples are kept out of training, relabeled ones return under "
+    "the suggested label, cleaned ones return under their own label without the suspected trigger.",
     "criterion": f"Why: one of {', '.join(CRITERIA)}.",
     "suggested_label": "Label that the method believes in.",
     "margin": "Log-odds behind the suspicion, where the method has them.",
