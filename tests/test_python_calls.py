@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import antibackdoor
-from antibackdoor.errors import ConfigError, DataError
+from antibackdoor.errors import ConfigError, DataError, ModelError
 from antibackdoor.training.recipe import Recipe
 
 QUICK: dict[str, Any] = {"epochs": 1, "device": "cpu", "progress": False}
@@ -179,9 +179,85 @@ def test_purify_takes_what_train_returned(tmp_path: Path) -> None:
     X, y = series()
     trained = antibackdoor.train(X, y, tmp_path / "run", defense="none", model=small, **QUICK)
     assert trained is not None
-    purified = antibackdoor.purify(trained, (X, y), tmp_path / "pure", test=(X, y), model=small, **QUICK)
+    clean = (X[:8], y[:8])  # too few to say that the model is near chance
+    purified = antibackdoor.purify(trained, clean, tmp_path / "pure", test=(X, y), model=small, **QUICK)
     assert purified.metrics["method"] == "fine-tune" and "clean_accuracy_before" in purified.metrics
     assert purified.model(torch.zeros(2, 1, 12)).shape == (2, 2)
+    with pytest.raises(ModelError, match="is near chance on the clean samples"):
+        antibackdoor.purify(trained, (X, y), tmp_path / "not", model=small, **QUICK)
+    with pytest.raises(ConfigError, match=r"which knows its network.*: leave mean out"):
+        antibackdoor.purify(trained, clean, tmp_path / "not", model=small, mean=0.5, std=1, **QUICK)
+    with pytest.raises(ConfigError, match="use method='self-clean'"):
+        antibackdoor.purify(trained, suspicious=(X, y), method="nad", model=small, **QUICK)
+    own = antibackdoor.purify(
+        trained, suspicious=(X, y), out=tmp_path / "own", model=small, **{**QUICK, "epochs": None}
+    )
+    assert own.metrics["method"] == "self-clean"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Weights of a network that tells flat images of three gray levels apart, with another mean than these have."""
+    network = small((1, 8, 8), 3)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.zero_()
+        network[0].weight[:, :, 1, 1] = torch.tensor([[-1.0], [1.0], [1.0], [0.0]])
+        network[4].weight[0, 0] = network[4].weight[2, 1] = 1.0
+        network[4].bias[1] = 0.2
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "weights.pt")
+    return tmp_path / "weights.pt"
+
+
+def grays(n: int = 60) -> tuple[Any, Any]:
+    """Dark, medium and bright images, almost flat."""
+    levels = np.arange(n) % 3
+    noise = np.random.default_rng(n).integers(0, 9, (n, 8, 8))
+    return (levels[:, None, None] * 100 + 24 + noise).astype(np.uint8), np.array(["a", "b", "c"])[levels]
+
+
+def test_purify_takes_a_file_of_weights(tmp_path: Path, weights: Path) -> None:
+    said: dict[str, Any] = {"model": small, "mean": [0.5], "std": 1, **QUICK, "learning_rate": 1e-4}
+    purified = antibackdoor.purify(weights, grays(), tmp_path / "pure", test=grays(30), **said)
+    assert purified.metrics["accuracy_as_given"] == 1 and purified.metrics["normalization"] == "given"
+    assert purified.metrics["clean_accuracy_before"] == 1 and purified.metrics["purified_from"] == "given"
+    data = antibackdoor.from_arrays(*grays())
+    with pytest.raises(ModelError, match=r"near chance .* the order of classes \(classes\)"):
+        antibackdoor.purify(str(weights), data, tmp_path / "wrong", classes=["c", "b", "a"], **said)
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    named = antibackdoor.purify(weights, data, tmp_path / "named", classes=tmp_path / "names.txt", **said)
+    assert not named.metrics["classes_reordered"]
+    for wrong, message in (
+        ({"std": ()}, "mean is given without std: give both or neither"),
+        ({"mean": "x"}, "mean is 'x'; give one number per channel"),
+        ({"model": ""}, "backbone or model"),
+        ({"classes": tmp_path / "none.txt"}, "classes .*none.txt is not a file"),
+        ({"teacher_model": small}, "teacher_model needs a teacher: give teacher"),
+        ({"image_size": 8}, "give clean in that size"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            antibackdoor.purify(weights, grays(), tmp_path / "wrong", **{**said, **wrong})
+    taught = {**said, "method": antibackdoor.PURIFIERS["nad"](pair="C-B", layers=("network.1",))}
+    nad = antibackdoor.purify(weights, grays(), tmp_path / "nad", teacher=weights, **taught)
+    assert nad.metrics["method"] == "nad"
+
+
+def test_a_comparison_is_a_table(tmp_path: Path) -> None:
+    X, y = series()
+    found = antibackdoor.compare(X, y, tmp_path / "all", methods="none, spectral", model=small, seeds=2, **QUICK)
+    assert [(run.method, run.seed) for run in found.runs] == [
+        ("none", 0), ("none", 1), ("spectral", 0), ("spectral", 1),
+    ]  # fmt: skip
+    assert "clean_accuracy" in found.runs[0].metrics and (found.folder / "report.html").exists()
+    assert "spectral" in str(found) and repr(found).startswith("Comparison(4 runs, ")
+    again = antibackdoor.compare(
+        X, y, tmp_path / "all", methods=["none", "spectral"], model=small, seeds=2, resume=True, **QUICK
+    )
+    assert [run.metrics for run in again.runs] == [run.metrics for run in found.runs]
+    with pytest.raises(ConfigError, match="give clean, or leave the method out"):
+        antibackdoor.compare(X, y, methods=["nad"], model=small, **QUICK)
+    with pytest.raises(ConfigError, match="methods is of type int; give names"):
+        antibackdoor.compare(X, y, methods=3, model=small, **QUICK)  # type: ignore[arg-type]
 
 
 def test_tables_name_classes_beside_their_numbers(tmp_path: Path) -> None:
@@ -215,7 +291,7 @@ def test_results_are_shown_in_one_short_line(tmp_path: Path) -> None:
 def test_all_settings_of_a_recipe_are_arguments() -> None:
     named = {part.name for part in fields(Recipe)}
     assert named <= set(inspect.signature(antibackdoor.train).parameters)
-    for call in (antibackdoor.scan, antibackdoor.purify):  # which run on one device
+    for call in (antibackdoor.scan, antibackdoor.purify, antibackdoor.compare):  # which run on one device
         assert named - {"devices"} <= set(inspect.signature(call).parameters)
 
 

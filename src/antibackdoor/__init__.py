@@ -40,13 +40,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from antibackdoor.app.calls import (
-        Purification,
         Scanned,
         evaluate,
-        purify,
         scan,
         train,
     )
+    from antibackdoor.app.compare_call import Comparison, compare
     from antibackdoor.app.data_calls import (
         from_arrays,
         from_dataframe,
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     )
     from antibackdoor.app.networks import load_model
     from antibackdoor.app.pipeline import Job, Outcome
+    from antibackdoor.app.purify_call import Purification, purify
     from antibackdoor.app.scanning import Scan
     from antibackdoor.attacks import ATTACKS, poison, trigger_test_set
     from antibackdoor.data.reading import FORMATS, DataSet
@@ -82,6 +82,7 @@ __all__ = [
     "FORMATS",
     "PURIFIERS",
     "AntibackdoorError",
+    "Comparison",
     "ConfigError",
     "ConfusionTraining",
     "DataError",
@@ -108,6 +109,7 @@ __all__ = [
     "attack_success_rate",
     "build_backbone",
     "clean_accuracy",
+    "compare",
     "evaluate",
     "from_arrays",
     "from_dataframe",
@@ -128,12 +130,14 @@ __all__ = [
 
 _HOMES = {
     "app.calls": (
-        "Purification",
         "Scanned",
         "evaluate",
-        "purify",
         "scan",
         "train",
+    ),
+    "app.compare_call": (
+        "Comparison",
+        "compare",
     ),
     "app.data_calls": (
         "from_arrays",
@@ -149,6 +153,10 @@ _HOMES = {
     "app.pipeline": (
         "Job",
         "Outcome",
+    ),
+    "app.purify_call": (
+        "Purification",
+        "purify",
     ),
     "app.scanning": ("Scan",),
     "attacks": (

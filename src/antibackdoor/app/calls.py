@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from antibackdoor.app import evaluation, pipeline, purifying, scanning
-from antibackdoor.app.given_data import as_data_set, samples_for
+from antibackdoor.app import evaluation, pipeline, scanning
+from antibackdoor.app.call_parts import factory_of, free_folder, path_of, samples_like, tell
+from antibackdoor.app.given_data import as_data_set
 from antibackdoor.app.given_models import open_model
 from antibackdoor.app.kept import kept_subset
-from antibackdoor.app.networks import Factory, NetworkChoice, describe_model, load_model
+from antibackdoor.app.networks import Factory, NetworkChoice, load_model
 from antibackdoor.app.pipeline import Job, Outcome
 from antibackdoor.app.python_words import python_words
-from antibackdoor.app.read_as import record_of
 from antibackdoor.app.scanning import Scan
 from antibackdoor.app.settings import applied, chosen_method
 from antibackdoor.app.verdicts import verdict_of
@@ -26,11 +24,8 @@ from antibackdoor.data.samples import BoolArray, Samples, StrArray
 from antibackdoor.defenses import DEFENSES
 from antibackdoor.detectors import DETECTORS
 from antibackdoor.errors import ConfigError
-from antibackdoor.models.own_network import import_factory
 from antibackdoor.protocols import Given, Trained
-from antibackdoor.purifiers import PURIFIERS
 from antibackdoor.runs.artifacts import read_history, read_metrics
-from antibackdoor.runs.model_file import load_model_spec
 from antibackdoor.runs.samples_table import SamplesTable
 from antibackdoor.training.recipe import Recipe
 
@@ -74,24 +69,6 @@ class Scanned:
     def subset(self, dataset: Dataset[Any]) -> Subset[Any]:
         """The kept part of the torch data set that was given."""
         return kept_subset(dataset, self.keep)
-
-
-@dataclass(frozen=True, eq=False)
-class Purification:
-    """What a purification made.
-
-    Attributes:
-        model: The purified classifier, on the CPU, in eval mode.
-        metrics: What stands in `metrics.json`.
-        run: The run folder.
-    """
-
-    model: nn.Module
-    metrics: dict[str, Any]
-    run: Path
-
-    def __repr__(self) -> str:
-        return f"Purification({type(self.model).__name__} by {self.metrics.get('method')}, {str(self.run)!r})"
 
 
 @python_words()
@@ -166,7 +143,7 @@ def train(
             raise ConfigError("given cannot be combined with verdict or clean; put them into given")
         given = _known(whole, None, clean, job.network, job.recipe)
         given = given if verdict is None else replace(given, verdict=verdict_of(verdict, whole.train))
-    folder = _folder(out, "run", resume)
+    folder = free_folder(out, "run", resume=resume)
     outcome = pipeline.train(whole, job, folder, given=given, resume=resume)
     if outcome is None and not pipeline.is_helper():
         return _finished(folder, whole, job)
@@ -236,96 +213,9 @@ def scan(
         if given is not None:
             raise ConfigError("given cannot be combined with checkpoint or clean; put them into given")
         given = _known(whole, checkpoint, clean, job.network, recipe)
-    folder = _folder(out, "scan", resume)
-    tell = _told if recipe.progress else lambda _: None
-    scanning.scan(whole, job, folder, given=given, resume=resume, tell=tell)
+    folder = free_folder(out, "scan", resume=resume)
+    scanning.scan(whole, job, folder, given=given, resume=resume, tell=tell if recipe.progress else lambda _: None)
     return Scanned(SamplesTable.load(folder), read_metrics(folder), folder, whole)
-
-
-@python_words()
-def purify(
-    checkpoint: str | Path | Outcome,
-    clean: Any = None,
-    out: str | Path | None = None,
-    *,
-    method: Any = "fine-tune",
-    suspicious: Any = None,
-    verdict: str | Path | None = None,
-    test: Any = None,
-    measure_trigger: str | Path | None = None,
-    given: Given | None = None,
-    recipe: Recipe | str | None = None,
-    model: str | Factory = "",
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    schedule: str | None = None,
-    momentum: float | None = None,
-    weight_decay: float | None = None,
-    augment: str | None = None,
-    precision: str | None = None,
-    device: str | None = None,
-    seed: int | None = None,
-    progress: bool | None = None,
-    resume: bool = False,
-) -> Purification:
-    """Repair the model of a run folder and write another one.
-
-    Args:
-        checkpoint: The run folder, or what `train` returned.
-        clean: Samples that are known to be clean: a path, a pair `(X, y)`, a `DataSet` or `Samples`.
-        out: The run folder; by default `purified`, or `purified-2`, ... where that exists.
-        method: A key of `PURIFIERS`, or a purifier with its settings.
-        suspicious: The data that the model was trained on, likewise, for methods that look at them.
-        verdict: Run folder of a scan of `suspicious`.
-        test: Clean samples to measure on, likewise.
-        measure_trigger: Folder of a saved trigger, to measure on `test` how often it works before and after.
-        given: What else the method may know.
-        recipe: How to train, or a name: `practical`, `nad`, `abl`, `e2abl`; the settings below win over its fields.
-        model: The factory of the run's network, if it is one of your own.
-        epochs: As in `train`; also the settings that follow.
-        resume: Go on with the purification in `out`.
-
-    Raises:
-        AntibackdoorError: If settings, data or folder do not fit; the message names the argument.
-    """
-    settings = {
-        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "schedule": schedule,
-        "momentum": momentum, "weight_decay": weight_decay, "augment": augment, "precision": precision,
-        "device": device, "seed": seed, "progress": progress,
-    }  # fmt: skip
-    purifier, recipe = applied(chosen_method(method, PURIFIERS, "method"), recipe, settings, "method")
-    run = checkpoint.run if isinstance(checkpoint, Outcome) else checkpoint
-    if not isinstance(run, str | Path):
-        raise ConfigError(f"checkpoint is of type {type(run).__name__}; give a run folder, or what train returned")
-    spec = load_model_spec(Path(run))
-    opened = open_model(run, NetworkChoice(model=model), None, recipe)
-    judged = None if suspicious is None else samples_for(spec, suspicious, "suspicious")
-    if verdict is not None and judged is None:
-        raise ConfigError("a verdict needs its data; give them with suspicious=...")
-    if given is None:
-        given = Given(
-            clean=None if clean is None else samples_for(spec, clean, "clean"),
-            suspicious=judged,
-            verdict=None if verdict is None or judged is None else verdict_of(verdict, judged),
-        )
-    elif not (clean is None and suspicious is None):
-        raise ConfigError("given cannot be combined with clean or suspicious; put them into given")
-    tested = None if test is None else samples_for(spec, test, "test")
-    folder = _folder(out, "purified", resume)
-    saved = None if measure_trigger is None else Path(measure_trigger)
-    purifying.purify(
-        opened, purifier, folder, given=given, recipe=recipe, test=tested, measure_trigger=saved, resume=resume
-    )
-    network, _ = load_model(folder, _factory(model))
-    return Purification(network, read_metrics(folder), folder)
-
-
-def _factory(model: str | Factory) -> Factory | None:
-    """The factory of a network of one's own; None if there is none."""
-    if isinstance(model, str):
-        return import_factory(model) if model else None
-    return model
 
 
 def _job(y: Any, job: Any, others: list[dict[str, Any]]) -> tuple[Any, Any]:
@@ -342,39 +232,17 @@ def _job(y: Any, job: Any, others: list[dict[str, Any]]) -> tuple[Any, Any]:
     return job, y
 
 
-def _folder(out: str | Path | None, name: str, resume: bool) -> Path:
-    """Where to write: as said, or the first free name."""
-    if out is not None:
-        if not isinstance(out, str | Path):
-            raise ConfigError(f"out is of type {type(out).__name__}; give the path of a folder")
-        return Path(out)
-    if resume or not Path(name).exists():
-        return Path(name)
-    number = 2
-    while Path(f"{name}-{number}").exists():
-        number += 1
-    return Path(f"{name}-{number}")
-
-
 def _finished(run: Path, data: DataSet, job: Job) -> Outcome:
     """The outcome of a run that was finished already."""
-    model, _ = load_model(run, _factory(job.model))
+    model, _ = load_model(run, factory_of(job.model))
     table = SamplesTable.load(run)
     return Outcome(Trained(model, read_history(run), table.verdict), table, read_metrics(run), run, data)
 
 
 def _known(data: DataSet, checkpoint: Any, clean: Any, choice: NetworkChoice, recipe: Recipe) -> Given:
     """What a detector is given beside the data."""
-    known = None
-    if clean is not None:
-        spec = replace(describe_model(data.train, NetworkChoice(), recipe, ""), **record_of(data))
-        known = samples_for(spec, clean, "clean")
+    known = None if clean is None else samples_like(data, clean, "clean")
     if checkpoint is None:
         return Given(clean=known)
-    run = checkpoint.run if isinstance(checkpoint, Outcome) else checkpoint
-    opened = open_model(run, choice, known or data.train, recipe)
+    opened = open_model(path_of(checkpoint, "checkpoint"), choice, known or data.train, recipe)
     return Given(clean=known, model=opened.model, history=opened.history)
-
-
-def _told(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -119,6 +119,50 @@ def check_words(path: str | Path, choice: NetworkChoice, hints: FileHints | None
         raise ConfigError("--classes names a class twice: give each class once")
 
 
+def teacher_choice(teacher: Path | None, backbone: str, model: Any) -> NetworkChoice:
+    """What is said of a teacher's network.
+
+    Args:
+        teacher: The teacher; None if there is none.
+        backbone: As in `NetworkChoice`; also `model`.
+        model: Its network, if it is one of one's own.
+
+    Raises:
+        ConfigError: If there is no teacher, or it is a run folder, which knows it.
+    """
+    choice = NetworkChoice(backbone, model)
+    if teacher is None:
+        if backbone or model:
+            raise ConfigError(f"--teacher-{'backbone' if backbone else 'model'} needs a teacher: give --teacher")
+    elif not teacher.exists():
+        raise ConfigError(f"there is no {teacher}; give --teacher a run folder or a file of weights")
+    elif backbone or model:
+        check_words(teacher, choice, role="teacher")
+    return choice
+
+
+def class_names_in(classes: str | Path | Sequence[str] | None) -> tuple[str, ...]:
+    """The names of classes: those of a sequence, or the lines of a text file that are not empty.
+
+    Raises:
+        ConfigError: If the file cannot be read, or holds none.
+    """
+    if classes is None or not isinstance(classes, str | Path):
+        return tuple(str(name) for name in classes or ())
+    if not Path(classes).is_file():
+        raise ConfigError(f"--classes {classes} is not a file; give a text file with one class per line")
+    try:
+        lines = Path(classes).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--classes {classes} cannot be read as text; write it in UTF-8, one class per line"
+        ) from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise ConfigError(f"--classes {classes} is empty; write one class per line")
+    return names
+
+
 def open_model(
     path: str | Path,
     choice: NetworkChoice,

@@ -39,15 +39,22 @@ def run_purify(
 ) -> None:
     """Open, purify, tell."""
     from antibackdoor.app.finished import finished_message
-    from antibackdoor.app.given_models import FileHints, open_model, open_teacher, refuse_near_chance
+    from antibackdoor.app.given_models import (
+        FileHints,
+        class_names_in,
+        open_model,
+        open_teacher,
+        refuse_near_chance,
+        teacher_choice,
+    )
     from antibackdoor.app.methods import check_purifier
     from antibackdoor.app.purifying import purify
     from antibackdoor.app.verdicts import verdict_of
     from antibackdoor.protocols import Given
 
-    hints = FileHints(mean, std, _lines(classes), image_size)
+    hints = FileHints(mean, std, class_names_in(classes), image_size)
     choice = _choice(checkpoint, backbone, model, hints)
-    teacher_choice = _teacher_choice(teacher, teacher_backbone, teacher_model)
+    taught_by = teacher_choice(teacher, teacher_backbone, teacher_model)
     parts = {"clean": clean, "suspicious": suspicious, "trigger": trigger, "teacher": teacher, "verdict": verdict}
     check_purifier(purifier, [name for name, value in parts.items() if value is not None])
     path = clean or suspicious or test
@@ -66,7 +73,7 @@ def run_purify(
         clean=None if clean is None else known,
         suspicious=poisoned,
         verdict=None if verdict is None or judged is None else verdict_of(verdict, judged),
-        teacher=None if teacher is None else open_teacher(teacher, teacher_choice, opened, choice, known).model,
+        teacher=None if teacher is None else open_teacher(teacher, taught_by, opened, choice, known).model,
         trigger=None if trigger is None else _known_trigger(trigger, known),
     )
     tested = None if test is None else like(known, test, "test", on_error, cache, usual, bits)
@@ -129,36 +136,8 @@ def _choice(checkpoint: Path, backbone: str, model: str, hints: Any) -> Any:
     return choice
 
 
-def _teacher_choice(teacher: Path | None, backbone: str, model: str) -> Any:
-    """What is said of the teacher's network, once it is known to belong to a teacher."""
-    from antibackdoor.app.given_models import check_words
-    from antibackdoor.app.networks import NetworkChoice
-
-    choice = NetworkChoice(backbone, model)
-    if teacher is None:
-        if backbone or model:
-            raise ConfigError(f"--teacher-{'backbone' if backbone else 'model'} is about a teacher: give --teacher")
-    elif not teacher.exists():
-        raise ConfigError(f"there is no {teacher}; give --teacher a run folder or a weights file")
-    elif backbone or model:
-        check_words(teacher, choice, role="teacher")
-    return choice
-
-
 def _known_trigger(folder: Path, samples: Any) -> Any:
     """The trigger of a folder, once it is known to fit the samples."""
     from antibackdoor.attacks import load_fitting_trigger, load_trigger
 
     return (load_trigger(folder) if samples is None else load_fitting_trigger(folder, samples)).trigger
-
-
-def _lines(path: Path | None) -> tuple[str, ...]:
-    """The lines of a text file that are not empty."""
-    if path is None:
-        return ()
-    if not path.is_file():
-        raise ConfigError(f"--classes {path} is not a file; give a text file with one class per line")
-    lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    if not lines:
-        raise ConfigError(f"--classes {path} is empty; write one class a line")
-    return lines
