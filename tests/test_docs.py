@@ -20,6 +20,7 @@ from PIL import Image
 import antibackdoor
 from antibackdoor.cli import main
 from antibackdoor.cli.app import build_app
+from antibackdoor.cli.lists import with_lists
 from antibackdoor.defenses import DEFENSES, E2ABL, DualHead
 from antibackdoor.detectors import DETECTORS
 from antibackdoor.purifiers import PURIFIERS
@@ -61,6 +62,7 @@ def inline_commands(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=NAMES)
 def test_commands_parse(path: Path) -> None:
     for words in commands(path.read_text(encoding="utf-8")):
+        words = with_lists(words)
         build_app(words).parse_args(words, exit_on_error=False, print_error=False)
 
 
