@@ -20,6 +20,7 @@ MOST_OF = {
     **dict.fromkeys(("n_reflections", "n_partners", "n_candidates", "population"), 10_000),
     **dict.fromkeys(("n_sources", "n_samples", "n_surrogate", "n_steps"), 1_000_000),
     "batch_size": 2**20,
+    "unlearning_batch_size": 2**20,
     "devices": 4096,
 }
 
