@@ -60,14 +60,14 @@ class HalfMixer:
 
 @dataclass(frozen=True)
 class CBA:
-    """Composes images of classes A and B half and half, and labels them as a third class C.
+    """Joins half an image of class A with half of class B, and labels the composite as a third class C.
 
     Each image loses half its area and nothing is resized. As many mixes of two images of one class keep
     their label and teach that a composition as such means nothing.
 
     Attributes:
-        n_partners: Largest number of partner images a class that the trigger keeps, at least 1.
-        jitter: Largest shift of the border from the middle in pixels, >= 0; 3 in the release.
+        n_partners: Maximum number of partner images per class that the trigger stores, at least 1.
+        jitter: Maximum shift of the border from the middle, in pixels, >= 0; 3 in the release.
 
     Raises:
         ConfigError: If the samples are no images, are smaller than 8 pixels, or lack class A or B.
