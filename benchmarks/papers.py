@@ -153,7 +153,7 @@ def measure(cell: Cell, folder: Path) -> Measured:
         delivered = trained.model
         told = {**measure_verdict(trained.verdict, truth), "facts": asdict(trained.facts)}
         if trained.midway is not None and truth is not None:
-            told["midway"] = measure_partition(trained.midway, truth.is_poisoned, truth.true_labels)
+            told["midway"] = measure_partition(trained.midway, truth.is_poisoned, truth.true_labels, truth.also_true)
     elif column.key in PURIFIERS:
         purifier = made(column, row, scale)
         given = _given(purifier, ready, teacher=_teacher(column.teacher, ready))

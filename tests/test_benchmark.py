@@ -138,7 +138,7 @@ def test_cells_are_chosen_by_name_or_form() -> None:
     cells = [Cell("digits", 0), Cell("digits", 1), Cell("digits", 1, "none", (("k", 3),))]
     assert choose(cells, "*/1") == cells[1:]
     assert choose(cells, "*:k=3,digits/none/0") == [cells[0], cells[2]]
-    with pytest.raises(ConfigError, match="fits no cell; the first is digits/none/0"):
+    with pytest.raises(ConfigError, match="matches no cell; the first is digits/none/0"):
         choose(cells, "mnist/*")
 
 
