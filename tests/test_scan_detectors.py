@@ -149,7 +149,7 @@ def test_a_scan_of_another_model_is_another_scan(call: Call, data: Path, trained
     run, other = tmp_path / "run", tmp_path / "other_model"
     assert call("train", data, "--out", other, *PLAIN, *NETWORK, *ON, "--seed", "1")[0] == 0
     assert call(*arguments("spectral", data, run, trained))[0] == 0
-    expect(call(*arguments("spectral", data, run, other), "--resume"), "cannot resume", "has changed since", "(model)")
+    expect(call(*arguments("spectral", data, run, other), "--resume"), "cannot resume", "have changed since", "(model)")
     expect(
         call(*arguments("spectral", data, run, None, epochs=0), "--resume"),
         "cannot resume",

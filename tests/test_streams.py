@@ -19,6 +19,7 @@ STREAMS = "data/streams.py"
 # Streams that are named in more than one place, in how many, and why no two of these draw the same numbers in a run.
 SEVERAL_PLACES = {
     "ASCENT_ROWS": (2, "two positions: the order of the rest, and the isolated rows that fill up each batch"),
+    "ISOLATION_TIES": (3, "one role: which of equal scores comes first, in methods that do not meet in a run"),
     "MAIN_ORDER": (2, "two methods, one role: the order in which DualHead's and E2ABL's main head visits its samples"),
     "PATCH": (2, "one role: where patches lie in the detector's one round, and in each round of AdvrBD"),
     "TIMING": (2, "how long a step takes: nothing that it computes is kept"),

@@ -341,7 +341,7 @@ def another(name: str, field: str) -> Any:
         return next(choice for choice in typing.get_args(hint) if choice != now)
     if field == "augment":
         return "flip"
-    if field == "batch_size":
+    if field.endswith("batch_size"):
         return 16
     if now is None:
         return {"learning_rate": 0.03, "momentum": 0.5, "weight_decay": 0.01}[field]
